@@ -1,0 +1,33 @@
+"""The errors that a user can act on. A command prints one as a single line; anything else is a bug."""
+
+
+class HeliumError(Exception):
+    """Something the user can mend: the message names what came, what was expected and what to do."""
+
+
+class ConfigError(HeliumError, ValueError):
+    """A `config.json` or a `HeliumConfig` field that the model cannot be built from."""
+
+
+class CheckpointError(HeliumError):
+    """A checkpoint directory, file or tensor that is missing, malformed or does not fit its config."""
+
+
+class TokenizerError(HeliumError, ValueError):
+    """A tokenizer file that is missing or malformed, or text and ids that it cannot take."""
+
+
+class GenerationError(HeliumError, ValueError):
+    """Generation options that are out of range or exclude each other."""
+
+
+class ContextOverflowError(GenerationError):
+    """A prompt, or a prompt with its completion, longer than the model's context."""
+
+
+class QuantizationError(HeliumError, ValueError):
+    """Bits, group size or mode that MLX does not have or that do not fit a tensor."""
+
+
+class UploadError(HeliumError):
+    """An upload that the Hub refused or that could not be finished."""
