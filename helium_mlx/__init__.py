@@ -1,0 +1,105 @@
+"""Kyutai's Helium language models on Apple silicon, with MLX.
+
+    model, tokenizer = helium_mlx.load("demo")
+    for chunk in helium_mlx.stream_generate(model, tokenizer, "Bonjour"): print(chunk.text, end="")
+
+Importing the package loads nothing: each name brings its module in when it is first used. `generate` and `convert` are
+functions here and modules of the same name (`python -m helium_mlx.generate`); the functions win, whatever was imported
+first.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from helium_mlx.cache import KVCache, make_cache
+    from helium_mlx.config import HeliumConfig
+    from helium_mlx.conversion import ConversionReport, convert
+    from helium_mlx.errors import (
+        CheckpointError,
+        ConfigError,
+        ContextOverflowError,
+        GenerationError,
+        HeliumError,
+        QuantizationError,
+        TokenizerError,
+        UploadError,
+    )
+    from helium_mlx.generation import GenerationChunk, generate, stream_generate
+    from helium_mlx.loading import load
+    from helium_mlx.model import HeliumForCausalLM, HeliumModel
+    from helium_mlx.tokenizer import HeliumTokenizer
+
+__version__ = "0.1.0"
+
+# public name -> the module that it lives in
+_HOMES = {
+    "load": "loading",
+    "generate": "generation",
+    "stream_generate": "generation",
+    "GenerationChunk": "generation",
+    "convert": "conversion",
+    "ConversionReport": "conversion",
+    "HeliumConfig": "config",
+    "HeliumModel": "model",
+    "HeliumForCausalLM": "model",
+    "HeliumTokenizer": "tokenizer",
+    "KVCache": "cache",
+    "make_cache": "cache",
+    "HeliumError": "errors",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "ContextOverflowError": "errors",
+    "GenerationError": "errors",
+    "QuantizationError": "errors",
+    "TokenizerError": "errors",
+    "UploadError": "errors",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ContextOverflowError",
+    "ConversionReport",
+    "GenerationChunk",
+    "GenerationError",
+    "HeliumConfig",
+    "HeliumError",
+    "HeliumForCausalLM",
+    "HeliumModel",
+    "HeliumTokenizer",
+    "KVCache",
+    "QuantizationError",
+    "TokenizerError",
+    "UploadError",
+    "convert",
+    "generate",
+    "load",
+    "make_cache",
+    "stream_generate",
+]
+
+
+class _Package(ModuleType):
+    """Keeps `helium_mlx.generate` the function when Python, importing the module, sets it as an attribute."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,54 @@
+"""The model card of a converted directory: its `README.md`, with the metadata that the Hub reads."""
+
+from pathlib import Path
+
+from helium_mlx.checkpoint import DEMO_DIRECTORY
+from helium_mlx.config import HeliumConfig
+
+
+def model_card(name: str, source_directory: Path, config: HeliumConfig, source: str, revision: str | None) -> str:
+    """Return the card of a directory called `name`, converted from `source`.
+
+    The licence is the source's, taken from its own card; it is left out where that names none.
+    """
+    quantization = config.quantization
+    is_repository = source_directory.parent.name == "snapshots"
+    metadata = ["library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx", "- helium"]
+    if is_repository:
+        metadata += [f"base_model: {source}"]
+        metadata += ["base_model_relation: quantized"] if quantization else []
+    metadata += _licence_lines(source_directory)
+    origin = f"`{source}`" + (f" at revision `{revision}`" if revision else "")
+    precision = (
+        f"{quantization['bits']} bits in groups of {quantization['group_size']} ({quantization['mode']})"
+        if quantization
+        else str(config.dtype)
+    )
+    toy = " That source is a toy for tests and demonstrations.\n" if source_directory == DEMO_DIRECTORY else ""
+    return f"""---
+{chr(10).join(metadata)}
+---
+
+# {name}
+
+Converted to MLX from {origin} with [helium_mlx](https://pypi.org/project/helium-mlx/), at {precision}.
+{toy}
+A base model: it continues text, and has no chat template.
+
+```sh
+python -m helium_mlx.generate --model {name} --prompt "Bonjour"
+mlx_lm.generate --model {name} --prompt "Bonjour" --ignore-chat-template
+```
+
+What it was converted from and with, with the hash of every file: `conversion.json`.
+"""
+
+
+def _licence_lines(directory: Path) -> list[str]:
+    """Return the `license` lines of a card's front matter, as they are."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return []
+    front_matter = card.read_text(encoding="utf-8", errors="replace").split("---")
+    lines = front_matter[1].splitlines() if len(front_matter) > 2 else []
+    return [line for line in lines if line.startswith("license")]

@@ -1,0 +1,36 @@
+"""The script `helium-mlx`: each command is a module of the package, with a `main` of its own."""
+
+import importlib
+import sys
+
+from helium_mlx import __version__
+
+# command -> what it does, one line for --help
+COMMANDS = {
+    "generate": "stream a completion of a prompt",
+    "convert": "convert Hugging Face weights to MLX, optionally quantized",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `helium-mlx COMMAND ...` and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(f"helium_mlx.{argv[0]}").main(argv[1:])
+    if argv and argv[0] == "--version":
+        print(f"helium-mlx {__version__}")
+        return 0
+    asked = bool(argv) and argv[0] in ("--help", "-h")
+    print(_usage(), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {command:<{width}}  {purpose}" for command, purpose in COMMANDS.items()]
+    return "\n".join(["usage: helium-mlx COMMAND [options]", "", "commands:", *lines, "",
+                      "helium-mlx COMMAND --help lists a command's options."])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""`HeliumConfig`: the numbers a model is built from, as transformers' `config.json` spells them.
+
+Reads the spellings of transformers v4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and v5 (`rope_parameters`,
+`dtype`); writes v5's, with `rope_theta` kept at the top level for mlx-lm and mlx-swift-lm. Every field is used or
+rejected; keys that no field has are kept in `extra` for writing back, and ignored.
+
+Two model types are known: `helium` (interleaved RoPE, no bias on `o_proj`) and `llama` (half-split RoPE), which is
+what the published Helium-1-2b checkpoints are.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import cast
+
+from helium_mlx.activations import ACTIVATION_NAMES
+from helium_mlx.errors import CheckpointError, ConfigError
+from helium_mlx.rope import validate_rope_parameters
+
+CONFIG_FILE = "config.json"
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+# transformers' LlamaConfig, where a config.json leaves a field out.
+_LLAMA_DEFAULTS: dict[str, object] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": None,
+}
+
+_DEFAULT_ROPE_THETA = {"helium": 100_000.0, "llama": 10_000.0}
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_cache")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass
+class HeliumConfig:
+    """The shape of a Helium model; the defaults describe `kyutai/helium-1-preview-2b`.
+
+    Field names and meanings are transformers'. `head_dim` and `num_key_value_heads` may be None: hidden_size /
+    num_attention_heads, and num_attention_heads. `quantization` is MLX's: `group_size`, `bits` and `mode`, and entries
+    that differ, keyed by module path. `dtype` is the one the tensors are stored in.
+
+    Raises ConfigError, which names field, value and what is allowed, before anything is allocated.
+    """
+
+    vocab_size: int = 48000
+    hidden_size: int = 2560
+    intermediate_size: int = 7040
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 20
+    num_key_value_heads: int = cast(int, None)
+    head_dim: int = cast(int, None)
+    hidden_act: str = "silu"
+    attention_dropout: float = 0.0
+    max_position_embeddings: int = 4096
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-8
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, object] = field(default_factory=dict)
+    pad_token_id: int | None = 3
+    eos_token_id: int | list[int] | None = 2
+    bos_token_id: int | None = 1
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    dtype: str | None = None
+    model_type: str = "helium"
+    quantization: dict[str, object] | None = None
+    extra: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_type, str) or self.model_type not in _DEFAULT_ROPE_THETA:
+            raise ConfigError(
+                f"model_type is {self.model_type!r}; known are 'helium' (interleaved RoPE) and 'llama' (Helium-1-2b)"
+            )
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        self._require_sizes()
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        self._require_heads()
+        self._require_values()
+        self.rope_parameters = self._standardized_rope_parameters()
+        validate_rope_parameters(self.rope_parameters, self.head_dim)
+
+    @property
+    def interleaved_rope(self) -> bool:
+        """Whether RoPE rotates pairs (2i, 2i + 1), as Helium does, rather than (i, i + d/2), as Llama does."""
+        return self.model_type == "helium"
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether `o_proj` has a bias: in transformers, Llama's follows `attention_bias` and Helium's never has one."""
+        return self.attention_bias and self.model_type == "llama"
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end-of-stream ids as a tuple, empty where there is none."""
+        if self.eos_token_id is None:
+            return ()
+        return tuple(self.eos_token_id) if isinstance(self.eos_token_id, list) else (self.eos_token_id,)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> "HeliumConfig":
+        """Build a config from the contents of a `config.json`, in either spelling; `values` is left as it is."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"a config must be a JSON object, not {type(values).__name__}")
+        values = dict(values)
+        known = {f.name for f in fields(cls)} - {"extra"}
+        model_type = values.get("model_type", "helium")
+        if model_type == "llama":
+            values = _LLAMA_DEFAULTS | values
+        values["rope_parameters"] = _merge_rope_spellings(values)
+        values["dtype"] = _merge_dtype_spellings(values)
+        # mlx-lm writes the same object under both names; transformers' own quantizers write only the second.
+        quantization_config = values.pop("quantization_config", None)
+        if quantization_config is not None and values.get("quantization") is None:
+            if not isinstance(quantization_config, dict) or "quant_method" in quantization_config:
+                method = quantization_config.get("quant_method") if isinstance(quantization_config, dict) else "?"
+                raise ConfigError(
+                    f"quantization_config names quant_method {method!r}, which MLX cannot read; "
+                    "use the checkpoint in bfloat16, float16 or float32"
+                )
+            values["quantization"] = quantization_config
+        extra = {key: value for key, value in values.items() if key not in known}
+        return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> "HeliumConfig":
+        """Read a `config.json`. Raises CheckpointError if there is none, ConfigError if it is not a valid one."""
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file; a checkpoint directory needs a {CONFIG_FILE}") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: not valid JSON ({error}); download it again") from None
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `config.json` holds: all fields and the keys kept from reading, sorted."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        values["rope_parameters"] = dict(self.rope_parameters)
+        values["rope_theta"] = self.rope_parameters["rope_theta"]
+        quantization = values.pop("quantization")
+        if quantization is not None:
+            values["quantization"] = values["quantization_config"] = dict(quantization)
+        if self.dtype is None:
+            del values["dtype"]
+        architecture = "HeliumForCausalLM" if self.model_type == "helium" else "LlamaForCausalLM"
+        return dict(sorted(({"architectures": [architecture]} | self.extra | values).items()))
+
+    def _require_sizes(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if name == "head_dim" and value is None:
+                continue
+            if not _is_int(value) or not 0 < value < 2**31:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number from 1 to 2^31 - 1")
+
+    def _require_heads(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv_heads:
+            raise ConfigError(f"num_key_value_heads is {kv_heads}; it must divide num_attention_heads = {heads}")
+        if self.head_dim % 2 or self.head_dim == 0:
+            raise ConfigError(f"head_dim is {self.head_dim}; RoPE rotates pairs, so it must be even and above 0")
+        # transformers' Helium has a hidden x hidden o_proj; Llama's is (heads * head_dim) x hidden.
+        if self.model_type == "helium" and heads * self.head_dim != self.hidden_size:
+            raise ConfigError(
+                f"num_attention_heads * head_dim is {heads} * {self.head_dim} = {heads * self.head_dim}; "
+                f"for model_type 'helium' it must equal hidden_size = {self.hidden_size}"
+            )
+
+    def _require_values(self) -> None:
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        for name, low, high in (
+            ("rms_norm_eps", 0.0, 1.0),
+            ("initializer_range", 0.0, 100.0),
+            ("attention_dropout", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not _is_number(value) or not low <= value < high or (name == "rms_norm_eps" and value == 0):
+                raise ConfigError(f"{name} is {value!r}; it must be a finite number from {low:g} to below {high:g}")
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATION_NAMES:
+            raise ConfigError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(sorted(ACTIVATION_NAMES))}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; known are {', '.join(DTYPES)}")
+        for name in _TOKEN_IDS:
+            self._require_token_id(name)
+        if self.quantization is not None and not isinstance(self.quantization, dict):
+            raise ConfigError(f"quantization is {self.quantization!r}; it must be an object with group_size and bits")
+
+    def _require_token_id(self, name: str) -> None:
+        value: object = getattr(self, name)
+        ids: list[object] = value if name == "eos_token_id" and isinstance(value, list) and value else [value]
+        if value is None:
+            return
+        for i in ids:
+            # Helium's pad id, and Llama's -1, may lie outside of the vocabulary: they are never looked up.
+            if not isinstance(i, int) or isinstance(i, bool) or i >= 2**31 or (i < 0 and name != "pad_token_id"):
+                raise ConfigError(f"{name} is {value!r}; it must be a token id (a whole number from 0 on)")
+            if name != "pad_token_id" and i >= self.vocab_size:
+                raise ConfigError(f"{name} is {value!r}; ids must be below vocab_size = {self.vocab_size}")
+
+    def _standardized_rope_parameters(self) -> dict[str, object]:
+        if not isinstance(self.rope_parameters, dict):
+            raise ConfigError(f"rope_parameters is {self.rope_parameters!r}; it must be an object")
+        parameters = dict(self.rope_parameters)
+        if "rope_type" not in parameters:
+            parameters["rope_type"] = parameters.pop("type", "default")
+        if parameters.get("rope_theta") is None:
+            parameters["rope_theta"] = _DEFAULT_ROPE_THETA[self.model_type]
+        if parameters["rope_type"] in ("yarn", "longrope", "llama3"):
+            parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
+        return parameters
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _merge_rope_spellings(values: dict[str, object]) -> dict[str, object]:
+    """Take `rope_theta`, `rope_scaling` and `rope_parameters` out of `values` and return v5's one object."""
+    theta, scaling = values.pop("rope_theta", None), values.pop("rope_scaling", None)
+    parameters = values.pop("rope_parameters", None)
+    for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{name} is {value!r}; it must be an object")
+    merged = cast(dict[str, object], dict(parameters or {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    for key, value in cast(dict[str, object], scaling or {}).items():
+        key = "rope_type" if key == "type" else key
+        if merged.setdefault(key, value) != value:
+            raise ConfigError(f"rope_scaling says {key} = {value!r}, rope_parameters says {merged[key]!r}; keep one")
+    if theta is not None and merged.setdefault("rope_theta", theta) != theta:
+        raise ConfigError(f"rope_theta is {theta!r}, but rope_parameters says {merged['rope_theta']!r}; keep one")
+    return merged
+
+
+def _merge_dtype_spellings(values: dict[str, object]) -> str | None:
+    """Take `torch_dtype` and `dtype` out of `values` and return v5's one, without a leading `torch.`."""
+    old, new = values.pop("torch_dtype", None), values.pop("dtype", None)
+    dtype = old if new is None else new
+    if dtype is None or not isinstance(dtype, str):
+        if dtype is None:
+            return None
+        raise ConfigError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+    return dtype.removeprefix("torch.")

@@ -1,0 +1,302 @@
+"""`convert`: a Hugging Face checkpoint in, a self-contained MLX directory out, at full precision or quantized.
+
+Tensors are read, quantized and written one module at a time; the model is never built. The directory is written beside
+its destination and renamed, so that it is there whole or not at all. Names and shapes on disk are transformers' (see
+`layout.py`), and mlx-lm and mlx-swift-lm open the result.
+"""
+
+import hashlib
+import json
+import math
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+
+from helium_mlx import layout
+from helium_mlx.card import model_card
+from helium_mlx.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint, read_tensors
+from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
+from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError
+from helium_mlx.hub import resolve
+from helium_mlx.quantization import ModuleSettings, QuantizationSettings, require_divisible, unquantized
+from helium_mlx.safetensors_writer import SafetensorsWriter, TensorPlan, plan_bytes, shards
+from helium_mlx.tokenizer import HeliumTokenizer
+
+GENERATION_CONFIG_FILE = "generation_config.json"
+CONVERSION_FILE = "conversion.json"
+CARD_FILE = "README.md"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+# What mlx-lm and Hugging Face cut at.
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did: also the contents of `conversion.json`, the directory aside.
+
+    `files` and `source_files` map names to SHA-256; `total_bytes` counts the weight files' tensors; `seconds` is wall
+    time, `peak_memory` MLX's in bytes.
+    """
+
+    mlx_path: str
+    source: str
+    revision: str | None
+    source_files: dict[str, str]
+    files: dict[str, str]
+    dtype: str
+    quantization: dict[str, object] | None
+    bits_per_weight: float
+    total_bytes: int
+    seconds: float
+    peak_memory: int
+    versions: dict[str, str]
+
+
+def convert(
+    hf_path: str,
+    mlx_path: str,
+    *,
+    revision: str | None = None,
+    quantize: bool = False,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ConversionReport:
+    """Convert a checkpoint (directory, Hub repository, or "demo") into the MLX directory `mlx_path`.
+
+    `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, affine. `dtype` (bfloat16, float16, float32) is
+    what the other tensors, scales and biases are stored in; None keeps the source's. An existing `mlx_path` is
+    refused, or with `overwrite` replaced once the new one is complete. `on_progress(done, total)` counts bytes written.
+
+    Raises CheckpointError, ConfigError, QuantizationError or TokenizerError; nothing is left behind then.
+    """
+    start = time.perf_counter()
+    packing = _packing(quantize, q_bits, q_group_size)
+    destination = Path(mlx_path)
+    _require_free(destination, overwrite=overwrite)
+    source = open_checkpoint(resolve(hf_path, revision=revision))
+    _require_source(source, destination, dtype)
+    HeliumTokenizer.from_pretrained(source.directory)
+    if packing:
+        shapes = layout.weight_shapes(source.config)
+        require_divisible(((path, columns) for path, (_, columns) in shapes), packing.group_size)
+
+    config = _converted_config(source, packing, dtype)
+    with _written_beside(destination, overwrite=overwrite) as directory:
+        _copy_tokenizer(source.directory, directory)
+        _write_json(directory / CONFIG_FILE, config.to_dict())
+        _write_generation_config(source, directory)
+        total_bytes = _write_weights(source, config, directory, packing, on_progress)
+        report = ConversionReport(
+            mlx_path=str(destination),
+            source=str(hf_path),
+            revision=_commit(source.directory) or revision,
+            source_files={path.name: _sha256(path) for path in source.files},
+            files={path.name: _sha256(path) for path in sorted(directory.iterdir())},
+            dtype=str(config.dtype),
+            quantization=packing.to_dict() if packing else None,
+            bits_per_weight=round(8 * total_bytes / _parameter_count(config), 3),
+            total_bytes=total_bytes,
+            seconds=round(time.perf_counter() - start, 3),
+            peak_memory=mx.get_peak_memory(),
+            versions=_versions(),
+        )
+        record = asdict(report)
+        del record["mlx_path"]
+        _write_json(directory / CONVERSION_FILE, record)
+        card = model_card(destination.name, source.directory, config, report.source, report.revision)
+        (directory / CARD_FILE).write_text(card, encoding="utf-8")
+    return report
+
+
+def _packing(quantize: bool, bits: int | None, group_size: int | None) -> QuantizationSettings | None:
+    if quantize:
+        return QuantizationSettings(64 if group_size is None else group_size, 4 if bits is None else bits)
+    given = [name for name, value in (("q_bits", bits), ("q_group_size", group_size)) if value is not None]
+    if given:
+        raise QuantizationError(f"{given[0]} is given, but the checkpoint is not to be quantized; add -q (quantize)")
+    return None
+
+
+def _require_free(destination: Path, *, overwrite: bool) -> None:
+    if not destination.exists() and not destination.is_symlink():
+        return
+    if not overwrite:
+        raise CheckpointError(f"{destination} is there already; choose another name, or replace it with --overwrite")
+    is_checkpoint = (destination / CONFIG_FILE).is_file()
+    if destination.is_symlink() or not destination.is_dir() or not (is_checkpoint or _is_empty(destination)):
+        raise CheckpointError(
+            f"{destination} is no checkpoint directory ({CONFIG_FILE} is missing), so --overwrite leaves it alone"
+        )
+
+
+def _is_empty(directory: Path) -> bool:
+    return next(directory.iterdir(), None) is None
+
+
+def _require_source(source: Checkpoint, destination: Path, dtype: str | None) -> None:
+    if destination.resolve() == source.directory.resolve():
+        raise CheckpointError(f"{destination} is the source itself; write to another directory")
+    if source.is_quantized:
+        raise CheckpointError(f"{source.directory} is quantized already; convert the full-precision checkpoint")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+
+
+def _converted_config(source: Checkpoint, packing: QuantizationSettings | None, dtype: str | None) -> HeliumConfig:
+    quantization = packing.to_dict() if packing else None
+    config = replace(source.config, dtype=dtype or source.dtype, quantization=quantization)
+    if config.eos_token_id is None:
+        # Swift loaders read it from config.json only.
+        config.eos_token_id = _read_json(source.directory / GENERATION_CONFIG_FILE).get("eos_token_id")  # pyright: ignore[reportAttributeAccessIssue]
+    return config
+
+
+@contextmanager
+def _written_beside(destination: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a directory to write into; it becomes `destination` if all goes well, and is removed if not."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
+    except OSError as error:
+        raise CheckpointError(f"{destination}: cannot be written ({error.strerror})") from None
+    try:
+        yield directory
+        # mkdtemp keeps others out; a checkpoint is for sharing.
+        directory.chmod(0o755)
+        if overwrite and destination.exists():
+            replaced = directory.with_suffix(".replaced")
+            destination.rename(replaced)
+            directory.rename(destination)
+            shutil.rmtree(replaced)
+        else:
+            directory.rename(destination)
+    except OSError as error:
+        raise CheckpointError(f"{destination}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _write_weights(
+    source: Checkpoint,
+    config: HeliumConfig,
+    directory: Path,
+    packing: QuantizationSettings | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> int:
+    """Write the weight files, and the index where there are several; return the bytes of all tensors."""
+    settings: ModuleSettings = dict.fromkeys((path for path, _ in layout.weight_shapes(config)), packing).get
+    plans = dict(_plans(config, settings))
+    files = shards(plans.items(), MAX_SHARD_BYTES)
+    names = [WEIGHTS_FILE] if len(files) == 1 else [
+        f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
+    ]  # fmt: skip
+    total, done = sum(map(plan_bytes, plans.values())), 0
+    tensors = read_tensors(source)
+    with ExitStack() as stack:
+        writers: dict[str, SafetensorsWriter] = {}
+        for name, plan in zip(names, files, strict=True):
+            writers |= dict.fromkeys(plan, stack.enter_context(SafetensorsWriter(directory / name, plan)))
+        for path in list(tensors):
+            for name, tensor in _converted(path, tensors.pop(path), config, settings).items():
+                writers[name].write(name, tensor)
+                done += tensor.nbytes
+                if on_progress:
+                    on_progress(done, total)
+    if len(files) > 1:
+        weight_map = {tensor: name for name, plan in zip(names, files, strict=True) for tensor in plan}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(directory / INDEX_FILE, index)
+    return total
+
+
+def _plans(config: HeliumConfig, settings: ModuleSettings) -> Iterator[tuple[str, TensorPlan]]:
+    dtype = getattr(mx, str(config.dtype))
+    for name, shape in layout.tensor_shapes(config, settings):
+        path, _, suffix = name.rpartition(".")
+        packed = suffix == "weight" and settings(path) is not None
+        yield name, (mx.uint32 if packed else dtype, shape)
+
+
+def _converted(name: str, tensor: mx.array, config: HeliumConfig, settings: ModuleSettings) -> dict[str, mx.array]:
+    """Return what one source tensor becomes, evaluated: itself in the new dtype, or codes, scales and biases."""
+    path, _, suffix = name.rpartition(".")
+    packing = settings(path) if suffix == "weight" else None
+    tensor = tensor.astype(getattr(mx, str(config.dtype)))
+    if packing is None:
+        converted = {name: tensor}
+    else:
+        arrays = mx.quantize(tensor, packing.group_size, packing.bits, packing.mode)
+        converted = {f"{path}.{part}": array for part, array in zip(("weight", "scales", "biases"), arrays)}  # noqa: B905
+    mx.eval(converted)
+    return converted
+
+
+def _parameter_count(config: HeliumConfig) -> int:
+    return sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized))
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+def _write_generation_config(source: Checkpoint, directory: Path) -> None:
+    path = source.directory / GENERATION_CONFIG_FILE
+    if path.is_file():
+        shutil.copyfile(path, directory / GENERATION_CONFIG_FILE)
+        return
+    config = source.config
+    ids = {
+        "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id
+    }  # fmt: skip
+    _write_json(directory / GENERATION_CONFIG_FILE, {key: value for key, value in ids.items() if value is not None})
+
+
+def _read_json(path: Path) -> Mapping[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _commit(directory: Path) -> str | None:
+    """Return the commit of a directory inside the Hub's cache, which names snapshots by it."""
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
+def _versions() -> dict[str, str]:
+    return {"helium_mlx": version("helium-mlx"), "mlx": version("mlx"), "python": platform.python_version()}

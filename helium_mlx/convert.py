@@ -1,0 +1,42 @@
+"""The command `convert`: Hugging Face weights to MLX. `python -m helium_mlx.convert --help`."""
+
+import argparse
+import sys
+
+from helium_mlx.config import DTYPES
+from helium_mlx.terminal import Progress, run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; option names are those of `helium_mlx.convert`."""
+    parser = argparse.ArgumentParser(prog="helium_mlx.convert", description="Convert Hugging Face weights to MLX.")
+    parser.add_argument("--hf-path", required=True, help="checkpoint directory, Hub repository or 'demo'")
+    parser.add_argument("--mlx-path", default="mlx_model", help="directory to write (default: %(default)s)")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--quantize", "-q", action="store_true", help="quantize the weights")
+    parser.add_argument("--q-bits", type=int, help="bits a weight: 2, 3, 4, 5, 6 or 8 (default: 4)")
+    parser.add_argument("--q-group-size", type=int, help="weights that share a scale: 32, 64 or 128 (default: 64)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of what is not quantized (default: the source's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the directory if it is there already")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = vars(build_parser().parse_args(argv))
+    return run_command(lambda: _convert(**options))
+
+
+def _convert(**options: object) -> None:
+    from helium_mlx.conversion import convert
+
+    report = convert(**options, on_progress=Progress("Converting"))  # pyright: ignore[reportArgumentType]
+    print(
+        f"{report.mlx_path}: {report.total_bytes / 1e6:.1f} MB of weights, {report.bits_per_weight:.2f} bits each, "
+        f"written in {report.seconds:.1f} s",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

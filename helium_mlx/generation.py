@@ -1,0 +1,257 @@
+"""Text from a model: prefill, decode one token at a time, sample, detokenize, stop.
+
+`stream_generate` yields as text appears; `generate` joins. One decoding step is always in flight: while a token is read
+and shown, the device computes the next. A run that ends by length computes exactly the tokens it emits; one that ends
+by eos or a stop string has the one step in flight behind it, which is thrown away.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, ParamSpec, cast
+
+import mlx.core as mx
+
+from helium_mlx.cache import KVCache, make_cache, require_cache
+from helium_mlx.errors import ContextOverflowError, GenerationError
+from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.sampling import Sampler, SamplingOptions, logprobs
+from helium_mlx.stopping import StopStrings
+from helium_mlx.tokenizer import HeliumTokenizer
+
+FinishReason = Literal["stop", "length", "eos"]
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class GenerationChunk:
+    """One generated token and the text that it made certain (often a whole word, sometimes none).
+
+    `logprob` and `top_logprobs` (token id to natural logarithm, most probable first) are the model's own, before
+    temperature and filters, and None and empty unless `logprobs` was asked for. Speeds are tokens a second;
+    `peak_memory` is MLX's, in gigabytes (1e9 bytes). `finish_reason` is None until the last chunk.
+    """
+
+    text: str
+    token: int
+    logprob: float | None
+    top_logprobs: dict[int, float]
+    from_draft: bool
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: float
+
+
+def stream_generate(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompt: str | Sequence[int],
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    repetition_context_size: int | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    ignore_eos: bool = False,
+    logprobs: int = 0,
+    cache: list[KVCache] | None = None,
+    prefill_step_size: int = 512,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[GenerationChunk]:
+    """Yield the completion of `prompt` (text, or token ids that are used as they are), a chunk a token.
+
+    `temperature` 0 is greedy. `stop` strings end the text before they appear in it. `logprobs` asks for that many
+    alternatives a token. `cache` holds what precedes the prompt and is extended. `prefill_step_size` tokens of the
+    prompt are run at a time, and `on_progress(done, total)` is called after each step. A completion ends, with reason
+    "length", where the model's context does.
+
+    Raises GenerationError for options out of range and ContextOverflowError for a prompt longer than the context,
+    both at the call and not at the first chunk.
+    """
+    options = SamplingOptions(temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed)
+    for name, value, least in (("max_tokens", max_tokens, 1), ("prefill_step_size", prefill_step_size, 1)):
+        if value < least:
+            raise GenerationError(f"{name} is {value}; it must be at least {least}")
+    if not 0 <= logprobs <= model.config.vocab_size:
+        raise GenerationError(f"logprobs is {logprobs}; it must be from 0 to vocab_size = {model.config.vocab_size}")
+    tokens = _prompt_tokens(model, tokenizer, prompt)
+    cache = make_cache(model) if cache is None else cache
+    require_cache(cache, len(model.model.layers))
+    room = _room_after(model, cache[0].offset, len(tokens))
+    eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
+    return _stream(
+        Decoding(model, cache, options, logprobs),
+        tokenizer,
+        tokens,
+        count=min(max_tokens, room),
+        stops=StopStrings(stop),
+        eos=eos,
+        prefill_step_size=prefill_step_size,
+        on_progress=on_progress,
+    )
+
+
+def _joined(stream: Callable[P, Iterator[GenerationChunk]]) -> Callable[P, str]:
+    @functools.wraps(stream)
+    def generate(*args: P.args, **kwargs: P.kwargs) -> str:
+        return "".join(chunk.text for chunk in stream(*args, **kwargs))
+
+    generate.__name__ = generate.__qualname__ = "generate"
+    generate.__doc__ = "Return the completion of `prompt`; takes what `stream_generate` takes."
+    return generate
+
+
+generate = _joined(stream_generate)
+
+
+def prefill(
+    model: HeliumForCausalLM,
+    tokens: Sequence[int],
+    cache: list[KVCache],
+    *,
+    step_size: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> mx.array:
+    """Run a prompt through the model, `step_size` tokens at a time; return the last logits, (1, vocab_size), lazily."""
+    prompt = mx.array(list(tokens), dtype=mx.int32)[None]
+    last = (len(tokens) - 1) // step_size * step_size
+    for start in range(0, last, step_size):
+        model.model(prompt[:, start : start + step_size], past_key_values=cache)
+        mx.eval([layer.state for layer in cache])
+        if on_progress:
+            on_progress(start + step_size, len(tokens))
+    return model(prompt[:, last:], past_key_values=cache, logits_to_keep=1).logits[:, -1]
+
+
+@dataclass(frozen=True)
+class DecodedToken:
+    """A token as it came off the device, with what `logprobs` asked for."""
+
+    token: int
+    logprob: float | None
+    top_logprobs: dict[int, float]
+
+
+class Decoding:
+    """One request on its way through a model: its cache, its sampler, and one step in flight."""
+
+    def __init__(
+        self, model: HeliumForCausalLM, cache: list[KVCache], options: SamplingOptions, top_logprobs: int
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.options = options
+        self.top_logprobs = top_logprobs
+
+    def tokens(self, logits: mx.array, prompt: Sequence[int], count: int) -> Iterator[DecodedToken]:
+        """Yield `count` tokens, the first from `logits`; while one is read, the next is being computed."""
+        sampler = Sampler(self.options, mx.array(list(prompt), dtype=mx.int32))
+        step = self._sample(sampler, logits)
+        for remaining in range(count - 1, -1, -1):
+            following = self._sample(sampler, self._forward(step[0])) if remaining else step
+            yield self._read(step)
+            step = following
+
+    def _forward(self, token: mx.array) -> mx.array:
+        return self.model(token[None], past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
+
+    def _sample(self, sampler: Sampler, logits: mx.array) -> list[mx.array]:
+        """Start computing a token: [token], or [token, its log-probability, top ids, their log-probabilities]."""
+        step = [sampler(logits)]
+        if self.top_logprobs:
+            scores = logprobs(logits)[0]
+            top = mx.argpartition(-scores, self.top_logprobs - 1)[: self.top_logprobs]
+            step += [scores[step[0]], top, scores[top]]
+        mx.async_eval(step)
+        return step
+
+    def _read(self, step: list[mx.array]) -> DecodedToken:
+        token = cast(int, step[0].item())
+        if not self.top_logprobs:
+            return DecodedToken(token, None, {})
+        logprob = cast(float, step[1].item())
+        top, scores = cast(list[int], step[2].tolist()), cast(list[float], step[3].tolist())
+        ranked = sorted(zip(top, scores, strict=True), key=lambda pair: -pair[1])
+        return DecodedToken(token, logprob, dict(ranked))
+
+
+def _stream(
+    decoding: Decoding,
+    tokenizer: HeliumTokenizer,
+    prompt: Sequence[int],
+    *,
+    count: int,
+    stops: StopStrings,
+    eos: frozenset[int],
+    prefill_step_size: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[GenerationChunk]:
+    start = time.perf_counter()
+    for layer in decoding.cache:
+        # The last token is emitted and not fed back.
+        layer.reserve(layer.offset + len(prompt) + count - 1)
+    logits = prefill(decoding.model, prompt, decoding.cache, step_size=prefill_step_size, on_progress=on_progress)
+    detokenizer = tokenizer.detokenizer()
+    prompt_seconds = 0.0
+    for generated, decoded in enumerate(decoding.tokens(logits, prompt, count), start=1):
+        now = time.perf_counter()
+        if generated == 1:
+            prompt_seconds, start = now - start, now
+        reason: FinishReason | None = "length" if generated == count else None
+        if decoded.token in eos:
+            text, stopped, reason = "", False, "eos"
+        else:
+            text, stopped = stops.add(detokenizer.add_token(decoded.token))
+        if reason and not stopped:
+            rest, stopped = stops.add(detokenizer.finish())
+            text += rest + stops.finish()
+        if stopped:
+            reason = "stop"
+        yield GenerationChunk(
+            text=text,
+            token=decoded.token,
+            logprob=decoded.logprob,
+            top_logprobs=decoded.top_logprobs,
+            from_draft=False,
+            finish_reason=reason,
+            prompt_tokens=len(prompt),
+            generated_tokens=generated,
+            prompt_tps=len(prompt) / max(prompt_seconds, 1e-9),
+            generation_tps=(generated - 1) / max(now - start, 1e-9),
+            peak_memory=mx.get_peak_memory() / 1e9,
+        )
+        if reason:
+            return
+
+
+def _prompt_tokens(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, prompt: str | Sequence[int]) -> list[int]:
+    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if not tokens:
+        raise GenerationError("prompt has no tokens; give text, or at least the BOS id")
+    vocab_size = model.config.vocab_size
+    for token in tokens:
+        if not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise GenerationError(f"prompt token {token!r} is not an id from 0 to vocab_size - 1 = {vocab_size - 1}")
+    return tokens
+
+
+def _room_after(model: HeliumForCausalLM, held: int, prompt: int) -> int:
+    """Return how many tokens fit behind the prompt, at least one."""
+    context = model.config.max_position_embeddings
+    room = context - held - prompt
+    if room < 1:
+        before = f" after {held} in the cache" if held else ""
+        raise ContextOverflowError(
+            f"the prompt has {prompt} tokens{before}; at most {context - held - 1} fit, since the model's context is "
+            f"{context} and needs room for one more: shorten the prompt"
+        )
+    return room

@@ -1,0 +1,67 @@
+"""From what a user names (a directory, a Hub repository, or `demo`) to a directory on this machine.
+
+The network is used only for a repository that is not in the local cache. `huggingface_hub` does the work: resumable
+downloads, tokens, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from helium_mlx.checkpoint import DEMO_DIRECTORY, DEMO_NAME
+from helium_mlx.errors import CheckpointError
+
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# What a checkpoint consists of; never pickles, never code.
+FILE_PATTERNS = ["*.safetensors", "*.json", "tokenizer.model", "README.md"]
+
+
+def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
+    """Return the directory of a checkpoint, downloading it first if it is a Hub repository that is not cached.
+
+    Raises CheckpointError, one line, if there is no such directory or the Hub cannot give it.
+    """
+    name = str(path_or_repo)
+    if name == DEMO_NAME:
+        return DEMO_DIRECTORY
+    if Path(name).exists():
+        return Path(name)
+    if not _REPO_ID.fullmatch(name) or name.startswith((".", "/")):
+        raise CheckpointError(f"{name}: no such directory, and not a Hub repository (user/name); try --model demo")
+    return _download(name, revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    # Imported here: 0.2 s that a local checkpoint need not pay.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    except ValueError as error:
+        raise CheckpointError(f"{repo}: {_first_line(error)}") from None
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        plan = snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS, dry_run=True)
+        size = sum(file.file_size or 0 for file in plan if file.will_download)
+        print(f"Downloading {repo}: {len(plan)} files, {_readable(size)}", file=sys.stderr, flush=True)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS))
+    except (HfHubHTTPError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"{repo}{at}: cannot be downloaded from the Hub ({_first_line(error)}); "
+            "check the name, the network and `hf auth login`, or try --model demo"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

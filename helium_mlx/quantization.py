@@ -1,0 +1,111 @@
+"""Quantization settings: what MLX has, what a `config.json` says of it, and how large the packed tensors are.
+
+A quantized module holds `weight` (codes packed into uint32), `scales`, and for mode `affine` `biases`; its
+`config.json` entry is `{"group_size": int, "bits": int, "mode": str}`, under the module's path where it differs from
+the general one. A module is quantized where the checkpoint has `<path>.scales`, whatever the config says.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass
+from typing import cast
+
+from helium_mlx.errors import QuantizationError
+
+# mode -> (bits, group sizes), from the documentation of mlx.core.quantize.
+MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128)),
+    "mxfp4": ((4,), (32,)),
+    "mxfp8": ((8,), (32,)),
+    "nvfp4": ((4,), (16,)),
+}
+
+DEFAULT_BITS = {"affine": 4, "mxfp4": 4, "mxfp8": 8, "nvfp4": 4}
+DEFAULT_GROUP_SIZE = {"affine": 64, "mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """How one module's weight is packed: `group_size` columns share a scale, `bits` a code, `mode` the format."""
+
+    group_size: int
+    bits: int
+    mode: str = "affine"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise QuantizationError(f"quantization mode is {self.mode!r}; MLX has {', '.join(MODES)}")
+        bits, group_sizes = MODES[self.mode]
+        for name, value, allowed in (("bits", self.bits, bits), ("group_size", self.group_size, group_sizes)):
+            if isinstance(value, bool) or value not in allowed:
+                choices = ", ".join(map(str, allowed))
+                raise QuantizationError(f"quantization {name} is {value!r}; mode {self.mode!r} allows {choices}")
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether a group has a bias beside its scale."""
+        return self.mode == "affine"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry as it stands in `config.json`."""
+        return asdict(self)
+
+    def packed_shapes(self, rows: int, columns: int) -> dict[str, tuple[int, int]]:
+        """Return the shapes on disk of a (rows, columns) weight, keyed by tensor suffix."""
+        groups = (rows, columns // self.group_size)
+        shapes = {"weight": (rows, columns * self.bits // 32), "scales": groups}
+        return shapes | ({"biases": groups} if self.has_biases else {})
+
+
+ModuleSettings = Callable[[str], QuantizationSettings | None]
+"""Says for a module's path how its weight is packed; None where it is not quantized."""
+
+
+def unquantized(path: str) -> None:
+    """The `ModuleSettings` of a checkpoint at full precision."""
+    return None
+
+
+def module_settings(quantization: dict[str, object] | None, tensor_names: Collection[str]) -> ModuleSettings:
+    """Read a config's `quantization` object for a checkpoint that holds `tensor_names`.
+
+    Raises QuantizationError for settings that MLX does not have, and for scales that no setting explains.
+    """
+    quantized = {name.removesuffix(".scales") for name in tensor_names if name.endswith(".scales")}
+    if not quantized:
+        return unquantized
+    if quantization is None:
+        raise QuantizationError(
+            f"{min(quantized)}.scales is in the checkpoint, but config.json has no `quantization`; convert it again"
+        )
+    settings = {path: _settings_from(quantization, path) for path in quantized}
+    return settings.get
+
+
+def _settings_from(quantization: dict[str, object], path: str) -> QuantizationSettings:
+    entry = quantization.get(path)
+    values = entry if isinstance(entry, dict) else quantization
+    mode = values.get("mode", "affine")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise QuantizationError(f"quantization mode of {path} is {mode!r}; MLX has {', '.join(MODES)}")
+    # mlx-lm's mixed recipes write null for a value that is the mode's default.
+    group_size, bits = values.get("group_size"), values.get("bits")
+    return QuantizationSettings(
+        group_size=DEFAULT_GROUP_SIZE[mode] if group_size is None else cast(int, group_size),
+        bits=DEFAULT_BITS[mode] if bits is None else cast(int, bits),
+        mode=mode,
+    )
+
+
+def require_divisible(weights: Iterable[tuple[str, int]], group_size: int) -> None:
+    """Raise QuantizationError, naming the sizes that would do, if a weight's columns do not fill whole groups.
+
+    `weights` gives module paths with their number of columns.
+    """
+    weights = list(weights)
+    misfits = [(path, columns) for path, columns in weights if columns % group_size]
+    if not misfits:
+        return
+    path, columns = misfits[0]
+    sizes = [size for size in MODES["affine"][1] if all(columns % size == 0 for _, columns in weights)]
+    advice = f"use {' or '.join(map(str, sizes))}" if sizes else "no group size of MLX fits this checkpoint"
+    raise QuantizationError(f"group size {group_size} does not divide the {columns} columns of {path}; {advice}")

@@ -1,0 +1,234 @@
+"""Rotary position embeddings (RoPE) in both pairings and in every scaling that transformers has for this family.
+
+Helium rotates interleaved pairs (2i, 2i + 1), Llama rotates half-split pairs (i, i + d/2). The two have the same
+shapes, and the wrong one loads cleanly and is silently wrong, so `model_type` alone decides (see `config.py`).
+
+Frequencies follow `transformers.modeling_rope_utils`, evaluated in float64 and rounded once to float32. Two deviations:
+yarn's and longrope's factor on cos and sin is applied to the attention scale instead (squared, since it multiplies
+queries and keys), and `dynamic` derives its frequencies from the length of the call at hand, where transformers
+remembers the longest call it has seen.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import mlx.core as mx
+
+from helium_mlx import backend
+from helium_mlx.errors import ConfigError
+
+Rotation = Callable[[mx.array], mx.array]
+"""Rotates queries or keys of shape (B, heads, L, head_dim) to their positions."""
+
+Json = Mapping[str, object]
+
+_OPTIONAL_YARN = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+
+# rope_type -> (required keys, optional keys), `rope_type` and `rope_theta` aside.
+ROPE_TYPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "yarn": (("factor", "original_max_position_embeddings"), _OPTIONAL_YARN),
+    "longrope": (
+        ("short_factor", "long_factor", "original_max_position_embeddings"),
+        ("factor", "attention_factor"),
+    ),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
+}
+
+
+def validate_rope_parameters(parameters: Json, head_dim: int) -> None:
+    """Raise ConfigError unless `parameters` names a known type and has its keys, in range, and no others."""
+    rope_type = parameters.get("rope_type")
+    if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
+        raise ConfigError(f"rope_parameters: rope_type is {rope_type!r}; known types are {', '.join(ROPE_TYPES)}")
+    required, optional = ROPE_TYPES[rope_type]
+    missing = [key for key in required if parameters.get(key) is None]
+    if missing:
+        raise ConfigError(f"rope_parameters: rope_type {rope_type!r} needs {', '.join(missing)}; add to config.json")
+    allowed = {"rope_type", "type", "rope_theta", *required, *optional}
+    if parameters.get("partial_rotary_factor") in (None, 1, 1.0):
+        allowed.add("partial_rotary_factor")
+    unknown = sorted(set(parameters) - allowed)
+    if unknown:
+        raise ConfigError(
+            f"rope_parameters: {unknown[0]} = {parameters[unknown[0]]!r} has no meaning for rope_type {rope_type!r}; "
+            f"allowed are {', '.join(sorted(allowed))}"
+        )
+    _validate_rope_values(parameters, allowed, head_dim)
+
+
+def _validate_rope_values(parameters: Json, allowed: set[str], head_dim: int) -> None:
+    for key in sorted(allowed - {"rope_type", "type", "truncate", "short_factor", "long_factor"}):
+        _require_positive(f"rope_parameters.{key}", parameters.get(key))
+    for key in ("rope_theta", "original_max_position_embeddings"):
+        if _number(parameters, key, 2.0) <= 1:
+            raise ConfigError(f"rope_parameters: {key} is {parameters[key]!r}; it must be larger than 1")
+    if not isinstance(parameters.get("truncate", True), bool):
+        raise ConfigError(f"rope_parameters: truncate is {parameters['truncate']!r}; it must be true or false")
+    for key in ("short_factor", "long_factor"):
+        _require_factors(key, parameters.get(key), head_dim // 2)
+    if parameters["rope_type"] == "llama3" and _number(parameters, "high_freq_factor") <= _number(
+        parameters, "low_freq_factor"
+    ):
+        raise ConfigError(
+            f"rope_parameters: high_freq_factor {parameters['high_freq_factor']!r} must be larger than "
+            f"low_freq_factor {parameters['low_freq_factor']!r}"
+        )
+
+
+def _require_positive(name: str, value: object) -> None:
+    if value is None:
+        return
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(cast(float, value)) or cast(float, value) <= 0:
+        raise ConfigError(f"{name} is {value!r}; it must be a finite number above 0")
+
+
+def _require_factors(key: str, values: object, count: int) -> None:
+    if values is None:
+        return
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        came = f"{len(values)} numbers" if isinstance(values, (list, tuple)) else repr(values)
+        raise ConfigError(f"rope_parameters: {key} is {came}; it must be a list of head_dim / 2 = {count} numbers")
+    for value in values:
+        _require_positive(f"rope_parameters.{key}", value)
+
+
+def _number(parameters: Json, key: str, default: float = 0.0) -> float:
+    value = parameters.get(key)
+    return default if value is None else float(cast(float, value))
+
+
+class RotaryEmbedding:
+    """Makes the rotation for the positions of one forward pass; all layers share it.
+
+    `attention_factor` is what transformers multiplies cos and sin by; the caller squares it into the attention scale.
+    """
+
+    def __init__(self, parameters: Json, *, head_dim: int, max_position_embeddings: int, interleaved: bool) -> None:
+        self.parameters = parameters
+        self.rope_type = str(parameters["rope_type"])
+        self.head_dim = head_dim
+        self.max_position_embeddings = max_position_embeddings
+        self.interleaved = interleaved
+        self.attention_factor = self._attention_factor()
+        self._wavelengths: dict[int, mx.array] = {}
+
+    def at(self, offset: int, length: int) -> Rotation:
+        """Rotate to positions offset, ..., offset + length - 1."""
+        wavelengths = self._wavelengths_for(offset + length)
+        if backend.has_fused_kernels():
+            return lambda x: mx.fast.rope(
+                x,
+                self.head_dim,
+                traditional=self.interleaved,
+                base=None,
+                scale=1.0,
+                offset=offset,
+                freqs=wavelengths,
+            )
+        # Without a fused kernel, cos and sin once for all layers are cheaper than mx.fast.rope in each.
+        positions = mx.arange(offset, offset + length, dtype=mx.float32)
+        return self._table_rotation(positions[:, None] / wavelengths)
+
+    def at_positions(self, position_ids: mx.array) -> Rotation:
+        """Rotate to the given positions: `position_ids` has shape (B, L) or (1, L), any integers from 0 on."""
+        # Only these two types look at the longest position, and only for them is the array read.
+        length = cast(int, position_ids.max().item()) + 1 if self.rope_type in ("dynamic", "longrope") else 0
+        angles = position_ids.astype(mx.float32)[:, None, :, None] / self._wavelengths_for(length)
+        return self._table_rotation(angles)
+
+    def _table_rotation(self, angles: mx.array) -> Rotation:
+        cos, sin = mx.cos(angles), mx.sin(angles)
+
+        def rotate(x: mx.array) -> mx.array:
+            c, s = cos.astype(x.dtype), sin.astype(x.dtype)
+            if self.interleaved:
+                x1, x2 = x[..., 0::2], x[..., 1::2]
+                return mx.stack([x1 * c - x2 * s, x2 * c + x1 * s], axis=-1).reshape(x.shape)
+            x1, x2 = mx.split(x, 2, axis=-1)
+            return mx.concatenate([x1 * c - x2 * s, x2 * c + x1 * s], axis=-1)
+
+        return rotate
+
+    def _wavelengths_for(self, length: int) -> mx.array:
+        """Return 1 / inverse frequency per pair, shape (head_dim / 2,): the form that mx.fast.rope takes."""
+        key = self._frequency_key(length)
+        if key not in self._wavelengths:
+            # `dynamic` has a key a length: keep the last only.
+            self._wavelengths = {key: mx.array(self._compute_wavelengths(key), dtype=mx.float32)}
+        return self._wavelengths[key]
+
+    def _frequency_key(self, length: int) -> int:
+        if self.rope_type == "dynamic":
+            return max(length, self.max_position_embeddings)
+        if self.rope_type == "longrope":
+            return int(length > _number(self.parameters, "original_max_position_embeddings"))
+        return 0
+
+    def _compute_wavelengths(self, key: int) -> list[float]:
+        theta, factor = _number(self.parameters, "rope_theta"), _number(self.parameters, "factor", 1.0)
+        dim = self.head_dim
+        if self.rope_type == "dynamic":
+            stretch = factor * key / self.max_position_embeddings - (factor - 1)
+            theta *= stretch ** (dim / (dim - 2)) if dim > 2 else 1.0
+        plain = [theta ** (2 * i / dim) for i in range(dim // 2)]
+        if self.rope_type == "linear":
+            return [factor * wavelength for wavelength in plain]
+        if self.rope_type == "longrope":
+            factors = cast(list[float], self.parameters["long_factor" if key else "short_factor"])
+            return [f * wavelength for f, wavelength in zip(factors, plain, strict=True)]
+        if self.rope_type == "llama3":
+            return [self._llama3_wavelength(wavelength, factor) for wavelength in plain]
+        if self.rope_type == "yarn":
+            return self._yarn_wavelengths(plain, theta, factor)
+        return plain
+
+    def _llama3_wavelength(self, wavelength: float, factor: float) -> float:
+        """Llama 3.1: stretch slow pairs by `factor`, keep fast ones, blend between the two frequencies."""
+        context = _number(self.parameters, "original_max_position_embeddings")
+        low, high = _number(self.parameters, "low_freq_factor"), _number(self.parameters, "high_freq_factor")
+        turns = context / (2 * math.pi * wavelength)
+        if turns > high:
+            return wavelength
+        if turns < low:
+            return wavelength * factor
+        smooth = (turns - low) / (high - low)
+        return wavelength / ((1 - smooth) / factor + smooth)
+
+    def _yarn_wavelengths(self, plain: list[float], theta: float, factor: float) -> list[float]:
+        """YaRN (arXiv:2309.00071): stretch pairs that turn less than beta_slow times, keep those over beta_fast."""
+        dim, context = self.head_dim, _number(self.parameters, "original_max_position_embeddings")
+
+        def pair_of(turns: float) -> float:
+            return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        low = pair_of(_number(self.parameters, "beta_fast", 32))
+        high = pair_of(_number(self.parameters, "beta_slow", 1))
+        if self.parameters.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        width = high - low or 0.001
+        ramps = [min(max((i - low) / width, 0.0), 1.0) for i in range(dim // 2)]
+        return [w / (ramp / factor + 1 - ramp) for w, ramp in zip(plain, ramps, strict=True)]
+
+    def _attention_factor(self) -> float:
+        if self.rope_type not in ("yarn", "longrope"):
+            return 1.0
+        if self.parameters.get("attention_factor") is not None:
+            return _number(self.parameters, "attention_factor")
+        context = _number(self.parameters, "original_max_position_embeddings")
+        factor = _number(self.parameters, "factor", self.max_position_embeddings / context)
+        if self.rope_type == "longrope":
+            return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context))
+        mscale, mscale_all_dim = _number(self.parameters, "mscale"), _number(self.parameters, "mscale_all_dim")
+        if mscale and mscale_all_dim:
+            return _yarn_mscale(factor, mscale) / _yarn_mscale(factor, mscale_all_dim)
+        return _yarn_mscale(factor, 1.0)
+
+
+def _yarn_mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
