@@ -83,22 +83,28 @@ class PReLU(nn.Module):
 class XIELU(nn.Module):
     """xIELU (arXiv:2411.13010): a quadratic for positive inputs, an integrated ELU below, with learned slopes.
 
-    `beta` and `eps` are constants, but transformers saves them as tensors, so they are tensors here too.
+    `beta` and `eps` are constants, but transformers saves them as tensors, so they are tensors here too. All four are
+    bfloat16 whatever the model's dtype, and the slopes are rounded to it, as in transformers.
     """
+
+    dtype = mx.bfloat16
 
     def __init__(self) -> None:
         super().__init__()
-        self.alpha_p = mx.full((1,), math.log(math.expm1(0.8)))
-        self.alpha_n = mx.full((1,), math.log(math.expm1(0.8 - 0.5)))
-        self.beta = mx.array(0.5)
-        self.eps = mx.array(-1e-6)
+        self.alpha_p = mx.full((1,), math.log(math.expm1(0.8)), self.dtype)
+        self.alpha_n = mx.full((1,), math.log(math.expm1(0.8 - 0.5)), self.dtype)
+        self.beta = mx.array(0.5, self.dtype)
+        self.eps = mx.array(-1e-6, self.dtype)
 
     def __call__(self, x: mx.array) -> mx.array:
-        alpha_p = _softplus(self.alpha_p)
-        alpha_n = self.beta + _softplus(self.alpha_n)
+        alpha_p = self._slope(self.alpha_p)
+        alpha_n = self.beta + self._slope(self.alpha_n)
         positive = alpha_p * x * x + self.beta * x
         negative = (mx.expm1(mx.minimum(x, self.eps)) - x) * alpha_n + self.beta * x
-        return mx.where(x > 0, positive, negative)
+        return mx.where(x > 0, positive, negative).astype(x.dtype)
+
+    def _slope(self, alpha: mx.array) -> mx.array:
+        return _softplus(alpha.astype(mx.float32)).astype(self.dtype)
 
 
 ACTIVATION_MODULES: dict[str, type[PReLU] | type[XIELU]] = {"prelu": PReLU, "xielu": XIELU}

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx import backend, layout
+from helium_mlx.activations import XIELU
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
 from helium_mlx.errors import CheckpointError, ConfigError
 from helium_mlx.model import HeliumForCausalLM
@@ -106,7 +107,7 @@ def load_model(directory: str | Path, *, dtype: str | None = None) -> HeliumForC
     if target is None:
         target = backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
     model = HeliumForCausalLM(config, checkpoint.settings)
-    weights = {name: _as_dtype(tensor, target) for name, tensor in read_tensors(checkpoint).items()}
+    weights = {name: _as_dtype(name, tensor, target, config) for name, tensor in read_tensors(checkpoint).items()}
     model.load_weights(list(layout.merge_projections(weights, config, checkpoint.settings).items()))
     del weights
     # One layer at a time: the parts of a merged projection are let go before the next layer is read.
@@ -130,7 +131,9 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
     return tensors
 
 
-def _as_dtype(tensor: mx.array, dtype: mx.Dtype) -> mx.array:
+def _as_dtype(name: str, tensor: mx.array, dtype: mx.Dtype, config: HeliumConfig) -> mx.array:
+    if config.hidden_act == "xielu" and ".act_fn." in name:
+        return tensor.astype(XIELU.dtype)
     return tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor
 
 

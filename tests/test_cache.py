@@ -1,0 +1,77 @@
+import mlx.core as mx
+import pytest
+
+from helium_mlx.cache import KVCache, require_cache
+from helium_mlx.errors import GenerationError
+
+
+def token(value: float, length: int = 1) -> mx.array:
+    return mx.full((1, 2, length, 4), value)
+
+
+def test_returns_all_that_was_put_in() -> None:
+    cache = KVCache()
+    for i in range(600):
+        keys, values = cache.update_and_fetch(token(i), token(-i))
+    assert keys.shape == values.shape == (1, 2, 600, 4)  # pyright: ignore[reportPossiblyUnbound]
+    assert keys[0, 0, :, 0].tolist() == list(range(600))  # pyright: ignore[reportPossiblyUnbound]
+    assert values[0, 1, :, 3].tolist() == [-i for i in range(600)]  # pyright: ignore[reportPossiblyUnbound]
+
+
+def test_growing_copies_little() -> None:
+    cache, copied, capacity = KVCache(), 0, 0
+    for i in range(4096):
+        cache.update_and_fetch(token(i), token(i))
+        held = cache.state[0].shape[2]
+        if held != capacity:
+            copied, capacity = copied + i, held
+        if i % 64 == 0:
+            mx.eval(cache.state)
+    assert copied < 4.5 * 4096
+    assert capacity <= 1.25 * 4096
+
+
+def test_memory_stops_at_what_is_reserved() -> None:
+    cache = KVCache()
+    cache.reserve(300)
+    cache.update_and_fetch(token(0, 290), token(0, 290))
+    cache.update_and_fetch(token(0, 10), token(0, 10))
+    assert cache.state[0].shape[2] == 300
+    cache.update_and_fetch(token(0), token(0))
+    assert cache.offset == 301
+
+
+def test_trimmed_tokens_are_overwritten() -> None:
+    cache = KVCache()
+    cache.update_and_fetch(token(1, 5), token(1, 5))
+    assert cache.trim(2) == 2
+    keys, _ = cache.update_and_fetch(token(2), token(2))
+    assert keys[0, 0, :, 0].tolist() == [1, 1, 1, 2]
+    assert cache.trim(100) == 4
+
+
+def test_nothing_is_evaluated() -> None:
+    cache, big = KVCache(), mx.zeros((1, 2, 200_000, 4))
+    before = mx.get_active_memory()
+    cache.update_and_fetch(big, big)
+    cache.update_and_fetch(token(1), token(1))
+    assert mx.get_active_memory() - before < big.nbytes
+
+
+def test_nbytes_counts_what_is_held() -> None:
+    cache = KVCache()
+    assert cache.nbytes == 0
+    cache.update_and_fetch(token(0), token(0))
+    assert cache.nbytes == 2 * 2 * 256 * 4 * 4
+
+
+def test_a_cache_of_another_depth_is_refused() -> None:
+    with pytest.raises(GenerationError, match="needs 2"):
+        require_cache([KVCache()], 2)
+
+
+def test_layers_out_of_step_are_refused() -> None:
+    ahead = KVCache()
+    ahead.update_and_fetch(token(0), token(0))
+    with pytest.raises(GenerationError, match=r"\[0, 1\]"):
+        require_cache([KVCache(), ahead], 2)

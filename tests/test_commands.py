@@ -1,0 +1,203 @@
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helium_mlx import cli
+from helium_mlx import convert as convert_function
+from helium_mlx.cli import COMMANDS
+
+PROMPT = ["--model", "demo", "--prompt", "Once upon a time"]
+
+
+def helium(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "helium_mlx", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **options)  # pyright: ignore
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_every_flag(command: str) -> None:
+    result = helium(command, "--help")
+    assert result.returncode == 0
+    parser = sys.modules.get(f"helium_mlx.{command}") or __import__(f"helium_mlx.{command}", fromlist=["main"])
+    for action in parser.build_parser()._actions:
+        assert action.help, action.dest
+        assert not action.option_strings or action.option_strings[0] in result.stdout
+
+
+def test_the_script_lists_its_commands() -> None:
+    assert cli.main(["--help"]) == 0
+    result = helium()
+    assert result.returncode == 2
+    assert all(command in result.stderr for command in COMMANDS)
+
+
+def test_text_goes_to_standard_output_and_statistics_to_standard_error() -> None:
+    result = helium("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos")
+    assert result.returncode == 0
+    assert "tokens/s" in result.stderr
+    assert "Peak memory" in result.stderr
+    assert "tokens/s" not in result.stdout
+    assert result.stdout.strip()
+
+
+def test_quiet_says_nothing_but_the_text() -> None:
+    result = helium("generate", *PROMPT, "--max-tokens", "12", "--quiet")
+    assert result.stderr == ""
+
+
+def test_json_is_an_object_a_line_and_nothing_else() -> None:
+    plain = helium("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos")
+    result = helium("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos", "--json")
+    chunks = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(chunks) == 12
+    assert "".join(chunk["text"] for chunk in chunks) == plain.stdout.removesuffix("\n")
+    assert [chunk["finish_reason"] for chunk in chunks] == [None] * 11 + ["length"]
+
+
+def test_a_prompt_comes_from_standard_input() -> None:
+    piped = helium("generate", "--model", "demo", "--prompt", "-", "-m", "8", input="Once upon a time\n")
+    assert piped.stdout == helium("generate", *PROMPT, "-m", "8").stdout
+
+
+def test_sampling_flags_reach_the_sampler() -> None:
+    base = ["generate", *PROMPT, "-m", "30", "--ignore-eos", "--temp", "1.5", "--seed", "3"]
+    sampled = helium(*base).stdout
+    assert sampled == helium(*base).stdout
+    for flag in (["--top-k", "1"], ["--top-p", "0.01"], ["--min-p", "1"], ["--repetition-penalty", "1.9"]):
+        assert helium(*base, *flag).stdout != sampled, flag
+    greedy = helium("generate", *PROMPT, "-m", "30", "--ignore-eos").stdout
+    assert helium(*base, "--top-k", "1").stdout == greedy
+
+
+def test_stop_may_be_given_repeatedly() -> None:
+    whole = helium("generate", *PROMPT, "-m", "40", "--ignore-eos").stdout
+    result = helium("generate", *PROMPT, "-m", "40", "--ignore-eos", "--stop", "§", "--stop", whole[10:14])
+    assert result.stdout == whole[: whole.find(whole[10:14])] + "\n"
+
+
+def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
+    assert "space" in helium("generate", "--model", "demo", "--prompt", "Once upon ", "-m", "1").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "--model", "nowhere", "--prompt", "a"], "nowhere"),
+        (["generate", *PROMPT, "--temp", "-1"], "temperature is -1"),
+        (["generate", *PROMPT, "-m", "0"], "max_tokens is 0"),
+        (["generate", "--model", "demo", "--prompt", "word " * 6000], "at most 4095 fit"),
+        (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], "nowhere"),
+        (["convert", "--hf-path", "demo", "--mlx-path", "x", "-q", "--q-bits", "7"], "bits is 7"),
+        (["convert", "--hf-path", "demo", "--mlx-path", "x", "--q-bits", "8"], "add -q"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_1(tmp_path: Path, arguments: list[str], said: str) -> None:
+    result = helium(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate"], ["generate", *PROMPT, "--nonsense"], ["nonsense"], ["generate", *PROMPT, "-m", "few"]]
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    result = helium(*arguments)
+    assert result.returncode == 2
+    assert "usage:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_closed_pipe_is_silent() -> None:
+    command = [sys.executable, "-m", "helium_mlx", "generate", *PROMPT, "-m", "2000", "--ignore-eos"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read().decode()
+    assert process.wait(timeout=60) == 0
+    process.stderr.close()
+
+
+def test_ctrl_c_ends_with_a_newline_and_130() -> None:
+    command = [sys.executable, "-m", "helium_mlx", "generate", *PROMPT, "-m", "3900", "--ignore-eos"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.decode().endswith("\n")
+    assert "Traceback" not in errors.decode()
+
+
+def test_text_appears_as_it_is_made() -> None:
+    command = [sys.executable, "-m", "helium_mlx", "generate", *PROMPT, "-m", "3000", "--ignore-eos"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.read(10)
+    still_running = process.poll() is None
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert still_running
+
+
+def on_terminal(arguments: list[str]) -> str:
+    reader, writer = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "helium_mlx", *arguments], stdout=subprocess.DEVNULL, stderr=writer
+    )
+    process.wait(timeout=60)
+    os.close(writer)
+    shown = b""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            block = os.read(reader, 4096)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    os.close(reader)
+    return shown.decode()
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
+    arguments = ["convert", "--hf-path", "demo", "--overwrite", "--mlx-path", str(tmp_path / "x")]
+    assert "\r" in on_terminal(arguments)
+    plain = helium(*arguments)
+    assert "\r" not in plain.stderr
+    assert "Converting: 100%" in plain.stderr
+
+
+def test_convert_py_is_the_same_command(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "convert.py"
+    arguments = ["--hf-path", "demo", "--mlx-path", str(tmp_path / "x"), "-q"]
+    result = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert (tmp_path / "x" / "model.safetensors").exists()
+
+
+def test_parsers_name_the_functions_options() -> None:
+    import inspect
+
+    from helium_mlx.convert import build_parser
+
+    function: Callable[..., object] = convert_function
+    given = {action.dest for action in build_parser()._actions} - {"help"}
+    assert given == set(inspect.signature(function).parameters) - {"on_progress"}

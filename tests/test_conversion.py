@@ -1,0 +1,312 @@
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from conftest import relative_error
+from tiny_checkpoints import CASES, config_values, write_checkpoint
+
+import helium_mlx
+from helium_mlx import conversion
+from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model
+from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError, TokenizerError
+from helium_mlx.safetensors_header import read_header
+
+PROMPT = mx.array([[1, 10, 20, 30, 40, 50]])
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"]
+
+
+def demo_source(directory: Path) -> Path:
+    return shutil.copytree(DEMO_DIRECTORY, directory / "source")
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def lm_load(directory: Path) -> tuple[object, dict[str, object]]:
+    from mlx_lm.utils import load_model as load
+
+    model, config = load(directory)
+    return model, config
+
+
+def lm_logits(directory: Path, prompt: mx.array) -> mx.array:
+    model, _ = lm_load(directory)
+    model.set_dtype(mx.float32)  # pyright: ignore[reportAttributeAccessIssue]
+    return model(prompt)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_full_precision_keeps_every_value(tmp_path: Path, dtype: str) -> None:
+    report = helium_mlx.convert("demo", str(tmp_path / "x"), dtype=dtype)
+    source, written = (mx.load(str(path / "model.safetensors")) for path in (DEMO_DIRECTORY, Path(report.mlx_path)))
+    assert isinstance(source, dict)
+    assert isinstance(written, dict)
+    assert source.keys() == written.keys()
+    for name, tensor in written.items():
+        assert tensor.dtype == getattr(mx, dtype)
+        assert mx.array_equal(tensor, source[name].astype(getattr(mx, dtype))), name
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_codes_are_what_mlx_quantize_gives(tmp_path: Path, bits: int, group_size: int) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, q_bits=bits, q_group_size=group_size)
+    source, written = mx.load(str(DEMO_DIRECTORY / "model.safetensors")), mx.load(str(tmp_path / "x/model.safetensors"))
+    assert isinstance(source, dict)
+    assert isinstance(written, dict)
+    for path in ("model.embed_tokens", "model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj", "lm_head"):
+        expected = mx.quantize(source[f"{path}.weight"], group_size, bits)
+        for suffix, array in zip(("weight", "scales", "biases"), expected, strict=True):
+            assert mx.array_equal(written[f"{path}.{suffix}"], array), (path, suffix)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantize": True}, {"quantize": True, "q_bits": 8, "q_group_size": 32}])
+@pytest.mark.parametrize("dtype", ["float32", None])
+def test_mlx_lm_opens_it_with_the_same_logits(tmp_path: Path, options: dict[str, object], dtype: str | None) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"), dtype=dtype, **options)  # pyright: ignore[reportArgumentType]
+    ours = load_model(tmp_path / "x", dtype="float32")(PROMPT).logits
+    assert relative_error(lm_logits(tmp_path / "x", PROMPT), ours) < 1e-5
+
+
+def test_mlx_lm_opens_a_converted_llama_with_the_same_logits(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", **CASES["llama-gqa-bias"])
+    for name in TOKENIZER_FILES:
+        shutil.copy(DEMO_DIRECTORY / name, source)
+    values = config_values(**CASES["llama-gqa-bias"], vocab_size=json_vocab_size())
+    del values["rope_parameters"]
+    write_checkpoint(source, **{**CASES["llama-gqa-bias"], "vocab_size": json_vocab_size()})
+    helium_mlx.convert(str(source), str(tmp_path / "x"))
+    ours = load_model(tmp_path / "x")(PROMPT).logits
+    assert relative_error(lm_logits(tmp_path / "x", PROMPT), ours) < 1e-5
+
+
+def json_vocab_size() -> int:
+    return int(json.loads((DEMO_DIRECTORY / "config.json").read_text())["vocab_size"])
+
+
+def test_quantized_text_is_close_to_the_source(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, q_bits=8)
+    source, converted = load_model(DEMO_DIRECTORY), load_model(tmp_path / "x")
+    assert relative_error(converted(PROMPT).logits, source(PROMPT).logits) < 0.05
+
+
+def test_the_config_is_what_every_loader_needs(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True)
+    config = json.loads((tmp_path / "x/config.json").read_text())
+    assert config["model_type"] == "helium"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 100_000.0
+    assert config["quantization"] == config["quantization_config"] == {"group_size": 64, "bits": 4, "mode": "affine"}
+    assert isinstance(config["eos_token_id"], int)
+    generation = json.loads((tmp_path / "x/generation_config.json").read_text())
+    assert generation["eos_token_id"] == config["eos_token_id"]
+
+
+def test_no_tensor_is_unused_and_none_is_missing(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True)
+    names = set(read_header(tmp_path / "x/model.safetensors"))
+    source = set(read_header(DEMO_DIRECTORY / "model.safetensors"))
+    assert {name for name in names if name.endswith(".weight")} == source
+    assert {name.replace(".scales", ".biases") for name in names if name.endswith(".scales")} == {
+        name for name in names if name.endswith(".biases")
+    }
+
+
+def test_tokenizer_files_are_copied_byte_for_byte(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"))
+    for name in TOKENIZER_FILES:
+        assert (tmp_path / "x" / name).read_bytes() == (DEMO_DIRECTORY / name).read_bytes()
+
+
+def test_the_record_has_source_options_versions_and_hashes(tmp_path: Path) -> None:
+    report = helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True)
+    record = json.loads((tmp_path / "x/conversion.json").read_text())
+    assert record["source"] == "demo"
+    assert record["quantization"] == {"group_size": 64, "bits": 4, "mode": "affine"}
+    assert record["bits_per_weight"] == report.bits_per_weight == pytest.approx(4.5, abs=0.05)
+    assert record["versions"].keys() == {"helium_mlx", "mlx", "python"}
+    for name, digest in record["files"].items():
+        assert hashlib.sha256((tmp_path / "x" / name).read_bytes()).hexdigest() == digest
+    assert record["source_files"].keys() == {"model.safetensors"}
+    assert set(record["files"]) | {"conversion.json", "README.md"} == set(os.listdir(tmp_path / "x"))
+
+
+def test_the_card_says_what_it_is(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "tiny-4bit"), quantize=True)
+    card = (tmp_path / "tiny-4bit/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: mlx\n")
+    assert "4 bits in groups of 64" in card
+    assert "toy" in card
+
+
+def test_the_licence_of_the_source_is_carried_on(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    (source / "README.md").write_text("---\nlicense: cc-by-4.0\nlanguage: fr\n---\n# A model\n")
+    helium_mlx.convert(str(source), str(tmp_path / "x"))
+    assert "license: cc-by-4.0" in (tmp_path / "x/README.md").read_text()
+
+
+def test_converting_twice_gives_the_same_weights(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        helium_mlx.convert("demo", str(tmp_path / name), quantize=True)
+    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert first["model.safetensors"] == second["model.safetensors"]
+    assert first["config.json"] == second["config.json"]
+
+
+def test_shards_in_and_out_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "whole"), dtype="float32")
+    monkeypatch.setattr(conversion, "MAX_SHARD_BYTES", 1_000_000)
+    helium_mlx.convert("demo", str(tmp_path / "shards"), dtype="float32")
+    monkeypatch.undo()
+    shards = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
+    assert len(shards) > 2
+    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert all(path.stat().st_size < 1_010_000 for path in (tmp_path / "shards").glob("*.safetensors"))
+    index = json.loads((tmp_path / "shards/model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(shards)
+    helium_mlx.convert(str(tmp_path / "shards"), str(tmp_path / "again"))
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert relative_error(lm_logits(tmp_path / "shards", PROMPT), load_model(tmp_path / "whole")(PROMPT).logits) < 1e-5
+
+
+def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    report = helium_mlx.convert(
+        "demo", str(tmp_path / "x"), on_progress=lambda done, total: steps.append((done, total))
+    )
+    assert steps[-1] == (report.total_bytes, report.total_bytes)
+    assert steps == sorted(steps)
+
+
+def test_an_existing_directory_is_refused(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"))
+    before = contents(tmp_path / "x")
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True)
+    assert contents(tmp_path / "x") == before
+
+
+def test_overwrite_replaces_the_whole_directory(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"))
+    (tmp_path / "x/stale.txt").write_text("old")
+    helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, overwrite=True)
+    assert not (tmp_path / "x/stale.txt").exists()
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_overwrite_leaves_alone_what_is_no_checkpoint(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="leaves it alone"):
+        helium_mlx.convert("demo", str(home), overwrite=True)
+    assert (home / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_source_cannot_be_overwritten_by_its_own_conversion(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    before = contents(source)
+    with pytest.raises(CheckpointError, match="source itself"):
+        helium_mlx.convert(str(source), str(tmp_path / "." / "source"), overwrite=True)
+    assert contents(source) == before
+
+
+def failing_source(directory: Path, name: str) -> tuple[Path, type[Exception]]:
+    source = demo_source(directory)
+    if name == "weights cut short":
+        whole = (source / "model.safetensors").read_bytes()
+        (source / "model.safetensors").write_bytes(whole[:-10])
+        return source, CheckpointError
+    if name == "no tokenizer":
+        for file in TOKENIZER_FILES:
+            (source / file).unlink()
+        return source, TokenizerError
+    if name == "quantized already":
+        shutil.rmtree(source)
+        helium_mlx.convert("demo", str(source), quantize=True)
+        return source, CheckpointError
+    (source / "config.json").write_text("{}")
+    return source, CheckpointError
+
+
+@pytest.mark.parametrize("name", ["weights cut short", "no tokenizer", "quantized already", "an empty config"])
+def test_a_source_that_fails_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
+    source, error = failing_source(tmp_path, name)
+    with pytest.raises(error) as caught:
+        helium_mlx.convert(str(source), str(tmp_path / "x"))
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"q_bits": 4}, QuantizationError),
+        ({"q_group_size": 32}, QuantizationError),
+        ({"quantize": True, "q_bits": 7}, QuantizationError),
+        ({"quantize": True, "q_group_size": 16}, QuantizationError),
+        ({"dtype": "float64"}, ConfigError),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(
+    tmp_path: Path, options: dict[str, object], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        helium_mlx.convert("demo", str(tmp_path / "x"), **options)  # pyright: ignore[reportArgumentType]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_group_size_that_does_not_divide_is_refused_before_any_work(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    vocab_size = json_vocab_size()
+    write_checkpoint(source, vocab_size=vocab_size, intermediate_size=160, hidden_size=64)
+    with pytest.raises(QuantizationError, match=r"160 columns .*mlp\.down_proj; use 32"):
+        helium_mlx.convert(str(source), str(tmp_path / "x"), quantize=True)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_an_exception_while_writing_leaves_the_old_directory(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"))
+    before = contents(tmp_path / "x")
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, overwrite=True, on_progress=interrupt)
+    assert contents(tmp_path / "x") == before
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_ctrl_c_in_the_command_leaves_nothing(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from helium_mlx import conversion, convert
+from helium_mlx.convert import main
+original = conversion.SafetensorsWriter.write
+def slow(self, name, tensor):
+    print("writing", flush=True)
+    time.sleep(0.2)
+    original(self, name, tensor)
+conversion.SafetensorsWriter.write = slow
+sys.exit(main(["--hf-path", "demo", "--mlx-path", sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert os.listdir(tmp_path) == []

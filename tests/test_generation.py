@@ -1,0 +1,212 @@
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+import pytest
+
+import helium_mlx
+from helium_mlx.cache import make_cache
+from helium_mlx.errors import ContextOverflowError, GenerationError
+from helium_mlx.generation import GenerationChunk, prefill
+from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.tokenizer import HeliumTokenizer
+
+Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
+
+PROMPT = "Once upon a time"
+
+
+def naive_greedy(model: HeliumForCausalLM, prompt: list[int], count: int) -> list[int]:
+    """The whole text again for every token: slow and obvious."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(mx.argmax(model(mx.array([tokens])).logits[0, -1]).item()))  # pyright: ignore[reportArgumentType]
+    return tokens[len(prompt) :]
+
+
+def collect(chunks: Iterator[GenerationChunk]) -> tuple[list[GenerationChunk], str]:
+    listed = list(chunks)
+    return listed, "".join(chunk.text for chunk in listed)
+
+
+class Counted:
+    """A model that counts its forward passes and the tokens in each."""
+
+    def __init__(self, model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lengths: list[int] = []
+        original = type(model.model).__call__
+
+        def counting(module: object, input_ids: mx.array, **options: object) -> object:
+            self.lengths.append(input_ids.shape[1])
+            return original(module, input_ids, **options)  # pyright: ignore[reportArgumentType]
+
+        monkeypatch.setattr(type(model.model), "__call__", counting)
+
+
+def test_greedy_is_the_naive_loop(demo: Demo) -> None:
+    model, tokenizer = demo
+    chunks, _ = collect(helium_mlx.stream_generate(model, tokenizer, PROMPT, max_tokens=60, ignore_eos=True))
+    assert [chunk.token for chunk in chunks] == naive_greedy(model, tokenizer.encode(PROMPT), 60)
+
+
+def test_the_stream_joined_is_the_text_decoded(demo: Demo) -> None:
+    model, tokenizer = demo
+    chunks, text = collect(helium_mlx.stream_generate(model, tokenizer, PROMPT, max_tokens=120, ignore_eos=True))
+    assert text == tokenizer.decode([chunk.token for chunk in chunks])
+
+
+def test_generate_returns_what_the_stream_yields(demo: Demo) -> None:
+    _, text = collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=30))
+    assert helium_mlx.generate(*demo, PROMPT, max_tokens=30) == text
+
+
+@pytest.mark.parametrize("step_size", [1, 3, 512])
+def test_prefill_in_chunks_equals_whole(demo: Demo, step_size: int) -> None:
+    model, tokenizer = demo
+    tokens = tokenizer.encode(PROMPT * 3)
+    logits = prefill(model, tokens, make_cache(model), step_size=step_size)
+    assert mx.allclose(logits, model(mx.array([tokens])).logits[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_that_ends_by_length_computes_just_its_tokens(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(demo[0], monkeypatch)
+    tokens = demo[1].encode(PROMPT)
+    collect(helium_mlx.stream_generate(*demo, tokens, max_tokens=7, ignore_eos=True))
+    assert counted.lengths == [len(tokens)] + [1] * 6
+
+
+def test_a_run_that_ends_by_eos_computes_at_most_one_more(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(demo[0], monkeypatch)
+    chunks, _ = collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=1000))
+    assert chunks[-1].finish_reason == "eos"
+    assert len(counted.lengths) == 1 + len(chunks)
+
+
+def test_prefill_takes_steps_of_the_given_size(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, progress = Counted(demo[0], monkeypatch), []
+    collect(
+        helium_mlx.stream_generate(
+            *demo,
+            [1] * 10,
+            max_tokens=1,
+            prefill_step_size=4,
+            on_progress=lambda done, total: progress.append((done, total)),
+        )
+    )
+    assert counted.lengths == [4, 4, 2]
+    assert progress == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_prefill_computes_no_logits_but_the_last(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, original = [], type(demo[0].lm_head).__call__
+    monkeypatch.setattr(type(demo[0].lm_head), "__call__", lambda self, x: (rows.append(x.shape), original(self, x))[1])
+    collect(helium_mlx.stream_generate(*demo, [1] * 10, max_tokens=2, prefill_step_size=4, ignore_eos=True))
+    heads = [shape for shape in rows if len(shape) == 3 and shape[-1] == demo[0].config.hidden_size]
+    assert all(shape[1] in (1, 2, 4) for shape in heads)
+    assert [shape[1] for shape in heads][-1] == 1
+
+
+def test_a_closed_stream_stops(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(demo[0], monkeypatch)
+    stream = helium_mlx.stream_generate(*demo, PROMPT, max_tokens=1000, ignore_eos=True)
+    next(stream), next(stream)
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(counted.lengths) <= 4
+
+
+def test_stop_strings_end_the_text_before_them(demo: Demo) -> None:
+    _, whole = collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=80, ignore_eos=True))
+    # Begins and ends inside of words, so inside of tokens.
+    stop = whole[41:55]
+    chunks, text = collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=80, ignore_eos=True, stop=[stop]))
+    assert text == whole[: whole.find(stop)]
+    assert chunks[-1].finish_reason == "stop"
+    assert all(chunk.finish_reason is None for chunk in chunks[:-1])
+
+
+def test_any_eos_id_of_the_checkpoint_stops(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = demo
+    chunks, text = collect(helium_mlx.stream_generate(model, tokenizer, PROMPT, max_tokens=20, ignore_eos=True))
+    fifth = chunks[4].token
+    first = [chunk.token for chunk in chunks].index(fifth)
+    monkeypatch.setattr(tokenizer, "eos_token_ids", (2, fifth))
+    stopped, shorter = collect(helium_mlx.stream_generate(model, tokenizer, PROMPT, max_tokens=20))
+    assert (stopped[-1].finish_reason, stopped[-1].token, len(stopped)) == ("eos", fifth, first + 1)
+    assert text.startswith(shorter)
+    ignored, _ = collect(helium_mlx.stream_generate(model, tokenizer, PROMPT, max_tokens=20, ignore_eos=True))
+    assert [chunk.token for chunk in ignored] == [chunk.token for chunk in chunks]
+
+
+def test_a_seed_repeats_a_sampled_text(demo: Demo) -> None:
+    def sample(seed: int) -> str:
+        return helium_mlx.generate(*demo, PROMPT, max_tokens=40, temperature=1.5, seed=seed)
+
+    assert sample(0) == sample(0)
+    assert len({sample(seed) for seed in range(5)}) > 1
+
+
+def test_logprobs_are_the_models_own(demo: Demo) -> None:
+    model, tokenizer = demo
+    chunks, _ = collect(helium_mlx.stream_generate(model, tokenizer, PROMPT, max_tokens=3, logprobs=4))
+    logits = model(mx.array([tokenizer.encode(PROMPT)])).logits[0, -1]
+    expected = logits - mx.logsumexp(logits)
+    first = chunks[0]
+    assert list(first.top_logprobs) == mx.argsort(-logits)[:4].tolist()
+    assert first.logprob == pytest.approx(first.top_logprobs[first.token])
+    for token, value in first.top_logprobs.items():
+        assert value == pytest.approx(expected[token].item(), abs=1e-4)
+    silent, _ = collect(helium_mlx.stream_generate(model, tokenizer, PROMPT, max_tokens=1))
+    assert (silent[0].logprob, silent[0].top_logprobs) == (None, {})
+
+
+def test_a_cache_continues_a_text(demo: Demo) -> None:
+    model, tokenizer = demo
+    tokens = tokenizer.encode(PROMPT + ", there was")
+    cold, _ = collect(helium_mlx.stream_generate(model, tokenizer, tokens, max_tokens=10, ignore_eos=True))
+    cache = make_cache(model)
+    model(mx.array([tokens[:4]]), past_key_values=cache)
+    warm, _ = collect(
+        helium_mlx.stream_generate(model, tokenizer, tokens[4:], max_tokens=10, cache=cache, ignore_eos=True)
+    )
+    assert [chunk.token for chunk in warm] == [chunk.token for chunk in cold]
+    assert cache[0].offset == len(tokens) + 9
+
+
+def test_statistics_count(demo: Demo) -> None:
+    chunks, _ = collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=5, ignore_eos=True))
+    assert [chunk.generated_tokens for chunk in chunks] == [1, 2, 3, 4, 5]
+    assert chunks[-1].prompt_tokens == len(demo[1].encode(PROMPT))
+    assert chunks[-1].finish_reason == "length"
+    assert chunks[-1].generation_tps > 0
+    assert chunks[-1].peak_memory > 0
+
+
+def test_a_prompt_longer_than_the_context_says_both_lengths(demo: Demo) -> None:
+    context = demo[0].config.max_position_embeddings
+    with pytest.raises(ContextOverflowError, match=rf"{context + 3} tokens.*at most {context - 1} fit"):
+        helium_mlx.stream_generate(*demo, [5] * (context + 3))
+
+
+def test_a_text_ends_where_the_context_does(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo[0].config, "max_position_embeddings", 12)
+    chunks, _ = collect(helium_mlx.stream_generate(*demo, [1] * 8, max_tokens=100, ignore_eos=True))
+    assert (len(chunks), chunks[-1].finish_reason) == (4, "length")
+
+
+BAD: dict[str, tuple[object, dict[str, object], str]] = {
+    "no tokens": ([], {}, "no tokens"),
+    "a negative id": ([1, -1], {}, "-1 is not an id"),
+    "an id past the vocabulary": ([1, 10**6], {}, "1000000 is not an id"),
+    "max_tokens 0": (PROMPT, {"max_tokens": 0}, "max_tokens is 0"),
+    "step size 0": (PROMPT, {"prefill_step_size": 0}, "prefill_step_size is 0"),
+    "logprobs below 0": (PROMPT, {"logprobs": -1}, "logprobs is -1"),
+    "an empty stop": (PROMPT, {"stop": [""]}, "at least one character"),
+    "a cache of another model": (PROMPT, {"cache": []}, "make_cache"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_at_the_call(demo: Demo, name: str) -> None:
+    prompt, options, said = BAD[name]
+    call: Callable[..., object] = helium_mlx.stream_generate
+    with pytest.raises(GenerationError, match=said):
+        call(*demo, prompt, **options)

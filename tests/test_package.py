@@ -1,0 +1,69 @@
+import subprocess
+import sys
+
+import pytest
+
+import helium_mlx
+
+HEAVY = ("transformers", "torch", "mlx_lm", "numpy", "jinja2")
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(helium_mlx.__all__) == helium_mlx.__all__
+    for name in helium_mlx.__all__:
+        assert getattr(helium_mlx, name) is not None
+        assert name in dir(helium_mlx)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        helium_mlx.nonsense  # noqa: B018
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    code = (
+        "import sys, helium_mlx; print([m for m in sys.modules if m.startswith(('mlx', 'tokenizers', 'huggingface'))])"
+    )
+    assert run(code) == "[]"
+
+
+@pytest.mark.parametrize("name", ["generate", "convert"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "pass",
+        "import helium_mlx.{name}",
+        "from helium_mlx.{name} import main",
+        "import importlib; importlib.import_module('helium_mlx.{name}')",
+        "helium_mlx.{name}; import helium_mlx.{name}",
+    ],
+)
+def test_a_function_wins_over_the_module_of_its_name(name: str, first: str) -> None:
+    code = f"import helium_mlx, inspect\n{first.format(name=name)}\nfrom helium_mlx import {name}\n"
+    code += f"print(inspect.isfunction(helium_mlx.{name}), inspect.isfunction({name}), helium_mlx.{name}.__name__)"
+    assert run(code) == f"True True {name}"
+
+
+def test_a_whole_generation_loads_nothing_heavy() -> None:
+    code = f"""
+import sys
+from helium_mlx.generate import main
+status = main(["--model", "demo", "--prompt", "Bonjour", "--max-tokens", "3"])
+print(status, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stderr.strip().splitlines()[-1] == "0 []"
+
+
+def test_a_whole_generation_from_python_loads_nothing_heavy() -> None:
+    code = f"""
+import sys, helium_mlx
+model, tokenizer = helium_mlx.load("demo")
+helium_mlx.generate(model, tokenizer, "Bonjour", max_tokens=3)
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert run(code) == "[]"
