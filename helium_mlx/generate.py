@@ -65,12 +65,13 @@ def _generate(
     warning = tokenizer.trailing_space_warning(text)
     if warning and not quiet:
         print(warning, file=sys.stderr)
+    tokens = tokenizer.encode(text)
     chunks = stream_generate(
         network,
         tokenizer,
-        text,
+        tokens,
         prefill_step_size=prefill_step_size,
-        on_progress=Progress("Prompt", quiet=quiet),
+        on_progress=Progress("Prompt", quiet=quiet) if len(tokens) > prefill_step_size else None,
         **options,  # pyright: ignore[reportArgumentType]
     )
     _print_json(chunks) if json else _print_text(chunks, quiet=quiet)

@@ -206,6 +206,8 @@ def _stream(
         now = time.perf_counter()
         if generated == 1:
             prompt_seconds, start = now - start, now
+            if on_progress:
+                on_progress(len(prompt), len(prompt))
         reason: FinishReason | None = "length" if generated == count else None
         if decoded.token in eos:
             text, stopped, reason = "", False, "eos"

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on loopback: as much of its HTTP interface as the real client needs to download."""
+"""A stand-in for the Hugging Face Hub on loopback: what of its HTTP interface the real client needs."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def serve(repositories: dict[str, Path]) -> Iterator[HubStandIn]:
 
         do_HEAD = do_GET
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

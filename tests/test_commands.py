@@ -93,7 +93,7 @@ def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
         (["generate", "--model", "nowhere", "--prompt", "a"], "nowhere"),
         (["generate", *PROMPT, "--temp", "-1"], "temperature is -1"),
         (["generate", *PROMPT, "-m", "0"], "max_tokens is 0"),
-        (["generate", "--model", "demo", "--prompt", "word " * 6000], "at most 4095 fit"),
+        (["generate", "--model", "demo", "--prompt", "word" * 6000], "at most 4095 fit"),
         (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], "nowhere"),
         (["convert", "--hf-path", "demo", "--mlx-path", "x", "-q", "--q-bits", "7"], "bits is 7"),
         (["convert", "--hf-path", "demo", "--mlx-path", "x", "--q-bits", "8"], "add -q"),

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import mlx.core as mx
 import pytest
@@ -108,7 +109,8 @@ def test_prefill_computes_no_logits_but_the_last(demo: Demo, monkeypatch: pytest
 def test_a_closed_stream_stops(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(demo[0], monkeypatch)
     stream = helium_mlx.stream_generate(*demo, PROMPT, max_tokens=1000, ignore_eos=True)
-    next(stream), next(stream)
+    next(stream)
+    next(stream)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert len(counted.lengths) <= 4
 
@@ -207,6 +209,6 @@ BAD: dict[str, tuple[object, dict[str, object], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_refused_at_the_call(demo: Demo, name: str) -> None:
     prompt, options, said = BAD[name]
-    call: Callable[..., object] = helium_mlx.stream_generate
+    call = cast(Callable[..., object], helium_mlx.stream_generate)
     with pytest.raises(GenerationError, match=said):
         call(*demo, prompt, **options)

@@ -105,7 +105,7 @@ def test_queries_and_keys_are_rotated_in_one_call(load_case: CaseLoader, monkeyp
 def test_a_new_model_has_weights_of_the_configured_deviation() -> None:
     config = HeliumConfig(64, 64, 64, 2, 2, initializer_range=0.5, head_dim=32)
     model = HeliumForCausalLM(config)
-    assert mx.std(model.lm_head.weight).item() == pytest.approx(0.5, rel=0.1)
+    assert mx.std(model.lm_head["weight"]).item() == pytest.approx(0.5, rel=0.1)
     assert mx.std(model.model.layers[0].self_attn.qkv_proj.weight).item() == pytest.approx(0.5, rel=0.1)  # pyright: ignore
 
 

@@ -75,12 +75,12 @@ def random_weights(config: HeliumConfig) -> dict[str, mx.array]:
     return {name: random_weight(name, shape) for name, shape in layout.tensor_shapes(config, unquantized)}
 
 
-def write_checkpoint(directory: Path, *, dtype: str = "float32", **overrides: object) -> Path:
+def write_checkpoint(directory: Path, **overrides: object) -> Path:
     """Write `config.json` and `model.safetensors`; return the directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    values = config_values(**overrides) | {"dtype": dtype}
+    values = config_values(**overrides)
     (directory / "config.json").write_text(json.dumps(values))
-    write_tensors(directory / "model.safetensors", random_weights(HeliumConfig.from_dict(values)), dtype)
+    write_tensors(directory / "model.safetensors", random_weights(HeliumConfig.from_dict(values)), str(values["dtype"]))
     return directory
 
 

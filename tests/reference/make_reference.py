@@ -13,6 +13,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+# Several threads for such small matrices only wait for each other.
+torch.set_num_threads(1)
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
@@ -48,7 +51,7 @@ def outputs(model: transformers.PreTrainedModel, prompt: list[int]) -> dict[str,
 def greedy(model: transformers.PreTrainedModel, prompt: list[int], tokens: int = GREEDY_TOKENS) -> torch.Tensor:
     """Return the ids that follow a prompt under greedy decoding, eos ignored."""
     with torch.no_grad():
-        ids = model.generate(
+        ids = model.generate(  # pyright: ignore[reportCallIssue]
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=tokens,
