@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from helium_mlx import __version__
 from helium_mlx.errors import HeliumError
 from helium_mlx.terminal import run_command
 
@@ -181,13 +182,13 @@ def main(argv: list[str] | None = None) -> int:
 def _print_report(figures: list[Figure], options: dict[str, object], *, as_json: bool) -> None:
     import mlx.core as mx
 
-    peers = ["mlx", "helium-mlx"] + (["mlx-lm"] if options["against"] else [])
+    peers = ["mlx"] + (["mlx-lm"] if options["against"] else [])
     machine = {
         "device": str(mx.default_device()),
         "name": str(mx.device_info().get("device_name")),
         "cpus": os.cpu_count(),
     }
-    versions = {name: version(name) for name in peers}
+    versions = {"helium_mlx": __version__} | {name: version(name) for name in peers}
     if as_json:
         rows = [asdict(figure) | {"ratio": figure.ratio} for figure in figures]
         print(json.dumps({"options": options, "machine": machine, "versions": versions, "figures": rows}))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from helium_mlx import layout
+from helium_mlx import __version__, layout
 from helium_mlx.card import model_card
 from helium_mlx.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint, read_tensors
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
@@ -299,4 +299,4 @@ def _commit(directory: Path) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    return {"helium_mlx": version("helium-mlx"), "mlx": version("mlx"), "python": platform.python_version()}
+    return {"helium_mlx": __version__, "mlx": version("mlx"), "python": platform.python_version()}
