@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from helium_mlx.config import HeliumConfig
     from helium_mlx.conversion import ConversionReport, convert
     from helium_mlx.errors import (
+        ArgumentError,
         CheckpointError,
         ConfigError,
         ContextOverflowError,
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
     )
     from helium_mlx.generation import GenerationChunk, generate, stream_generate
     from helium_mlx.loading import load
-    from helium_mlx.model import HeliumForCausalLM, HeliumModel
+    from helium_mlx.model import (
+        HeliumForCausalLM,
+        HeliumForSequenceClassification,
+        HeliumForTokenClassification,
+        HeliumModel,
+    )
     from helium_mlx.tokenizer import HeliumTokenizer
 
 __version__ = "0.1.0"
@@ -45,10 +51,13 @@ _HOMES = {
     "HeliumConfig": "config",
     "HeliumModel": "model",
     "HeliumForCausalLM": "model",
+    "HeliumForSequenceClassification": "model",
+    "HeliumForTokenClassification": "model",
     "HeliumTokenizer": "tokenizer",
     "KVCache": "cache",
     "make_cache": "cache",
     "HeliumError": "errors",
+    "ArgumentError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "ContextOverflowError": "errors",
@@ -59,6 +68,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ArgumentError",
     "CheckpointError",
     "ConfigError",
     "ContextOverflowError",
@@ -68,6 +78,8 @@ __all__ = [
     "HeliumConfig",
     "HeliumError",
     "HeliumForCausalLM",
+    "HeliumForSequenceClassification",
+    "HeliumForTokenClassification",
     "HeliumModel",
     "HeliumTokenizer",
     "KVCache",

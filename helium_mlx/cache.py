@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from helium_mlx.errors import GenerationError
-
 if TYPE_CHECKING:
-    from helium_mlx.model import HeliumForCausalLM
+    from helium_mlx.pretrained import HeliumPreTrainedModel
 
 Mask = str | mx.array | None
 """What `mx.fast.scaled_dot_product_attention` takes: "causal", boolean (True = attend), additive, or nothing."""
@@ -76,6 +74,16 @@ class KVCache:
         return tokens
 
     @property
+    def heads_and_dim(self) -> tuple[int, int] | None:
+        """Key-value heads and head dimension of what is held; None before the first token."""
+        return None if self.keys is None else (self.keys.shape[1], self.keys.shape[3])
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of what is held; None before the first token."""
+        return None if self.keys is None else self.keys.shape[0]
+
+    @property
     def is_trimmable(self) -> bool:
         """Whether `trim` can forget any number of tokens."""
         return True
@@ -104,15 +112,11 @@ def _with_room(x: mx.array, tokens: int) -> mx.array:
     return mx.concatenate([x, mx.zeros((B, n_kv_heads, tokens, head_dim), x.dtype)], axis=2)
 
 
-def make_cache(model: "HeliumForCausalLM") -> list[KVCache]:
+def new_cache(layers: int) -> list[KVCache]:
+    """Return an empty cache for each of `layers` layers."""
+    return [KVCache() for _ in range(layers)]
+
+
+def make_cache(model: "HeliumPreTrainedModel") -> list[KVCache]:
     """Return an empty cache for each layer of `model`."""
-    return [KVCache() for _ in model.model.layers]
-
-
-def require_cache(cache: list[KVCache], layers: int) -> None:
-    """Raise GenerationError unless `cache` has one entry a layer, all at the same token."""
-    if len(cache) != layers or len({entry.offset for entry in cache}) > 1:
-        offsets = sorted({entry.offset for entry in cache})
-        raise GenerationError(
-            f"cache has {len(cache)} layers at tokens {offsets}; this model needs {layers}, all at one: use make_cache"
-        )
+    return new_cache(model.config.num_hidden_layers)

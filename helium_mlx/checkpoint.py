@@ -1,12 +1,15 @@
 """From a checkpoint directory to a model. Reads safetensors only, and checks names and shapes before any tensor.
 
-What it does not do: download (see `hub.py`), convert (see `conversion.py`).
+Tensors go by their names in a causal LM (`model.layers...`), also where a directory holds the bare decoder, whose
+names lack the `model.`. What this file does not do: download (see `hub.py`), write (see `saving.py`).
 """
 
 import json
+import warnings
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 
@@ -14,7 +17,9 @@ from helium_mlx import backend, layout
 from helium_mlx.activations import XIELU
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
 from helium_mlx.errors import CheckpointError, ConfigError
+from helium_mlx.layout import HEAD_PREFIXES, Architecture
 from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.pretrained import HeliumPreTrainedModel
 from helium_mlx.quantization import ModuleSettings, module_settings
 from helium_mlx.safetensors_header import FLOAT_DTYPES, TensorInfo, read_header
 
@@ -24,28 +29,41 @@ INDEX_FILE = "model.safetensors.index.json"
 DEMO_NAME = "demo"
 DEMO_DIRECTORY = Path(__file__).parent / "demo"
 
+BODY_PREFIX = "model."
+
+Model = TypeVar("Model", bound=HeliumPreTrainedModel)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint directory whose config, file names, tensor names and shapes have been checked.
 
-    `files` maps each weight file to its tensors; `settings` says how each module is packed.
+    `files` maps each weight file to its tensors, by their names on disk; `settings` says how each module is packed.
+    `missing_head` and `foreign_heads` name tensors that the architecture lacks and does not use.
     """
 
     directory: Path
     config: HeliumConfig
+    architecture: Architecture
     files: dict[Path, dict[str, TensorInfo]]
     settings: ModuleSettings
+    missing_head: tuple[str, ...] = ()
+    foreign_heads: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor that the model uses, keyed by its name on disk."""
+        """Every tensor that the model uses, keyed by its name in a causal LM."""
         return {
-            name: info
+            self.name_of(name): info
             for infos in self.files.values()
             for name, info in infos.items()
-            if not is_ignored(name, self.config)
+            if not self.is_ignored(name)
         }
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the directory holds the bare decoder, whose names on disk lack the `model.`."""
+        return not any(name.startswith(BODY_PREFIX) for infos in self.files.values() for name in infos)
 
     @property
     def is_quantized(self) -> bool:
@@ -58,10 +76,22 @@ class Checkpoint:
         found = [FLOAT_DTYPES[info.dtype] for info in self.tensors.values() if info.dtype in FLOAT_DTYPES]
         return max(DTYPES, key=found.count)
 
+    def name_of(self, name_on_disk: str) -> str:
+        """Return a tensor's name in a causal LM."""
+        return BODY_PREFIX + name_on_disk if self.is_bare and not _is_head(name_on_disk) else name_on_disk
 
-def open_checkpoint(directory: str | Path) -> Checkpoint:
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor may be in the files without the model using it, as transformers ignores it."""
+        tied = self.config.tie_word_embeddings and name.startswith("lm_head.")
+        return tied or name.endswith("rotary_emb.inv_freq") or name in self.foreign_heads
+
+
+def open_checkpoint(
+    directory: str | Path, *, architecture: Architecture = "ForCausalLM", any_head: bool = False
+) -> Checkpoint:
     """Check a checkpoint directory and return what it holds; no tensor is read.
 
+    With `any_head`, the architecture's head may be missing and heads of other kinds may be there.
     Raises CheckpointError for files, names or shapes that do not fit, ConfigError and QuantizationError for a
     `config.json` that no model can be built from.
     """
@@ -71,8 +101,19 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     config = HeliumConfig.from_json_file(directory / CONFIG_FILE)
     files = {path: read_header(path) for path in weight_files(directory)}
     names = [name for infos in files.values() for name in infos]
-    checkpoint = Checkpoint(directory, config, files, module_settings(config.quantization, names))
     _require_unique(directory, names)
+    missing_head: tuple[str, ...] = ()
+    foreign_heads: tuple[str, ...] = ()
+    if any_head:
+        head = layout.head_shapes(config, architecture)
+        foreign_heads = tuple(
+            name for name in names if _is_head(name) and f"{name.rpartition('.')[0]}.weight" not in head
+        )
+        missing_head = tuple(
+            name for name in head if name not in names and name.replace(".weight", ".scales") not in names
+        )
+    settings = module_settings(config.quantization, [name for name in names if name not in foreign_heads])
+    checkpoint = Checkpoint(directory, config, architecture, files, settings, missing_head, foreign_heads)
     _require_expected(checkpoint)
     return checkpoint
 
@@ -91,27 +132,45 @@ def weight_files(directory: Path) -> list[Path]:
     )
 
 
-def is_ignored(name: str, config: HeliumConfig) -> bool:
-    """Whether a tensor may be in the file without the model using it, as transformers ignores it."""
-    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name.startswith("lm_head."))
-
-
 def load_model(directory: str | Path, *, dtype: str | None = None) -> HeliumForCausalLM:
-    """Return the model of a checkpoint directory, weights evaluated, ready to run.
+    """Return the causal LM of a checkpoint directory, weights evaluated, ready to run.
 
     `dtype` is one of bfloat16, float16, float32; None is the checkpoint's own, or float32 for quantized weights on
     the CPU (see `backend.py`). Quantized codes stay as they are; scales, biases and everything else take it.
     """
-    checkpoint = open_checkpoint(directory)
+    return _build(HeliumForCausalLM, open_checkpoint(directory), dtype)
+
+
+def load_pretrained(model_class: type[Model], directory: str | Path, *, dtype: str | None = None) -> Model:
+    """Return a model of any class, with a warning that names a head that had to be initialised or was left out."""
+    architecture = model_class.architecture
+    checkpoint = open_checkpoint(directory, architecture=architecture, any_head=True)
+    said = []
+    if checkpoint.missing_head:
+        said.append(f"{', '.join(checkpoint.missing_head)} not there, so initialised: train it before use")
+    if checkpoint.foreign_heads:
+        said.append(f"{', '.join(checkpoint.foreign_heads)} left out, since {model_class.__name__} has no such head")
+    if said:
+        warnings.warn(f"{checkpoint.directory}: {'; '.join(said)}", stacklevel=3)
+    return _build(model_class, checkpoint, dtype)
+
+
+def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | None) -> Model:
     config, target = checkpoint.config, _parse_dtype(dtype)
     if target is None:
         target = backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
-    model = HeliumForCausalLM(config, checkpoint.settings)
+    model = model_class(config, checkpoint.settings)  # pyright: ignore[reportCallIssue]
     weights = {name: _as_dtype(name, tensor, target, config) for name, tensor in read_tensors(checkpoint).items()}
-    model.load_weights(list(layout.merge_projections(weights, config, checkpoint.settings).items()))
+    weights = layout.merge_projections(weights, config, checkpoint.settings)
+    if model.architecture == "Model":
+        weights = {name.removeprefix(BODY_PREFIX): tensor for name, tensor in weights.items()}
+    weights |= {
+        name: tensor.astype(target) for name, tensor in model.tensors().items() if name in checkpoint.missing_head
+    }
+    model.load_weights(list(weights.items()))
     del weights
     # One layer at a time: the parts of a merged projection are let go before the next layer is read.
-    for layer in model.model.layers:
+    for layer in model.body.layers:
         mx.eval(layer.parameters())
     mx.eval(model.parameters())
     model.eval()
@@ -119,7 +178,7 @@ def load_model(directory: str | Path, *, dtype: str | None = None) -> HeliumForC
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
-    """Return the checkpoint's tensors, keyed by their names on disk; MLX reads each when it is first used."""
+    """Return the checkpoint's tensors, keyed by their names in a causal LM; MLX reads each when it is first used."""
     tensors: dict[str, mx.array] = {}
     for path in checkpoint.files:
         try:
@@ -127,7 +186,9 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: MLX cannot read it ({error})") from None
         assert isinstance(loaded, dict)
-        tensors |= {name: tensor for name, tensor in loaded.items() if not is_ignored(name, checkpoint.config)}
+        tensors |= {
+            checkpoint.name_of(name): tensor for name, tensor in loaded.items() if not checkpoint.is_ignored(name)
+        }
     return tensors
 
 
@@ -174,7 +235,9 @@ def _require_expected(checkpoint: Checkpoint) -> None:
     """Compare the tensors with what the config asks for, before a model of that size is built."""
     found = {name: info.shape for name, info in checkpoint.tensors.items()}
     # A config can ask for any number of layers: look no further than the files can satisfy.
-    expected = dict(islice(layout.tensor_shapes(checkpoint.config, checkpoint.settings), len(found) + 1))
+    shapes = layout.tensor_shapes(checkpoint.config, checkpoint.settings, checkpoint.architecture)
+    wanted = (item for item in shapes if item[0] not in checkpoint.missing_head)
+    expected = dict(islice(wanted, len(found) + 1))
     where = checkpoint.directory
     missing = [name for name in expected if name not in found]
     if missing:
@@ -201,6 +264,10 @@ def _allowed_dtypes(name: str, settings: ModuleSettings) -> tuple[str, ...]:
     if packing is not None and suffix == "scales" and packing.mode != "affine":
         return ("U8",)
     return tuple(FLOAT_DTYPES)
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(HEAD_PREFIXES)
 
 
 def _listing(items: list[str]) -> str:

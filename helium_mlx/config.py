@@ -20,6 +20,8 @@ from helium_mlx.rope import validate_rope_parameters
 
 CONFIG_FILE = "config.json"
 
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 # transformers' LlamaConfig, where a config.json leaves a field out.
@@ -34,6 +36,18 @@ _LLAMA_DEFAULTS: dict[str, object] = {
     "pad_token_id": None,
 }
 
+# Fields that transformers leaves out of config.json while they have these values.
+_UNWRITTEN_DEFAULTS: dict[str, object] = {
+    "dtype": None,
+    "problem_type": None,
+    "classifier_dropout": None,
+    "hidden_dropout": None,
+    "token_classification_bias": True,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "return_dict": True,
+}
+
 _DEFAULT_ROPE_THETA = {"helium": 100_000.0, "llama": 10_000.0}
 
 _SIZES = (
@@ -46,7 +60,16 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_cache")
+_FLAGS = (
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "use_cache",
+    "token_classification_bias",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+)
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -55,7 +78,8 @@ class HeliumConfig:
     """The shape of a Helium model; the defaults describe `kyutai/helium-1-preview-2b`.
 
     Field names and meanings are transformers'. `head_dim` and `num_key_value_heads` may be None: hidden_size /
-    num_attention_heads, and num_attention_heads. `quantization` is MLX's: `group_size`, `bits` and `mode`, and entries
+    num_attention_heads, and num_attention_heads. `num_labels` follows from `id2label`, or is 2. `quantization` is
+    MLX's: `group_size`, `bits` and `mode`, and entries
     that differ, keyed by module path. `dtype` is the one the tensors are stored in.
 
     Raises ConfigError, which names field, value and what is allowed, before anything is allocated.
@@ -81,6 +105,16 @@ class HeliumConfig:
     bos_token_id: int | None = 1
     attention_bias: bool = False
     mlp_bias: bool = False
+    num_labels: int = cast(int, None)
+    id2label: dict[int, str] = field(default_factory=dict)
+    label2id: dict[str, int] = field(default_factory=dict)
+    problem_type: str | None = None
+    classifier_dropout: float | None = None
+    hidden_dropout: float | None = None
+    token_classification_bias: bool = True
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    return_dict: bool = True
     dtype: str | None = None
     model_type: str = "helium"
     quantization: dict[str, object] | None = None
@@ -98,6 +132,7 @@ class HeliumConfig:
             self.head_dim = self.hidden_size // self.num_attention_heads
         self._require_heads()
         self._require_values()
+        self._settle_labels()
         self.rope_parameters = self._standardized_rope_parameters()
         validate_rope_parameters(self.rope_parameters, self.head_dim)
 
@@ -168,8 +203,14 @@ class HeliumConfig:
         quantization = values.pop("quantization")
         if quantization is not None:
             values["quantization"] = values["quantization_config"] = dict(quantization)
-        if self.dtype is None:
-            del values["dtype"]
+        # As in transformers, what a causal LM has no use for is written only where it was set.
+        values["id2label"] = {str(index): label for index, label in self.id2label.items()}
+        del values["num_labels"]
+        if self.id2label == _default_labels(2):
+            del values["id2label"], values["label2id"]
+        for name, default in _UNWRITTEN_DEFAULTS.items():
+            if values[name] == default:
+                del values[name]
         architecture = "HeliumForCausalLM" if self.model_type == "helium" else "LlamaForCausalLM"
         return dict(sorted(({"architectures": [architecture]} | self.extra | values).items()))
 
@@ -198,22 +239,54 @@ class HeliumConfig:
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        for name, low, high in (
-            ("rms_norm_eps", 0.0, 1.0),
-            ("initializer_range", 0.0, 100.0),
-            ("attention_dropout", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if not _is_number(value) or not low <= value < high or (name == "rms_norm_eps" and value == 0):
-                raise ConfigError(f"{name} is {value!r}; it must be a finite number from {low:g} to below {high:g}")
+        self._require_fractions()
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATION_NAMES:
             raise ConfigError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(sorted(ACTIVATION_NAMES))}")
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ConfigError(f"problem_type is {self.problem_type!r}; known are {', '.join(PROBLEM_TYPES)}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; known are {', '.join(DTYPES)}")
         for name in _TOKEN_IDS:
             self._require_token_id(name)
         if self.quantization is not None and not isinstance(self.quantization, dict):
             raise ConfigError(f"quantization is {self.quantization!r}; it must be an object with group_size and bits")
+
+    def _require_fractions(self) -> None:
+        for name, low, high in (
+            ("rms_norm_eps", 0.0, 1.0),
+            ("initializer_range", 0.0, 100.0),
+            ("attention_dropout", 0.0, 1.0),
+            ("classifier_dropout", 0.0, 1.0),
+            ("hidden_dropout", 0.0, 1.0),
+        ):
+            value: float | None = getattr(self, name)
+            if value is None and name in _UNWRITTEN_DEFAULTS:
+                continue
+            if (
+                value is None
+                or not _is_number(value)
+                or not low <= value < high
+                or (name == "rms_norm_eps" and value == 0)
+            ):
+                raise ConfigError(f"{name} is {value!r}; it must be a finite number from {low:g} to below {high:g}")
+
+    def _settle_labels(self) -> None:
+        if self.num_labels is not None and (not _is_int(self.num_labels) or not 0 < self.num_labels < 2**31):
+            raise ConfigError(f"num_labels is {self.num_labels!r}; it must be a whole number from 1 on")
+        if not self.id2label:
+            self.id2label = _default_labels(2 if self.num_labels is None else self.num_labels)
+        try:
+            self.id2label = {int(index): str(label) for index, label in self.id2label.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(f"id2label is {self.id2label!r}; it must map numbers to names") from None
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ConfigError(f"id2label has the numbers {sorted(self.id2label)}; they must be 0, 1, and so on")
+        if self.num_labels is not None and self.num_labels != len(self.id2label):
+            raise ConfigError(
+                f"num_labels is {self.num_labels}, but id2label has {len(self.id2label)} labels; keep one"
+            )
+        self.num_labels = len(self.id2label)
+        self.label2id = {label: index for index, label in self.id2label.items()}
 
     def _require_token_id(self, name: str) -> None:
         value: object = getattr(self, name)
@@ -238,6 +311,10 @@ class HeliumConfig:
         if parameters["rope_type"] in ("yarn", "longrope", "llama3"):
             parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         return parameters
+
+
+def _default_labels(count: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(count)}
 
 
 def _is_int(value: object) -> bool:

@@ -10,10 +10,8 @@ import json
 import math
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,15 +20,16 @@ import mlx.core as mx
 
 from helium_mlx import __version__, layout
 from helium_mlx.card import model_card
-from helium_mlx.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint, read_tensors
+from helium_mlx.checkpoint import Checkpoint, open_checkpoint, read_tensors
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
 from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError
 from helium_mlx.hub import resolve
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings, require_divisible, unquantized
-from helium_mlx.safetensors_writer import SafetensorsWriter, TensorPlan, plan_bytes, shards
+from helium_mlx.safetensors_writer import TensorPlan, plan_bytes
+from helium_mlx.saving import GENERATION_CONFIG_FILE, generation_values
 from helium_mlx.tokenizer import HeliumTokenizer
+from helium_mlx.weight_files import new_directory, write_json, write_weights
 
-GENERATION_CONFIG_FILE = "generation_config.json"
 CONVERSION_FILE = "conversion.json"
 CARD_FILE = "README.md"
 TOKENIZER_FILES = (
@@ -40,9 +39,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-
-# What mlx-lm and Hugging Face cut at.
-MAX_SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,9 @@ def convert(
         require_divisible(((path, columns) for path, (_, columns) in shapes), packing.group_size)
 
     config = _converted_config(source, packing, dtype)
-    with _written_beside(destination, overwrite=overwrite) as directory:
+    with new_directory(destination, replace=overwrite) as directory:
         _copy_tokenizer(source.directory, directory)
-        _write_json(directory / CONFIG_FILE, config.to_dict())
+        write_json(directory / CONFIG_FILE, config.to_dict())
         _write_generation_config(source, directory)
         total_bytes = _write_weights(source, config, directory, packing, on_progress)
         report = ConversionReport(
@@ -120,7 +116,7 @@ def convert(
         )
         record = asdict(report)
         del record["mlx_path"]
-        _write_json(directory / CONVERSION_FILE, record)
+        write_json(directory / CONVERSION_FILE, record)
         card = model_card(destination.name, source.directory, config, report.source, report.revision)
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
     return report
@@ -169,31 +165,6 @@ def _converted_config(source: Checkpoint, packing: QuantizationSettings | None, 
     return config
 
 
-@contextmanager
-def _written_beside(destination: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a directory to write into; it becomes `destination` if all goes well, and is removed if not."""
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
-    except OSError as error:
-        raise CheckpointError(f"{destination}: cannot be written ({error.strerror})") from None
-    try:
-        yield directory
-        # mkdtemp keeps others out; a checkpoint is for sharing.
-        directory.chmod(0o755)
-        if overwrite and destination.exists():
-            replaced = directory.with_suffix(".replaced")
-            destination.rename(replaced)
-            directory.rename(destination)
-            shutil.rmtree(replaced)
-        else:
-            directory.rename(destination)
-    except OSError as error:
-        raise CheckpointError(f"{destination}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def _write_weights(
     source: Checkpoint,
     config: HeliumConfig,
@@ -201,30 +172,23 @@ def _write_weights(
     packing: QuantizationSettings | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> int:
-    """Write the weight files, and the index where there are several; return the bytes of all tensors."""
+    """Write the weight files; return the bytes of all tensors."""
     settings: ModuleSettings = dict.fromkeys((path for path, _ in layout.weight_shapes(config)), packing).get
     plans = dict(_plans(config, settings))
-    files = shards(plans.items(), MAX_SHARD_BYTES)
-    names = [WEIGHTS_FILE] if len(files) == 1 else [
-        f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
-    ]  # fmt: skip
-    total, done = sum(map(plan_bytes, plans.values())), 0
-    tensors = read_tensors(source)
-    with ExitStack() as stack:
-        writers: dict[str, SafetensorsWriter] = {}
-        for name, plan in zip(names, files, strict=True):
-            writers |= dict.fromkeys(plan, stack.enter_context(SafetensorsWriter(directory / name, plan)))
-        for path in list(tensors):
-            for name, tensor in _converted(path, tensors.pop(path), config, settings).items():
-                writers[name].write(name, tensor)
-                done += tensor.nbytes
-                if on_progress:
-                    on_progress(done, total)
-    if len(files) > 1:
-        weight_map = {tensor: name for name, plan in zip(names, files, strict=True) for tensor in plan}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(directory / INDEX_FILE, index)
+    total = sum(map(plan_bytes, plans.values()))
+    for done in write_weights(directory, plans, _converted_tensors(source, config, settings)):
+        if on_progress:
+            on_progress(done, total)
     return total
+
+
+def _converted_tensors(
+    source: Checkpoint, config: HeliumConfig, settings: ModuleSettings
+) -> Iterator[tuple[str, mx.array]]:
+    tensors = read_tensors(source)
+    for name in list(tensors):
+        # Popped, so that nothing keeps a tensor once it is written.
+        yield from _converted(name, tensors.pop(name), config, settings).items()
 
 
 def _plans(config: HeliumConfig, settings: ModuleSettings) -> Iterator[tuple[str, TensorPlan]]:
@@ -264,11 +228,7 @@ def _write_generation_config(source: Checkpoint, directory: Path) -> None:
     if path.is_file():
         shutil.copyfile(path, directory / GENERATION_CONFIG_FILE)
         return
-    config = source.config
-    ids = {
-        "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id
-    }  # fmt: skip
-    _write_json(directory / GENERATION_CONFIG_FILE, {key: value for key, value in ids.items() if value is not None})
+    write_json(directory / GENERATION_CONFIG_FILE, generation_values(source.config))
 
 
 def _read_json(path: Path) -> Mapping[str, object]:
@@ -279,10 +239,6 @@ def _read_json(path: Path) -> Mapping[str, object]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
     return values if isinstance(values, dict) else {}
-
-
-def _write_json(path: Path, values: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

@@ -17,6 +17,10 @@ class TokenizerError(HeliumError, ValueError):
     """A tokenizer file that is missing or malformed, or text and ids that it cannot take."""
 
 
+class ArgumentError(HeliumError, ValueError):
+    """An argument of a model's forward pass that does not fit the model or the other arguments."""
+
+
 class GenerationError(HeliumError, ValueError):
     """Generation options that are out of range or exclude each other."""
 

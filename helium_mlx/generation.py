@@ -13,7 +13,8 @@ from typing import Literal, ParamSpec, cast
 
 import mlx.core as mx
 
-from helium_mlx.cache import KVCache, make_cache, require_cache
+from helium_mlx.arguments import length_of_past
+from helium_mlx.cache import KVCache, make_cache
 from helium_mlx.errors import ContextOverflowError, GenerationError
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.sampling import Sampler, SamplingOptions, logprobs
@@ -85,8 +86,7 @@ def stream_generate(
         raise GenerationError(f"logprobs is {logprobs}; it must be from 0 to vocab_size = {model.config.vocab_size}")
     tokens = _prompt_tokens(model, tokenizer, prompt)
     cache = make_cache(model) if cache is None else cache
-    require_cache(cache, len(model.model.layers))
-    room = _room_after(model, cache[0].offset, len(tokens))
+    room = _room_after(model, length_of_past(cache, model.config), len(tokens))
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
     return _stream(
         Decoding(model, cache, options, logprobs),
@@ -125,11 +125,11 @@ def prefill(
     prompt = mx.array(list(tokens), dtype=mx.int32)[None]
     last = (len(tokens) - 1) // step_size * step_size
     for start in range(0, last, step_size):
-        model.model(prompt[:, start : start + step_size], past_key_values=cache)
+        model.model.run(model.model.embed_tokens(prompt[:, start : start + step_size]), cache)
         mx.eval([layer.state for layer in cache])
         if on_progress:
             on_progress(start + step_size, len(tokens))
-    return model(prompt[:, last:], past_key_values=cache, logits_to_keep=1).logits[:, -1]
+    return model.next_logits(prompt[:, last:], cache)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Decoding:
             step = following
 
     def _forward(self, token: mx.array) -> mx.array:
-        return self.model(token[None], past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
+        return self.model.next_logits(token[None], self.cache)
 
     def _sample(self, sampler: Sampler, logits: mx.array) -> list[mx.array]:
         """Start computing a token: [token], or [token, its log-probability, top ids, their log-probabilities]."""

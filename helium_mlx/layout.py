@@ -6,6 +6,7 @@ quantized differently stay apart.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import mlx.core as mx
 
@@ -44,8 +45,27 @@ def layer_prefix(index: int) -> str:
     return f"model.layers.{index}"
 
 
+Architecture = Literal["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"]
+"""A transformers class without the name of its family, Helium or Llama."""
+
+# What a head's tensors begin with.
+HEAD_PREFIXES = ("lm_head.", "score.")
+
+
+def head_shapes(config: HeliumConfig, architecture: Architecture) -> Shapes:
+    """Return the tensors that `architecture` has on top of the decoder, unquantized."""
+    if architecture == "ForCausalLM":
+        return {} if config.tie_word_embeddings else {"lm_head.weight": (config.vocab_size, config.hidden_size)}
+    if architecture == "Model":
+        return {}
+    score: Shapes = {"score.weight": (config.num_labels, config.hidden_size)}
+    if architecture == "ForTokenClassification" and config.token_classification_bias:
+        score["score.bias"] = (config.num_labels,)
+    return score
+
+
 def weight_shapes(config: HeliumConfig) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the modules that can be quantized, as (path, (rows, columns)), in the order of the forward pass."""
+    """Yield the modules of a causal LM that can be quantized, as (path, (rows, columns)), in forward order."""
     yield "model.embed_tokens", (config.vocab_size, config.hidden_size)
     for index in range(config.num_hidden_layers):
         for path, (rows, columns, _) in projection_sizes(config).items():
@@ -54,10 +74,16 @@ def weight_shapes(config: HeliumConfig) -> Iterator[tuple[str, tuple[int, int]]]
         yield "lm_head", (config.vocab_size, config.hidden_size)
 
 
-def tensor_shapes(config: HeliumConfig, settings: ModuleSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield every tensor of a causal-LM checkpoint, as (name on disk, shape on disk)."""
+def tensor_shapes(
+    config: HeliumConfig, settings: ModuleSettings, architecture: Architecture = "ForCausalLM"
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield every tensor of a checkpoint, as (name on disk, shape on disk)."""
     sizes = projection_sizes(config)
+    if architecture != "ForCausalLM":
+        yield from head_shapes(config, architecture).items()
     for path, (rows, columns) in weight_shapes(config):
+        if path == "lm_head" and architecture != "ForCausalLM":
+            continue
         packing = settings(path)
         shapes: Shapes = {"weight": (rows, columns)} if packing is None else {**packing.packed_shapes(rows, columns)}
         if any(has_bias and path.endswith(part) for part, (_, _, has_bias) in sizes.items()):

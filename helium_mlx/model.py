@@ -1,23 +1,33 @@
-"""The Helium decoder, whole, next to transformers' `modeling_helium.py`.
+"""The Helium decoder and its heads, whole, next to transformers' `modeling_helium.py`.
 
 What deviates from it: q/k/v and gate/up are one matrix each (see `layout.py`), queries and keys are rotated in one
 call, and the cache carries out the attention. RMSNorm multiplies by its gain after rounding to the activations' dtype,
-as `mx.fast.rms_norm` does; transformers' Helium does so before, which shows in bfloat16 only.
+as `mx.fast.rms_norm` does; transformers' Helium does so before, which shows in bfloat16 only. Arguments that do not
+fit are refused before anything is computed (see `arguments.py`).
 
 What this file does not know: files, dtypes on disk, tokenizers, sampling.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache as memoized
+from typing import ClassVar, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from helium_mlx import backend, layout
+from helium_mlx import arguments, backend, layout, losses
 from helium_mlx.activations import ACTIVATIONS, make_activation
-from helium_mlx.cache import KVCache, Mask, causal_mask, require_cache
+from helium_mlx.cache import KVCache, Mask, causal_mask, new_cache
 from helium_mlx.config import HeliumConfig
+from helium_mlx.masks import attention_bias, explicit_mask
+from helium_mlx.outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    ModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from helium_mlx.pretrained import HeliumPreTrainedModel
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings, unquantized
 from helium_mlx.rope import RotaryEmbedding, Rotation
 
@@ -26,23 +36,7 @@ Projection = Callable[[mx.array], mx.array]
 Gate = Callable[[mx.array, mx.array], mx.array]
 """act(gate) * up."""
 
-
-@dataclass
-class BaseModelOutputWithPast:
-    """`last_hidden_state` (B, L, D), normed; `hidden_states`: the embeddings and each layer's output, last normed."""
-
-    last_hidden_state: mx.array
-    past_key_values: list[KVCache] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
-
-
-@dataclass
-class CausalLMOutputWithPast:
-    """`logits` (B, positions kept, vocab_size), and what `BaseModelOutputWithPast` holds."""
-
-    logits: mx.array
-    past_key_values: list[KVCache] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
+Output = TypeVar("Output", bound=ModelOutput)
 
 
 class HeliumAttention(nn.Module):
@@ -58,25 +52,49 @@ class HeliumAttention(nn.Module):
         self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 * attention_factor**2
+        self.dropout = config.attention_dropout
         self._merged = _add_projections(self, "self_attn.qkv_proj", config, layer, settings)
         self.o_proj = _projection("self_attn.o_proj", config, settings(f"{layer}.self_attn.o_proj"))
 
-    def __call__(self, x: mx.array, mask: Mask, rotate: Rotation, cache: KVCache | None) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: Mask, rotate: Rotation, cache: KVCache | None, weights_wanted: bool = False
+    ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
         n_rotated = self.n_heads + self.n_kv_heads
         qkv = self._project(x).reshape(B, L, n_rotated + self.n_kv_heads, self.head_dim).transpose(0, 2, 1, 3)
         rotated, values = rotate(qkv[:, :n_rotated]), qkv[:, n_rotated:]
         queries, keys = rotated[:, : self.n_heads], rotated[:, self.n_heads :]
-        if cache is None:
+        weights = None
+        if weights_wanted or (self.training and self.dropout > 0):
+            if cache is not None:
+                keys, values = cache.update_and_fetch(keys, values)
+            output, weights = self._attend_step_by_step(queries, keys, values, mask)
+        elif cache is None:
             output = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
         else:
             output = cache.attend(queries, keys, values, scale=self.scale, mask=mask)
-        return self.o_proj(output.transpose(0, 2, 1, 3).reshape(B, L, -1))
+        return self.o_proj(output.transpose(0, 2, 1, 3).reshape(B, L, -1)), weights
 
     def _project(self, x: mx.array) -> mx.array:
         if self._merged:
             return self.qkv_proj(x)
         return mx.concatenate([self.q_proj(x), self.k_proj(x), self.v_proj(x)], axis=-1)
+
+    def _attend_step_by_step(
+        self, queries: mx.array, keys: mx.array, values: mx.array, mask: Mask
+    ) -> tuple[mx.array, mx.array]:
+        """Return the attention and its weights after the softmax; the fused kernel keeps those to itself."""
+        repeats = self.n_heads // self.n_kv_heads
+        keys, values = mx.repeat(keys, repeats, axis=1), mx.repeat(values, repeats, axis=1)
+        scores = (queries @ keys.swapaxes(-1, -2)) * self.scale
+        bias = explicit_mask(mask, queries.shape[2], keys.shape[2], scores.dtype)
+        if bias is not None:
+            scores = scores + bias
+        weights = mx.softmax(scores.astype(mx.float32), axis=-1).astype(queries.dtype)
+        if self.training and self.dropout > 0:
+            kept = mx.random.bernoulli(1 - self.dropout, weights.shape)
+            weights = mx.where(kept, weights / (1 - self.dropout), 0)
+        return weights @ values, weights
 
 
 class HeliumMLP(nn.Module):
@@ -114,17 +132,21 @@ class HeliumDecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, h: mx.array, mask: Mask, rotate: Rotation, cache: KVCache | None) -> mx.array:
-        h = h + self.self_attn(self.input_layernorm(h), mask, rotate, cache)
-        return h + self.mlp(self.post_attention_layernorm(h))
+    def __call__(
+        self, h: mx.array, mask: Mask, rotate: Rotation, cache: KVCache | None, weights_wanted: bool = False
+    ) -> tuple[mx.array, mx.array | None]:
+        attended, weights = self.self_attn(self.input_layernorm(h), mask, rotate, cache, weights_wanted)
+        h = h + attended
+        return h + self.mlp(self.post_attention_layernorm(h)), weights
 
 
-class HeliumModel(nn.Module):
-    """Embeddings, decoder layers and the final norm; no head."""
+class HeliumModel(HeliumPreTrainedModel):
+    """Embeddings, decoder layers and the final norm; no head. transformers' class of the same name."""
+
+    architecture: ClassVar[layout.Architecture] = "Model"
 
     def __init__(self, config: HeliumConfig, settings: ModuleSettings = unquantized) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self._rope = RotaryEmbedding(
             config.rope_parameters,
             head_dim=config.head_dim,
@@ -137,63 +159,243 @@ class HeliumModel(nn.Module):
             for index in range(config.num_hidden_layers)
         ]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        _initialize(self, config.initializer_range)
 
     def __call__(
         self,
-        input_ids: mx.array,
-        *,
+        input_ids: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
         past_key_values: list[KVCache] | None = None,
-        output_hidden_states: bool = False,
+        inputs_embeds: mx.array | None = None,
+        use_cache: bool | None = None,
+        cache_position: mx.array | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> BaseModelOutputWithPast:
-        """Run `input_ids`, integers of shape (B, L), after what `past_key_values` holds; that cache is extended."""
-        caches: list[KVCache | None] = [None] * len(self.layers)
-        offset, mask = 0, causal_mask(input_ids.shape[1])
-        if past_key_values is not None:
-            require_cache(past_key_values, len(self.layers))
-            caches = [*past_key_values]
-            offset, mask = past_key_values[0].offset, past_key_values[0].mask(input_ids.shape[1])
-        rotate = self._rope.at(offset, input_ids.shape[1])
+        """Run tokens after what `past_key_values` holds; that cache is extended. Arguments are transformers'.
 
-        h = self.embed_tokens(input_ids)
-        stream = [h]
+        `input_ids`: integers (B, L), or instead `inputs_embeds` (B, L, hidden_size). `attention_mask`: see
+        `masks.attention_bias`. `position_ids`: integers (B or 1, L). `cache_position`: integers (L,), which must be the
+        places behind the cache. The three `output_` and `return_` flags and `use_cache` default to the config's.
+
+        Raises ArgumentError, before anything is computed, for arguments that do not fit the model or each other.
+        """
+        config = self.config
+        arguments.check_inputs(
+            config, past_key_values, input_ids, inputs_embeds, attention_mask, position_ids, cache_position
+        )
+        if past_key_values is None and _setting(use_cache, config.use_cache):
+            past_key_values = new_cache(config.num_hidden_layers)
+        output = self.run(
+            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds,
+            past_key_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            attentions_wanted=_setting(output_attentions, config.output_attentions),
+            hidden_states_wanted=_setting(output_hidden_states, config.output_hidden_states),
+        )
+        return _returned(output, return_dict, config)
+
+    def run(
+        self,
+        h: mx.array,
+        past_key_values: list[KVCache] | None,
+        *,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        attentions_wanted: bool = False,
+        hidden_states_wanted: bool = False,
+    ) -> BaseModelOutputWithPast:
+        """Run embeddings (B, L, D), unchecked: the forward pass itself, and what generation calls."""
+        L = h.shape[1]
+        caches: list[KVCache] | list[None] = [None] * len(self.layers) if past_key_values is None else past_key_values
+        offset = 0 if past_key_values is None else past_key_values[0].offset
+        # As in transformers, packed sequences are looked for only where there is no cache.
+        packed = position_ids if past_key_values is None else None
+        mask = attention_bias(attention_mask, packed, length=L, offset=offset, dtype=h.dtype)
+        if mask is None:
+            mask = causal_mask(L) if past_key_values is None else past_key_values[0].mask(L)
+        rotate = self._rope.at(offset, L) if position_ids is None else self._rope.at_positions(position_ids)
+
+        hidden_states, attentions = [h], []
         for layer, cache in zip(self.layers, caches, strict=True):
-            h = layer(h, mask, rotate, cache)
-            stream.append(h)
-        h = stream[-1] = self.norm(h)
-        return BaseModelOutputWithPast(h, past_key_values, tuple(stream) if output_hidden_states else None)
+            h, weights = layer(h, mask, rotate, cache, attentions_wanted)
+            hidden_states.append(h)
+            attentions.append(weights)
+        h = hidden_states[-1] = self.norm(h)
+        return BaseModelOutputWithPast(
+            last_hidden_state=h,
+            past_key_values=past_key_values,
+            hidden_states=tuple(hidden_states) if hidden_states_wanted else None,
+            attentions=tuple(attentions) if attentions_wanted else None,
+        )
 
 
-class HeliumForCausalLM(nn.Module):
+class HeliumForCausalLM(HeliumPreTrainedModel):
     """Helium with its language-model head, which shares the embedding where `tie_word_embeddings` says so.
 
     Source: `kyutai/helium-1-preview-2b` and transformers' class of the same name. A new model has random weights,
     normal with standard deviation `initializer_range`; `helium_mlx.load` returns one with a checkpoint's.
     """
 
+    architecture: ClassVar[layout.Architecture] = "ForCausalLM"
+
     def __init__(self, config: HeliumConfig, settings: ModuleSettings = unquantized) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.model = HeliumModel(config, settings)
         if not config.tie_word_embeddings:
             self.lm_head = _linear(config.hidden_size, config.vocab_size, False, settings("lm_head"))
-        self.apply_to_modules(lambda _, module: _initialize(module, config.initializer_range))
+            _initialize(self.lm_head, config.initializer_range)
 
     def __call__(
         self,
-        input_ids: mx.array,
-        *,
+        input_ids: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
         past_key_values: list[KVCache] | None = None,
-        logits_to_keep: int = 0,
-        output_hidden_states: bool = False,
+        inputs_embeds: mx.array | None = None,
+        labels: mx.array | None = None,
+        use_cache: bool | None = None,
+        cache_position: mx.array | None = None,
+        logits_to_keep: int | mx.array = 0,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast:
-        """Return the logits of the last `logits_to_keep` positions, or of all for 0.
+        """Return logits and, with `labels`, the loss. Arguments as for `HeliumModel`, and:
 
-        `input_ids`: integers of shape (B, L), which follow what `past_key_values` holds; that cache is extended.
+        `labels`: integers (B, L), -100 where there is none; the logits before each predict it. `logits_to_keep`: how
+        many positions to keep from the end, 0 for all, or their indices.
         """
-        output = self.model(input_ids, past_key_values=past_key_values, output_hidden_states=output_hidden_states)
-        h = output.last_hidden_state[:, -logits_to_keep:]
-        head = self.model.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
-        return CausalLMOutputWithPast(head(h), output.past_key_values, output.hidden_states)
+        arguments.check_labels(labels, input_ids, inputs_embeds, self.config.vocab_size)
+        output = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache_position,
+            output_attentions, output_hidden_states, return_dict=True,
+        )  # fmt: skip
+        logits = self.logits(arguments.kept_positions(output.last_hidden_state, logits_to_keep))
+        if labels is not None:
+            arguments.check_all_logits_kept(logits, labels)
+        loss = None if labels is None else losses.causal_lm_loss(logits, labels)
+        result = CausalLMOutputWithPast(loss, logits, output.past_key_values, output.hidden_states, output.attentions)
+        return _returned(result, return_dict, self.config)
+
+    def logits(self, h: mx.array) -> mx.array:
+        """Return the logits (..., vocab_size) of normed hidden states (..., hidden_size)."""
+        return self.model.embed_tokens.as_linear(h) if self.config.tie_word_embeddings else self.lm_head(h)
+
+    def next_logits(self, input_ids: mx.array, cache: list[KVCache]) -> mx.array:
+        """Run `input_ids` (B, L), unchecked; return the last position's logits (B, vocab_size): what decoding needs."""
+        output = self.model.run(self.model.embed_tokens(input_ids), cache)
+        return self.logits(output.last_hidden_state[:, -1])
+
+
+class HeliumForSequenceClassification(HeliumPreTrainedModel):
+    """Helium with a linear head on the rightmost token of each row that is not padding."""
+
+    architecture: ClassVar[layout.Architecture] = "ForSequenceClassification"
+
+    def __init__(self, config: HeliumConfig, settings: ModuleSettings = unquantized) -> None:
+        super().__init__(config)
+        self.model = HeliumModel(config, settings)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        _initialize(self.score, config.initializer_range)
+
+    def __call__(
+        self,
+        input_ids: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        past_key_values: list[KVCache] | None = None,
+        inputs_embeds: mx.array | None = None,
+        labels: mx.array | None = None,
+        use_cache: bool | None = None,
+        cache_position: mx.array | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutputWithPast:
+        """Return logits (B, num_labels) and, with `labels`, the loss that `problem_type` names or the labels imply.
+
+        `labels`: classes (B,); numbers (B,) or (B, num_labels) for regression; 0/1 floats (B, num_labels) for several
+        labels at once. Raises ArgumentError for a batch of several rows without a pad token.
+        """
+        config = self.config
+        arguments.check_poolable(input_ids, inputs_embeds, config)
+        problem_type = arguments.check_class_labels(labels, input_ids, inputs_embeds, config)
+        output = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache_position,
+            output_attentions, output_hidden_states, return_dict=True,
+        )  # fmt: skip
+        h = _rightmost_token(output.last_hidden_state, input_ids, config.pad_token_id)
+        logits = self.score(h)
+        loss = None
+        if labels is not None and problem_type is not None:
+            loss = losses.sequence_classification_loss(logits, labels, problem_type)
+        result = SequenceClassifierOutputWithPast(
+            loss, logits, output.past_key_values, output.hidden_states, output.attentions
+        )
+        return _returned(result, return_dict, config)
+
+
+class HeliumForTokenClassification(HeliumPreTrainedModel):
+    """Helium with dropout and a linear head on every token."""
+
+    architecture: ClassVar[layout.Architecture] = "ForTokenClassification"
+
+    def __init__(self, config: HeliumConfig, settings: ModuleSettings = unquantized) -> None:
+        super().__init__(config)
+        self.model = HeliumModel(config, settings)
+        given = [rate for rate in (config.classifier_dropout, config.hidden_dropout) if rate is not None]
+        self.dropout = nn.Dropout(given[0] if given else 0.1)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=config.token_classification_bias)
+        _initialize(self.score, config.initializer_range)
+
+    def __call__(
+        self,
+        input_ids: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        past_key_values: list[KVCache] | None = None,
+        inputs_embeds: mx.array | None = None,
+        labels: mx.array | None = None,
+        use_cache: bool | None = None,
+        cache_position: mx.array | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TokenClassifierOutput:
+        """Return logits (B, L, num_labels) and, with `labels` (B, L), -100 where there is none, the loss."""
+        arguments.check_labels(labels, input_ids, inputs_embeds, self.config.num_labels)
+        output = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache_position,
+            output_attentions, output_hidden_states, return_dict=True,
+        )  # fmt: skip
+        logits = self.score(self.dropout(output.last_hidden_state))
+        loss = None if labels is None else losses.cross_entropy(logits, labels)
+        result = TokenClassifierOutput(loss, logits, output.hidden_states, output.attentions)
+        return _returned(result, return_dict, self.config)
+
+
+def _setting(given: bool | None, configured: bool) -> bool:
+    return configured if given is None else given
+
+
+def _returned(output: Output, return_dict: bool | None, config: HeliumConfig) -> Output:
+    # Typed as transformers types it, though a tuple where that is asked for.
+    return output if _setting(return_dict, config.return_dict) else cast(Output, output.to_tuple())
+
+
+def _rightmost_token(h: mx.array, input_ids: mx.array | None, pad_token_id: int | None) -> mx.array:
+    """Return, of (B, L, D), each row's rightmost token that is not padding, (B, D).
+
+    Without ids or a pad token it is the last; a row of nothing but padding gives its first, as in transformers.
+    """
+    if input_ids is None or pad_token_id is None:
+        return h[:, -1]
+    places = mx.arange(input_ids.shape[1]) * (input_ids != pad_token_id)
+    return mx.take_along_axis(h, mx.argmax(places, axis=-1)[:, None, None], axis=1)[:, 0]
 
 
 def _linear(columns: int, rows: int, bias: bool, packing: QuantizationSettings | None) -> nn.Module:
@@ -238,7 +440,12 @@ def _gating(hidden_act: str) -> Gate:
 
 
 def _initialize(module: nn.Module, deviation: float) -> None:
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        module.weight = mx.random.normal(module.weight.shape, scale=deviation)
-        if "bias" in module:
-            module.bias = mx.zeros(module.weight.shape[0])
+    """Give every matrix inside random values and every bias zeros, as transformers initialises this family."""
+
+    def initialize(_: str, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight = mx.random.normal(module.weight.shape, scale=deviation)
+            if "bias" in module:
+                module.bias = mx.zeros(module.weight.shape[0])
+
+    module.apply_to_modules(initialize)

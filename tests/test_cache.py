@@ -1,8 +1,6 @@
 import mlx.core as mx
-import pytest
 
-from helium_mlx.cache import KVCache, require_cache
-from helium_mlx.errors import GenerationError
+from helium_mlx.cache import KVCache
 
 
 def token(value: float, length: int = 1) -> mx.array:
@@ -64,15 +62,3 @@ def test_nbytes_counts_what_is_held() -> None:
     assert cache.nbytes == 0
     cache.update_and_fetch(token(0), token(0))
     assert cache.nbytes == 2 * 2 * 256 * 4 * 4
-
-
-def test_a_cache_of_another_depth_is_refused() -> None:
-    with pytest.raises(GenerationError, match="needs 2"):
-        require_cache([KVCache()], 2)
-
-
-def test_layers_out_of_step_are_refused() -> None:
-    ahead = KVCache()
-    ahead.update_and_fetch(token(0), token(0))
-    with pytest.raises(GenerationError, match=r"\[0, 1\]"):
-        require_cache([KVCache(), ahead], 2)

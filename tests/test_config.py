@@ -163,5 +163,44 @@ def test_a_missing_file_says_what_is_needed(tmp_path: Path) -> None:
 
 
 def test_every_field_is_written() -> None:
-    written = HeliumConfig(dtype="float32", quantization={"bits": 4}).to_dict()
-    assert {f.name for f in dataclasses.fields(HeliumConfig)} - {"extra"} <= written.keys()
+    config = HeliumConfig(
+        dtype="float32",
+        quantization={"bits": 4},
+        num_labels=3,
+        problem_type="regression",
+        classifier_dropout=0.5,
+        hidden_dropout=0.5,
+        token_classification_bias=False,
+        output_hidden_states=True,
+        output_attentions=True,
+        return_dict=False,
+    )
+    # As in transformers, the number of labels is said by their names.
+    assert {f.name for f in dataclasses.fields(HeliumConfig)} - {"extra", "num_labels"} <= config.to_dict().keys()
+
+
+def test_what_a_causal_lm_has_no_use_for_is_not_written() -> None:
+    written = HeliumConfig().to_dict().keys()
+    assert not written & {"id2label", "label2id", "problem_type", "classifier_dropout", "return_dict"}
+
+
+def test_labels_are_counted_by_their_names() -> None:
+    config = HeliumConfig.from_dict(config_values(id2label={"0": "a", "1": "b", "2": "c"}))
+    assert (config.num_labels, config.label2id) == (3, {"a": 0, "b": 1, "c": 2})
+    assert HeliumConfig(num_labels=4).id2label[3] == "LABEL_3"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_labels": 0}, "num_labels is 0"),
+        ({"num_labels": 3, "id2label": {"0": "a", "1": "b"}}, "keep one"),
+        ({"id2label": {"0": "a", "2": "b"}}, "0, 1, and so on"),
+        ({"id2label": ["a", "b"]}, "map numbers"),
+        ({"problem_type": "ranking"}, "regression"),
+        ({"classifier_dropout": 1.0}, "below 1"),
+    ],
+)
+def test_bad_labels_are_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        HeliumConfig.from_dict(config_values(**values))

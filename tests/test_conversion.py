@@ -14,7 +14,7 @@ from conftest import relative_error
 from tiny_checkpoints import CASES, config_values, write_checkpoint
 
 import helium_mlx
-from helium_mlx import conversion
+from helium_mlx import weight_files
 from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model
 from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError, TokenizerError
 from helium_mlx.safetensors_header import read_header
@@ -164,7 +164,7 @@ def test_converting_twice_gives_the_same_weights(tmp_path: Path) -> None:
 
 def test_shards_in_and_out_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     helium_mlx.convert("demo", str(tmp_path / "whole"), dtype="float32")
-    monkeypatch.setattr(conversion, "MAX_SHARD_BYTES", 2_000_000)
+    monkeypatch.setattr(weight_files, "MAX_SHARD_BYTES", 2_000_000)
     helium_mlx.convert("demo", str(tmp_path / "shards"), dtype="float32")
     monkeypatch.undo()
     shards = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
@@ -290,14 +290,14 @@ def test_an_exception_while_writing_leaves_the_old_directory(tmp_path: Path) -> 
 def test_ctrl_c_in_the_command_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import sys, time
-from helium_mlx import conversion, convert
+from helium_mlx import weight_files
 from helium_mlx.convert import main
-original = conversion.SafetensorsWriter.write
+original = weight_files.SafetensorsWriter.write
 def slow(self, name, tensor):
     print("writing", flush=True)
     time.sleep(0.2)
     original(self, name, tensor)
-conversion.SafetensorsWriter.write = slow
+weight_files.SafetensorsWriter.write = slow
 sys.exit(main(["--hf-path", "demo", "--mlx-path", sys.argv[1]]))
 """
     command = [sys.executable, "-c", code, str(tmp_path / "x")]

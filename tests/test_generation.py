@@ -6,7 +6,7 @@ import pytest
 
 import helium_mlx
 from helium_mlx.cache import make_cache
-from helium_mlx.errors import ContextOverflowError, GenerationError
+from helium_mlx.errors import ContextOverflowError, HeliumError
 from helium_mlx.generation import GenerationChunk, prefill
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -34,13 +34,13 @@ class Counted:
 
     def __init__(self, model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lengths: list[int] = []
-        original = type(model.model).__call__
+        original = type(model.model).run
 
-        def counting(module: object, input_ids: mx.array, **options: object) -> object:
-            self.lengths.append(input_ids.shape[1])
-            return original(module, input_ids, **options)  # pyright: ignore[reportArgumentType]
+        def counting(module: object, h: mx.array, *rest: object) -> object:
+            self.lengths.append(h.shape[1])
+            return original(module, h, *rest)  # pyright: ignore[reportArgumentType]
 
-        monkeypatch.setattr(type(model.model), "__call__", counting)
+        monkeypatch.setattr(type(model.model), "run", counting)
 
 
 def test_greedy_is_the_naive_loop(demo: Demo) -> None:
@@ -210,5 +210,5 @@ BAD: dict[str, tuple[object, dict[str, object], str]] = {
 def test_bad_input_is_refused_at_the_call(demo: Demo, name: str) -> None:
     prompt, options, said = BAD[name]
     call = cast(Callable[..., object], helium_mlx.stream_generate)
-    with pytest.raises(GenerationError, match=said):
+    with pytest.raises(HeliumError, match=said):
         call(*demo, prompt, **options)

@@ -5,7 +5,7 @@ from tiny_checkpoints import CASES
 
 from helium_mlx.cache import make_cache
 from helium_mlx.config import HeliumConfig
-from helium_mlx.errors import GenerationError
+from helium_mlx.errors import ArgumentError
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.rope import RotaryEmbedding
 
@@ -111,5 +111,5 @@ def test_a_new_model_has_weights_of_the_configured_deviation() -> None:
 
 def test_a_cache_of_another_model_is_refused(load_case: CaseLoader) -> None:
     model = load_case("helium-mha")
-    with pytest.raises(GenerationError, match="make_cache"):
+    with pytest.raises(ArgumentError, match="make_cache"):
         model(PROMPT, past_key_values=make_cache(model)[:-1])

@@ -1,0 +1,58 @@
+"""From transformers' forms of `attention_mask` and `position_ids` to the mask that attention takes.
+
+Masks are additive with the dtype's smallest finite number where nothing is to be seen, as transformers' eager
+attention has them: a row that may see nothing then attends evenly, where -inf would give NaN.
+"""
+
+import mlx.core as mx
+
+from helium_mlx.cache import Mask
+
+
+def attention_bias(
+    attention_mask: mx.array | None, position_ids: mx.array | None, *, length: int, offset: int, dtype: mx.Dtype
+) -> Mask:
+    """Return the mask of `length` queries behind `offset` cached tokens; None stands for what the cache prescribes.
+
+    `attention_mask`: 2-D (B, offset + length), nonzero = a token; or 4-D (B or 1, heads or 1, length, offset + length),
+    boolean (True = attend) or additive, used as it is. `position_ids` (B or 1, length) is to be given only where
+    sequences may be packed behind each other: each gets its own causal block.
+    """
+    if attention_mask is None:
+        sequences = None if position_ids is None else packed_sequences(position_ids)
+        if sequences is None:
+            return None
+        allowed = _causal(length, offset) & (sequences[:, None, :, None] == sequences[:, None, None, :])
+        return _additive(allowed, dtype)
+    if attention_mask.ndim == 4:
+        return _additive(attention_mask, dtype) if attention_mask.dtype == mx.bool_ else attention_mask.astype(dtype)
+    return _additive(_causal(length, offset) & (attention_mask != 0)[:, None, None, :], dtype)
+
+
+def explicit_mask(mask: Mask, length: int, total: int, dtype: mx.Dtype) -> mx.array | None:
+    """Return a mask that can be added to scores (..., length, total): "causal" and boolean masks spelled out."""
+    if isinstance(mask, str):
+        mask = _causal(length, total - length)
+    if mask is not None and mask.dtype == mx.bool_:
+        return _additive(mask, dtype)
+    return mask
+
+
+def packed_sequences(position_ids: mx.array) -> mx.array | None:
+    """Number the sequences packed in each row, shape of `position_ids`; None if each row holds a single one.
+
+    A new sequence starts wherever a position does not follow the one before it. The array is read.
+    """
+    breaks = position_ids[:, 1:] - position_ids[:, :-1] != 1
+    if not breaks.any().item():
+        return None
+    first = mx.zeros((position_ids.shape[0], 1), mx.int32)
+    return mx.concatenate([first, mx.cumsum(breaks.astype(mx.int32), axis=1)], axis=1)
+
+
+def _causal(length: int, offset: int) -> mx.array:
+    return mx.arange(offset, offset + length)[:, None] >= mx.arange(offset + length)
+
+
+def _additive(allowed: mx.array, dtype: mx.Dtype) -> mx.array:
+    return mx.where(allowed, mx.array(0, dtype), mx.array(mx.finfo(dtype).min, dtype))

@@ -1,0 +1,117 @@
+"""What all models share: the part of transformers' `PreTrainedModel` that users call.
+
+Checkpoints are imported inside the methods: `checkpoint.py` builds models, so imports point from there to here.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from helium_mlx.config import HeliumConfig
+from helium_mlx.errors import ArgumentError
+from helium_mlx.layout import Architecture
+
+if TYPE_CHECKING:
+    from helium_mlx.model import HeliumModel
+
+Model = TypeVar("Model", bound="HeliumPreTrainedModel")
+
+
+class HeliumPreTrainedModel(nn.Module):
+    """A Helium model of any kind: reading, writing, its embeddings and its size."""
+
+    architecture: ClassVar[Architecture]
+
+    def __init__(self, config: HeliumConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], path_or_repo: str | Path, *, revision: str | None = None, dtype: str | None = None
+    ) -> Model:
+        """Return the model of a checkpoint directory, a Hub repository, or "demo", in evaluation mode.
+
+        A head that the checkpoint lacks is initialised, and heads of other kinds are left out; a warning names both.
+        Raises CheckpointError for anything else that is missing, extra or of another shape.
+        """
+        from helium_mlx.checkpoint import load_pretrained
+        from helium_mlx.hub import resolve
+
+        return load_pretrained(cls, resolve(path_or_repo, revision=revision), dtype=dtype)
+
+    def save_pretrained(self, directory: str | Path, *, max_shard_bytes: int | None = None) -> None:
+        """Write `config.json` and the weights, files of at most `max_shard_bytes` (5 GB), as transformers reads them.
+
+        Tensors keep their dtype, and a quantized model stays quantized, which transformers does not read.
+        """
+        from helium_mlx.saving import save_model
+
+        save_model(self, Path(directory), max_shard_bytes=max_shard_bytes)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, commit_message: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to a Hub repository, made if need be; return the commit's address.
+
+        Raises UploadError, one line, if the Hub refuses.
+        """
+        from helium_mlx.saving import push_model
+
+        return push_model(self, repo_id, private=private, commit_message=commit_message)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of tokens."""
+        return self.body.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of tokens; shape (vocab_size, hidden_size) as before."""
+        self.body.embed_tokens = cast(nn.Embedding, value)
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
+        """Make the vocabulary `new_num_tokens` long, in the embedding, the head and the config; return the embedding.
+
+        New rows are the mean of the old ones, as transformers' default has them but for noise of 1e-9.
+        """
+        if isinstance(new_num_tokens, bool) or not isinstance(new_num_tokens, int) or new_num_tokens < 1:
+            raise ArgumentError(f"new_num_tokens is {new_num_tokens!r}; expected a whole number from 1 on")
+        resized = [self.get_input_embeddings(), *([self["lm_head"]] if "lm_head" in self else [])]
+        if any("scales" in module for module in resized):
+            raise ArgumentError("a quantized embedding cannot be resized; resize the full-precision model")
+        for module in resized:
+            module.weight = _resized(module.weight, new_num_tokens)
+        for config in {id(c): c for c in (self.config, self.body.config)}.values():
+            config.vocab_size = new_num_tokens
+        return self.get_input_embeddings()
+
+    def num_parameters(self, *, only_trainable: bool = False) -> int:
+        """Return the number of weights; packed ones are counted unpacked, without their scales."""
+        return sum(_own_size(module, only_trainable) for _, module in self.named_modules())
+
+    @property
+    def body(self) -> "HeliumModel":
+        """The decoder, without a head."""
+        return cast("HeliumModel", self.get("model", self))
+
+    def tensors(self) -> dict[str, mx.array]:
+        """Return every parameter by its name in memory, where projections are merged."""
+        return cast(dict[str, mx.array], dict(tree_flatten(self.parameters())))
+
+
+def _own_size(module: nn.Module, only_trainable: bool) -> int:
+    arrays = {name: value for name, value in module.items() if isinstance(value, mx.array)}
+    sizes = {name: math.prod(array.shape) for name, array in arrays.items()}
+    if "scales" in sizes:
+        sizes = {name: size for name, size in sizes.items() if name not in ("scales", "biases")}
+        sizes["weight"] = sizes["weight"] * 32 // cast(int, module.bits)
+    return sum(size for name, size in sizes.items() if not (only_trainable and name in module._no_grad))
+
+
+def _resized(weight: mx.array, rows: int) -> mx.array:
+    missing = rows - weight.shape[0]
+    if missing <= 0:
+        return weight[:rows]
+    mean = weight.astype(mx.float32).mean(axis=0, keepdims=True).astype(weight.dtype)
+    return mx.concatenate([weight, mx.repeat(mean, missing, axis=0)])
