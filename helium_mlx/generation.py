@@ -70,6 +70,9 @@ def stream_generate(
 ) -> Iterator[GenerationChunk]:
     """Yield the completion of `prompt` (text, or token ids that are used as they are), a chunk a token.
 
+    The text is the new tokens decoded, so it begins, as in transformers, without the space that parts it from the
+    prompt.
+
     `temperature` 0 is greedy. `stop` strings end the text before they appear in it. `logprobs` asks for that many
     alternatives a token. `cache` holds what precedes the prompt and is extended. `prefill_step_size` tokens of the
     prompt are run at a time, and `on_progress(done, total)` is called after each step. A completion ends, with reason
