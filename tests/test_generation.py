@@ -212,3 +212,15 @@ def test_bad_input_is_refused_at_the_call(demo: Demo, name: str) -> None:
     call = cast(Callable[..., object], helium_mlx.stream_generate)
     with pytest.raises(HeliumError, match=said):
         call(*demo, prompt, **options)
+
+
+def test_what_could_have_been_a_stop_is_shown_when_the_text_ends(demo: Demo) -> None:
+    whole = helium_mlx.generate(*demo, PROMPT, max_tokens=20, ignore_eos=True)
+    almost = whole[-3:] + "§"
+    assert helium_mlx.generate(*demo, PROMPT, max_tokens=20, ignore_eos=True, stop=almost) == whole
+
+
+def test_the_cache_takes_memory_for_just_what_is_coming(demo: Demo) -> None:
+    cache = make_cache(demo[0])
+    collect(helium_mlx.stream_generate(*demo, [1] * 8, max_tokens=5, cache=cache, ignore_eos=True))
+    assert cache[0].state[0].shape[2] == 8 + 5 - 1

@@ -118,3 +118,8 @@ def test_logprobs_are_float32_and_sum_to_one() -> None:
 def test_options_out_of_range_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(GenerationError, match=f"{name} is {value}"):
         SamplingOptions(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_top_p_stops_at_exactly_p() -> None:
+    even = filtered_logits(mx.zeros((1, 4)), SamplingOptions(temperature=1.0, top_p=0.5))
+    assert mx.isfinite(even).sum().item() == 2
