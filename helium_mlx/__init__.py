@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from helium_mlx.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from helium_mlx.cache import KVCache, make_cache
     from helium_mlx.config import HeliumConfig
     from helium_mlx.conversion import ConversionReport, convert
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         UploadError,
     )
     from helium_mlx.generation import GenerationChunk, generate, stream_generate
+    from helium_mlx.generation_config import GenerationConfig
     from helium_mlx.loading import load
     from helium_mlx.model import (
         HeliumForCausalLM,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         HeliumForTokenClassification,
         HeliumModel,
     )
+    from helium_mlx.text_streamer import TextStreamer
     from helium_mlx.tokenizer import HeliumTokenizer
 
 __version__ = "0.1.0"
@@ -48,12 +51,18 @@ _HOMES = {
     "GenerationChunk": "generation",
     "convert": "conversion",
     "ConversionReport": "conversion",
+    "GenerationConfig": "generation_config",
+    "TextStreamer": "text_streamer",
     "HeliumConfig": "config",
     "HeliumModel": "model",
     "HeliumForCausalLM": "model",
     "HeliumForSequenceClassification": "model",
     "HeliumForTokenClassification": "model",
     "HeliumTokenizer": "tokenizer",
+    "AutoConfig": "auto",
+    "AutoModel": "auto",
+    "AutoModelForCausalLM": "auto",
+    "AutoTokenizer": "auto",
     "KVCache": "cache",
     "make_cache": "cache",
     "HeliumError": "errors",
@@ -69,11 +78,16 @@ _HOMES = {
 
 __all__ = [
     "ArgumentError",
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
     "CheckpointError",
     "ConfigError",
     "ContextOverflowError",
     "ConversionReport",
     "GenerationChunk",
+    "GenerationConfig",
     "GenerationError",
     "HeliumConfig",
     "HeliumError",
@@ -84,6 +98,7 @@ __all__ = [
     "HeliumTokenizer",
     "KVCache",
     "QuantizationError",
+    "TextStreamer",
     "TokenizerError",
     "UploadError",
     "convert",

@@ -88,6 +88,7 @@ class XIELU(nn.Module):
     """
 
     dtype = mx.bfloat16
+    constants = ("beta", "eps")
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,6 +96,7 @@ class XIELU(nn.Module):
         self.alpha_n = mx.full((1,), math.log(math.expm1(0.8 - 0.5)), self.dtype)
         self.beta = mx.array(0.5, self.dtype)
         self.eps = mx.array(-1e-6, self.dtype)
+        self.freeze(keys=list(self.constants))
 
     def __call__(self, x: mx.array) -> mx.array:
         alpha_p = self._slope(self.alpha_p)

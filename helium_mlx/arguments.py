@@ -5,6 +5,8 @@ what came and what was expected. Ids, labels and positions are read for it, whic
 lists costs nothing; generation, whose tokens are still being computed, goes past these checks.
 """
 
+from typing import cast
+
 import mlx.core as mx
 
 from helium_mlx.cache import KVCache
@@ -65,6 +67,8 @@ def length_of_past(past_key_values: object, config: HeliumConfig) -> int:
         raise ArgumentError(
             f"past_key_values has {len(past_key_values)} layers at {offsets}; expected {layers} at one: make_cache"
         )
+    if len({id(entry) for entry in past_key_values}) < layers:
+        raise ArgumentError("past_key_values has one cache in several layers; expected one for each: make_cache")
     expected = (config.num_key_value_heads, config.head_dim)
     for entry in past_key_values:
         if entry.heads_and_dim is not None and entry.heads_and_dim != expected:
@@ -99,12 +103,16 @@ def check_class_labels(
         _require_integers("labels", labels)
         _require_shape("labels", labels, [(B,), (B, 1)])
         _require_classes(labels, classes)
-    elif problem_type == "multi_label_classification":
+        return problem_type
+    _require_floats("labels", labels, problem_type)
+    if problem_type == "multi_label_classification":
         _require_shape("labels", labels, [(B, classes)])
-        _require_floats("labels", labels, problem_type)
+        if not ((labels >= 0) & (labels <= 1)).all().item():
+            raise ArgumentError(f"labels has values outside of 0 to 1; {problem_type} expects 1 where a label applies")
     else:
         _require_shape("labels", labels, [(B,), (B, 1)] if classes == 1 else [(B, classes)])
-        _require_floats("labels", labels, problem_type)
+        if not mx.isfinite(labels).all().item():
+            raise ArgumentError(f"labels has values that are not finite; {problem_type} expects numbers")
     return problem_type
 
 
@@ -115,27 +123,31 @@ def check_poolable(input_ids: mx.array | None, inputs_embeds: mx.array | None, c
         raise ArgumentError(f"input has {B} rows, but config.pad_token_id is None; set it, or give one row at a time")
 
 
-def kept_positions(h: mx.array, logits_to_keep: int | mx.array) -> mx.array:
-    """Return the positions of (B, L, D) that `logits_to_keep` names: so many from the end, 0 for all, or indices."""
-    L = h.shape[1]
+def check_logits_to_keep(
+    logits_to_keep: int | mx.array,
+    labels: mx.array | None,
+    input_ids: mx.array | None,
+    inputs_embeds: mx.array | None,
+) -> None:
+    """Raise ArgumentError unless `logits_to_keep` names positions of the input, and all of them where a loss is due."""
+    _, L = _batch_and_length(input_ids, inputs_embeds)
     if isinstance(logits_to_keep, mx.array):
         _require_integers("logits_to_keep", logits_to_keep)
-        if logits_to_keep.ndim != 1:
+        if logits_to_keep.ndim != 1 or logits_to_keep.size == 0:
             raise ArgumentError(f"logits_to_keep has shape {logits_to_keep.shape}; expected indices (count,)")
         _require_range("logits_to_keep", logits_to_keep, -L, L, "the number of positions")
-        return h[:, logits_to_keep]
-    if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int) or not 0 <= logits_to_keep <= L:
+    elif isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int) or not 0 <= logits_to_keep <= L:
         raise ArgumentError(f"logits_to_keep is {logits_to_keep!r}; expected a number from 0 to {L}, or an index array")
-    return h[:, L - logits_to_keep :] if logits_to_keep else h
+    # Indices in another order would put logits beside the labels of other tokens.
+    if labels is not None and (isinstance(logits_to_keep, mx.array) or logits_to_keep not in (0, L)):
+        raise ArgumentError(f"logits_to_keep is {_came(logits_to_keep)} beside labels; a loss needs all, so expected 0")
 
 
-def check_all_logits_kept(logits: mx.array, labels: mx.array) -> None:
-    """Raise ArgumentError if a loss is asked for of fewer positions than there are labels."""
-    if logits.shape[1] != labels.shape[1]:
-        raise ArgumentError(
-            f"logits_to_keep leaves {logits.shape[1]} positions, but labels has {labels.shape[1]}; "
-            "a loss needs all: leave logits_to_keep at 0"
-        )
+def kept_positions(h: mx.array, logits_to_keep: int | mx.array) -> mx.array:
+    """Return the positions of (B, L, D) that `logits_to_keep` names: so many from the end, 0 for all, or indices."""
+    if isinstance(logits_to_keep, mx.array):
+        return h[:, logits_to_keep]
+    return h[:, h.shape[1] - logits_to_keep :] if logits_to_keep else h
 
 
 def _batch_and_length(input_ids: mx.array | None, inputs_embeds: mx.array | None) -> tuple[int, int]:
@@ -169,10 +181,10 @@ def _check_cache_position(cache_position: mx.array, past: int, L: int) -> None:
     _require_array("cache_position", cache_position)
     _require_integers("cache_position", cache_position)
     _require_shape("cache_position", cache_position, [(L,)])
-    if not (cache_position == mx.arange(past, past + L)).all().item():
-        came = cache_position.tolist()
+    if not (cache_position.astype(mx.int64) == mx.arange(past, past + L)).all().item():
         raise ArgumentError(
-            f"cache_position is {came}; the cache goes on at {past}, so expected {past} to {past + L - 1}"
+            f"cache_position is {_came(cache_position)}; the cache goes on at {past}, "
+            f"so expected {past} to {past + L - 1}"
         )
 
 
@@ -205,10 +217,20 @@ def _require_range(name: str, array: mx.array, low: int, high: int, bound: str) 
 
 
 def _require_classes(labels: mx.array, classes: int) -> None:
+    # MLX compares with no number that the dtype does not reach, such as -100 in uint32.
+    labels = labels.astype(mx.int64).reshape(-1)
     wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
     if wrong.any().item():
-        value = labels.reshape(-1)[mx.argmax(wrong.reshape(-1))].item()
+        value = labels[mx.argmax(wrong)].item()
         raise ArgumentError(f"labels has the value {value}; expected 0 to {classes - 1}, or {IGNORE_INDEX} to ignore")
+
+
+def _came(value: int | mx.array) -> str:
+    """Return a value for an error of one line: all of a short array, the ends of a long one."""
+    if not isinstance(value, mx.array):
+        return repr(value)
+    items = [str(item) for item in cast(list[int], value.tolist())]
+    return f"[{', '.join(items if len(items) <= 8 else [*items[:3], '...', *items[-3:]])}]"
 
 
 def _name(dtype: mx.Dtype) -> str:

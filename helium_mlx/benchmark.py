@@ -160,7 +160,7 @@ def _whole_process(command: list[str]) -> tuple[float, float]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; option names are those of `benchmark`."""
-    parser = argparse.ArgumentParser(prog="helium_mlx.benchmark", description="Measure speed and memory here.")
+    parser = argparse.ArgumentParser(prog="helium-mlx benchmark", description="Measure speed and memory here.")
     parser.add_argument("--model", default="demo", help="directory, Hub repository or 'demo' (default: %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="length of the prompt (default: %(default)s)")
     parser.add_argument(

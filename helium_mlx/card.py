@@ -24,6 +24,8 @@ def model_card(name: str, source_directory: Path, config: HeliumConfig, source: 
         if quantization
         else str(config.dtype)
     )
+    notes = "".join(f"\n- {warning}." for warning in interoperability_warnings(config))
+    known = f"\nKnown:\n{notes}\n" if notes else ""
     toy = " That source is a toy for tests and demonstrations.\n" if source_directory == DEMO_DIRECTORY else ""
     return f"""---
 {chr(10).join(metadata)}
@@ -39,9 +41,23 @@ A base model: it continues text, and has no chat template.
 python -m helium_mlx.generate --model {name} --prompt "Bonjour"
 mlx_lm.generate --model {name} --prompt "Bonjour" --ignore-chat-template
 ```
-
+{known}
 What it was converted from and with, with the hash of every file: `conversion.json`.
 """
+
+
+def interoperability_warnings(config: HeliumConfig) -> list[str]:
+    """Return what mlx-lm does otherwise with such a model, one sentence each; nothing for the published ones."""
+    if config.model_type == "llama":
+        return [] if config.hidden_act == "silu" else [f"mlx-lm's Llama ignores hidden_act {config.hidden_act!r}"]
+    warnings = []
+    if config.tie_word_embeddings:
+        warnings.append("mlx-lm's Helium cannot open a checkpoint with tied embeddings")
+    if config.hidden_act not in ("silu", "swish"):
+        warnings.append(f"mlx-lm's Helium ignores hidden_act {config.hidden_act!r} or cannot open its parameters")
+    if config.rope_parameters["rope_type"] != "default":
+        warnings.append(f"mlx-lm's Helium ignores rope_type {config.rope_parameters['rope_type']!r}")
+    return warnings
 
 
 def _licence_lines(directory: Path) -> list[str]:

@@ -6,7 +6,8 @@ names lack the `model.`. What this file does not do: download (see `hub.py`), wr
 
 import json
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -17,10 +18,11 @@ from helium_mlx import backend, layout
 from helium_mlx.activations import XIELU
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
 from helium_mlx.errors import CheckpointError, ConfigError
+from helium_mlx.generation_config import GenerationConfig
 from helium_mlx.layout import HEAD_PREFIXES, Architecture
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.pretrained import HeliumPreTrainedModel
-from helium_mlx.quantization import ModuleSettings, module_settings
+from helium_mlx.quantization import ModuleSettings, module_settings, unquantized
 from helium_mlx.safetensors_header import FLOAT_DTYPES, TensorInfo, read_header
 
 WEIGHTS_FILE = "model.safetensors"
@@ -87,11 +89,17 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    directory: str | Path, *, architecture: Architecture = "ForCausalLM", any_head: bool = False
+    directory: str | Path,
+    *,
+    architecture: Architecture = "ForCausalLM",
+    any_head: bool = False,
+    config_values: Mapping[str, object] | None = None,
 ) -> Checkpoint:
     """Check a checkpoint directory and return what it holds; no tensor is read.
 
     With `any_head`, the architecture's head may be missing and heads of other kinds may be there.
+    `config_values` replace what the directory's config says.
+
     Raises CheckpointError for files, names or shapes that do not fit, ConfigError and QuantizationError for a
     `config.json` that no model can be built from.
     """
@@ -99,6 +107,8 @@ def open_checkpoint(
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; give a checkpoint directory, a Hub id or 'demo'")
     config = HeliumConfig.from_json_file(directory / CONFIG_FILE)
+    if config_values:
+        config = config.with_values(config_values)
     files = {path: read_header(path) for path in weight_files(directory)}
     names = [name for infos in files.values() for name in infos]
     _require_unique(directory, names)
@@ -106,14 +116,12 @@ def open_checkpoint(
     foreign_heads: tuple[str, ...] = ()
     if any_head:
         head = layout.head_shapes(config, architecture)
-        foreign_heads = tuple(
-            name for name in names if _is_head(name) and f"{name.rpartition('.')[0]}.weight" not in head
-        )
+        foreign_heads = tuple(name for name in names if _is_head(name) and _base_name(name) not in head)
         missing_head = tuple(
             name for name in head if name not in names and name.replace(".weight", ".scales") not in names
         )
-    settings = module_settings(config.quantization, [name for name in names if name not in foreign_heads])
-    checkpoint = Checkpoint(directory, config, architecture, files, settings, missing_head, foreign_heads)
+    checkpoint = Checkpoint(directory, config, architecture, files, unquantized, missing_head, foreign_heads)
+    checkpoint = replace(checkpoint, settings=module_settings(config.quantization, checkpoint.tensors))
     _require_expected(checkpoint)
     return checkpoint
 
@@ -132,19 +140,26 @@ def weight_files(directory: Path) -> list[Path]:
     )
 
 
-def load_model(directory: str | Path, *, dtype: str | None = None) -> HeliumForCausalLM:
-    """Return the causal LM of a checkpoint directory, weights evaluated, ready to run.
+def load_model(checkpoint: Checkpoint | str | Path, *, dtype: str | None = None) -> HeliumForCausalLM:
+    """Return the causal LM of a checkpoint, opened or named by its directory, weights evaluated, ready to run.
 
     `dtype` is one of bfloat16, float16, float32; None is the checkpoint's own, or float32 for quantized weights on
     the CPU (see `backend.py`). Quantized codes stay as they are; scales, biases and everything else take it.
     """
-    return _build(HeliumForCausalLM, open_checkpoint(directory), dtype)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    return _build(HeliumForCausalLM, opened, dtype)
 
 
-def load_pretrained(model_class: type[Model], directory: str | Path, *, dtype: str | None = None) -> Model:
+def load_pretrained(
+    model_class: type[Model],
+    directory: str | Path,
+    *,
+    dtype: str | None = None,
+    config_values: Mapping[str, object] | None = None,
+) -> Model:
     """Return a model of any class, with a warning that names a head that had to be initialised or was left out."""
     architecture = model_class.architecture
-    checkpoint = open_checkpoint(directory, architecture=architecture, any_head=True)
+    checkpoint = open_checkpoint(directory, architecture=architecture, any_head=True, config_values=config_values)
     said = []
     if checkpoint.missing_head:
         said.append(f"{', '.join(checkpoint.missing_head)} not there, so initialised: train it before use")
@@ -160,6 +175,8 @@ def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | None) 
     if target is None:
         target = backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
     model = model_class(config, checkpoint.settings)  # pyright: ignore[reportCallIssue]
+    if isinstance(model, HeliumForCausalLM):
+        model.generation_config = GenerationConfig.of_directory(checkpoint.directory, config)
     weights = {name: _as_dtype(name, tensor, target, config) for name, tensor in read_tensors(checkpoint).items()}
     weights = layout.merge_projections(weights, config, checkpoint.settings)
     if model.architecture == "Model":
@@ -268,6 +285,12 @@ def _allowed_dtypes(name: str, settings: ModuleSettings) -> tuple[str, ...]:
 
 def _is_head(name: str) -> bool:
     return name.startswith(HEAD_PREFIXES)
+
+
+def _base_name(name: str) -> str:
+    """Return what a head's tensor is called unquantized."""
+    path, _, suffix = name.rpartition(".")
+    return f"{path}.weight" if suffix in ("scales", "biases") else name
 
 
 def _listing(items: list[str]) -> str:

@@ -10,6 +10,7 @@ what the published Helium-1-2b checkpoints are.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import cast
@@ -195,12 +196,36 @@ class HeliumConfig:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> "HeliumConfig":
+        """Read the config of a checkpoint directory, a Hub repository, or "demo"; no weights are fetched.
+
+        Raises CheckpointError if there is none, ConfigError if it is not a valid one.
+        """
+        # Imported here: models are built from configs, so imports point the other way.
+        from helium_mlx.hub import resolve_file
+
+        return cls.from_json_file(resolve_file(path_or_repo, CONFIG_FILE, revision=revision))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` into `directory`, which is made if need be. Raises CheckpointError if it cannot be."""
+        path = Path(directory) / CONFIG_FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
+
     def to_dict(self) -> dict[str, object]:
         """Return what `config.json` holds: all fields and the keys kept from reading, sorted."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         values["rope_parameters"] = dict(self.rope_parameters)
         values["rope_theta"] = self.rope_parameters["rope_theta"]
         quantization = values.pop("quantization")
+        scaling = {key: value for key, value in self.rope_parameters.items() if key != "rope_theta"}
+        if scaling["rope_type"] != "default":
+            # mlx-lm's Llama reads scaling in this spelling only, and would ignore the other without a word.
+            values["rope_scaling"] = scaling
         if quantization is not None:
             values["quantization"] = values["quantization_config"] = dict(quantization)
         # As in transformers, what a causal LM has no use for is written only where it was set.
@@ -213,6 +238,19 @@ class HeliumConfig:
                 del values[name]
         architecture = "HeliumForCausalLM" if self.model_type == "helium" else "LlamaForCausalLM"
         return dict(sorted(({"architectures": [architecture]} | self.extra | values).items()))
+
+    def with_values(self, values: Mapping[str, object]) -> "HeliumConfig":
+        """Return a copy with some values changed; a new `num_labels` gives the labels default names."""
+        unknown = sorted(set(values) - {f.name for f in fields(self)})
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is no field of HeliumConfig; known are {', '.join(_field_names())}")
+        merged = self.to_dict()
+        for spelled_twice in ("rope_theta", "rope_scaling", "quantization_config"):
+            merged.pop(spelled_twice, None)
+        merged |= values
+        if "num_labels" in values and "id2label" not in values:
+            merged.pop("id2label", None)
+        return HeliumConfig.from_dict(merged)
 
     def _require_sizes(self) -> None:
         for name in _SIZES:
@@ -313,6 +351,10 @@ class HeliumConfig:
         return parameters
 
 
+def _field_names() -> list[str]:
+    return [f.name for f in fields(HeliumConfig) if f.name != "extra"]
+
+
 def _default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
 
@@ -322,7 +364,12 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _merge_rope_spellings(values: dict[str, object]) -> dict[str, object]:
@@ -345,6 +392,8 @@ def _merge_rope_spellings(values: dict[str, object]) -> dict[str, object]:
 def _merge_dtype_spellings(values: dict[str, object]) -> str | None:
     """Take `torch_dtype` and `dtype` out of `values` and return v5's one, without a leading `torch.`."""
     old, new = values.pop("torch_dtype", None), values.pop("dtype", None)
+    if old is not None and new is not None and str(old).removeprefix("torch.") != str(new).removeprefix("torch."):
+        raise ConfigError(f"torch_dtype is {old!r}, but dtype is {new!r}; keep one")
     dtype = old if new is None else new
     if dtype is None or not isinstance(dtype, str):
         if dtype is None:

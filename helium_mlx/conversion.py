@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx import __version__, layout
-from helium_mlx.card import model_card
+from helium_mlx.card import interoperability_warnings, model_card
 from helium_mlx.checkpoint import Checkpoint, open_checkpoint, read_tensors
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
 from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError
@@ -32,12 +33,10 @@ from helium_mlx.weight_files import new_directory, write_json, write_weights
 
 CONVERSION_FILE = "conversion.json"
 CARD_FILE = "README.md"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+
+# What a checkpoint directory may hold: --overwrite replaces nothing else.
+_CHECKPOINT_FILE = re.compile(
+    r".*\.safetensors|.*\.json|tokenizer.*\.model|.*\.jinja|README\.md|LICEN[CS]E.*|NOTICE.*|\.gitattributes|\.DS_Store"
 )
 
 
@@ -46,7 +45,7 @@ class ConversionReport:
     """What a conversion did: also the contents of `conversion.json`, the directory aside.
 
     `files` and `source_files` map names to SHA-256; `total_bytes` counts the weight files' tensors; `seconds` is wall
-    time, `peak_memory` MLX's in bytes.
+    time, `peak_memory` MLX's in bytes; `warnings` say where another program would not read the result as we do.
     """
 
     mlx_path: str
@@ -61,6 +60,7 @@ class ConversionReport:
     seconds: float
     peak_memory: int
     versions: dict[str, str]
+    warnings: list[str]
 
 
 def convert(
@@ -89,14 +89,14 @@ def convert(
     _require_free(destination, overwrite=overwrite)
     source = open_checkpoint(resolve(hf_path, revision=revision))
     _require_source(source, destination, dtype)
-    HeliumTokenizer.from_pretrained(source.directory)
+    tokenizer = HeliumTokenizer.from_pretrained(source.directory)
     if packing:
         shapes = layout.weight_shapes(source.config)
         require_divisible(((path, columns) for path, (_, columns) in shapes), packing.group_size)
 
     config = _converted_config(source, packing, dtype)
     with new_directory(destination, replace=overwrite) as directory:
-        _copy_tokenizer(source.directory, directory)
+        tokenizer.save_pretrained(directory)
         write_json(directory / CONFIG_FILE, config.to_dict())
         _write_generation_config(source, directory)
         total_bytes = _write_weights(source, config, directory, packing, on_progress)
@@ -113,6 +113,7 @@ def convert(
             seconds=round(time.perf_counter() - start, 3),
             peak_memory=mx.get_peak_memory(),
             versions=_versions(),
+            warnings=interoperability_warnings(config),
         )
         record = asdict(report)
         del record["mlx_path"]
@@ -134,17 +135,16 @@ def _packing(quantize: bool, bits: int | None, group_size: int | None) -> Quanti
 def _require_free(destination: Path, *, overwrite: bool) -> None:
     if not destination.exists() and not destination.is_symlink():
         return
+    if destination.is_symlink() or not destination.is_dir():
+        raise CheckpointError(f"{destination} is there already and no directory; choose another name")
     if not overwrite:
         raise CheckpointError(f"{destination} is there already; choose another name, or replace it with --overwrite")
-    is_checkpoint = (destination / CONFIG_FILE).is_file()
-    if destination.is_symlink() or not destination.is_dir() or not (is_checkpoint or _is_empty(destination)):
+    strangers = sorted(p.name for p in destination.iterdir() if p.is_dir() or not _CHECKPOINT_FILE.fullmatch(p.name))
+    if strangers:
         raise CheckpointError(
-            f"{destination} is no checkpoint directory ({CONFIG_FILE} is missing), so --overwrite leaves it alone"
+            f"{destination} holds {strangers[0]}, which is no part of a checkpoint, so --overwrite leaves it alone; "
+            "choose another name, or move that away"
         )
-
-
-def _is_empty(directory: Path) -> bool:
-    return next(directory.iterdir(), None) is None
 
 
 def _require_source(source: Checkpoint, destination: Path, dtype: str | None) -> None:
@@ -210,17 +210,14 @@ def _converted(name: str, tensor: mx.array, config: HeliumConfig, settings: Modu
         arrays = mx.quantize(tensor, packing.group_size, packing.bits, packing.mode)
         converted = {f"{path}.{part}": array for part, array in zip(("weight", "scales", "biases"), arrays)}  # noqa: B905
     mx.eval(converted)
+    for part, array in converted.items():
+        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
+            raise CheckpointError(f"{part} has values in {config.dtype} that are not finite; try another --dtype")
     return converted
 
 
 def _parameter_count(config: HeliumConfig) -> int:
     return sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized))
-
-
-def _copy_tokenizer(source: Path, directory: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
 
 
 def _write_generation_config(source: Checkpoint, directory: Path) -> None:

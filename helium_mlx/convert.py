@@ -9,7 +9,7 @@ from helium_mlx.terminal import Progress, run_command
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; option names are those of `helium_mlx.convert`."""
-    parser = argparse.ArgumentParser(prog="helium_mlx.convert", description="Convert Hugging Face weights to MLX.")
+    parser = argparse.ArgumentParser(prog="helium-mlx convert", description="Convert Hugging Face weights to MLX.")
     parser.add_argument("--hf-path", required=True, help="checkpoint directory, Hub repository or 'demo'")
     parser.add_argument("--mlx-path", default="mlx_model", help="directory to write (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
@@ -31,6 +31,8 @@ def _convert(**options: object) -> None:
     from helium_mlx.conversion import convert
 
     report = convert(**options, on_progress=Progress("Converting"))  # pyright: ignore[reportArgumentType]
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(
         f"{report.mlx_path}: {report.total_bytes / 1e6:.1f} MB of weights, {report.bits_per_weight:.2f} bits each, "
         f"written in {report.seconds:.1f} s",

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from helium_mlx.config import DTYPES
+from helium_mlx.errors import GenerationError
 from helium_mlx.terminal import Progress, run_command
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ DEFAULT_MODEL = "mlx-community/helium-1-preview-2b-4bit"
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; option names are those of `helium_mlx.stream_generate`."""
-    parser = argparse.ArgumentParser(prog="helium_mlx.generate", description="Stream a completion of a prompt.")
+    parser = argparse.ArgumentParser(prog="helium-mlx generate", description="Stream a completion of a prompt.")
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="checkpoint directory, Hub repository or 'demo' (default: %(default)s)"
     )
@@ -60,7 +62,8 @@ def _generate(
     from helium_mlx.generation import stream_generate
     from helium_mlx.loading import load
 
-    text = _read_prompt() if prompt == "-" else prompt
+    # The shell's bytes are UTF-8, whatever the locale made of them.
+    text = _read_prompt() if prompt == "-" else os.fsencode(prompt).decode("utf-8", errors="replace")
     network, tokenizer = load(model, revision=revision, dtype=dtype)
     warning = tokenizer.trailing_space_warning(text)
     if warning and not quiet:
@@ -78,8 +81,10 @@ def _generate(
 
 
 def _read_prompt() -> str:
-    # `echo` and editors end with a newline that is not meant.
-    return sys.stdin.read().removesuffix("\n")
+    if sys.stdin is None:
+        raise GenerationError("standard input is closed; give the prompt with --prompt TEXT")
+    # UTF-8 whatever the locale says. `echo` and editors end with a newline that is not meant.
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
 
 
 def _print_json(chunks: "Iterator[GenerationChunk]") -> None:

@@ -51,7 +51,7 @@ class GenerationChunk:
 def stream_generate(
     model: HeliumForCausalLM,
     tokenizer: HeliumTokenizer,
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int] | mx.array,
     *,
     max_tokens: int = 256,
     temperature: float = 0.0,
@@ -74,8 +74,9 @@ def stream_generate(
     prompt.
 
     `temperature` 0 is greedy. `stop` strings end the text before they appear in it. `logprobs` asks for that many
-    alternatives a token. `cache` holds what precedes the prompt and is extended. `prefill_step_size` tokens of the
-    prompt are run at a time, and `on_progress(done, total)` is called after each step. A completion ends, with reason
+    alternatives a token. `cache` holds what precedes the prompt; afterwards it also holds the prompt and every token
+    but the last, however the run ended. `prefill_step_size` tokens of the prompt are run at a time, and
+    `on_progress(done, total)` is called after each step. A completion ends, with reason
     "length", where the model's context does.
 
     Raises GenerationError for options out of range and ContextOverflowError for a prompt longer than the context,
@@ -83,9 +84,9 @@ def stream_generate(
     """
     options = SamplingOptions(temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed)
     for name, value, least in (("max_tokens", max_tokens, 1), ("prefill_step_size", prefill_step_size, 1)):
-        if value < least:
-            raise GenerationError(f"{name} is {value}; it must be at least {least}")
-    if not 0 <= logprobs <= model.config.vocab_size:
+        if not isinstance(value, int) or value < least:
+            raise GenerationError(f"{name} is {value}; it must be a whole number, at least {least}")
+    if not isinstance(logprobs, int) or not 0 <= logprobs <= model.config.vocab_size:
         raise GenerationError(f"logprobs is {logprobs}; it must be from 0 to vocab_size = {model.config.vocab_size}")
     tokens = _prompt_tokens(model, tokenizer, prompt)
     cache = make_cache(model) if cache is None else cache
@@ -93,11 +94,9 @@ def stream_generate(
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
     return _stream(
         Decoding(model, cache, options, logprobs),
-        tokenizer,
+        _Text(tokenizer, StopStrings(stop), eos),
         tokens,
         count=min(max_tokens, room),
-        stops=StopStrings(stop),
-        eos=eos,
         prefill_step_size=prefill_step_size,
         on_progress=on_progress,
     )
@@ -174,7 +173,7 @@ class Decoding:
             scores = logprobs(logits)[0]
             top = mx.argpartition(-scores, self.top_logprobs - 1)[: self.top_logprobs]
             step += [scores[step[0]], top, scores[top]]
-        mx.async_eval(step)
+        mx.async_eval(step, sampler.state)
         return step
 
     def _read(self, step: list[mx.array]) -> DecodedToken:
@@ -187,64 +186,85 @@ class Decoding:
         return DecodedToken(token, logprob, dict(ranked))
 
 
+class _Text:
+    """Turns the tokens of a completion into text, and says when it ends and why."""
+
+    def __init__(self, tokenizer: HeliumTokenizer, stops: StopStrings, eos: frozenset[int]) -> None:
+        self.detokenizer = tokenizer.detokenizer()
+        self.stops = stops
+        self.eos = eos
+
+    def add(self, token: int, *, is_last: bool) -> tuple[str, FinishReason | None]:
+        """Return the text that can be shown with this token, and the reason if it was the end."""
+        reason: FinishReason | None = "length" if is_last else None
+        text, stopped = "", False
+        if token in self.eos:
+            reason = "eos"
+        else:
+            text, stopped = self.stops.add(self.detokenizer.add_token(token))
+        if reason and not stopped:
+            rest, stopped = self.stops.add(self.detokenizer.finish())
+            text += rest + self.stops.finish()
+        return text, "stop" if stopped else reason
+
+
 def _stream(
     decoding: Decoding,
-    tokenizer: HeliumTokenizer,
+    text_of: _Text,
     prompt: Sequence[int],
     *,
     count: int,
-    stops: StopStrings,
-    eos: frozenset[int],
     prefill_step_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[GenerationChunk]:
-    start = time.perf_counter()
+    start, prompt_seconds, generated = time.perf_counter(), 0.0, 0
+    held = decoding.cache[0].offset + len(prompt)
     for layer in decoding.cache:
         # The last token is emitted and not fed back.
-        layer.reserve(layer.offset + len(prompt) + count - 1)
+        layer.reserve(held + count - 1)
     logits = prefill(decoding.model, prompt, decoding.cache, step_size=prefill_step_size, on_progress=on_progress)
-    detokenizer = tokenizer.detokenizer()
-    prompt_seconds = 0.0
-    for generated, decoded in enumerate(decoding.tokens(logits, prompt, count), start=1):
-        now = time.perf_counter()
-        if generated == 1:
-            prompt_seconds, start = now - start, now
-            if on_progress:
-                on_progress(len(prompt), len(prompt))
-        reason: FinishReason | None = "length" if generated == count else None
-        if decoded.token in eos:
-            text, stopped, reason = "", False, "eos"
-        else:
-            text, stopped = stops.add(detokenizer.add_token(decoded.token))
-        if reason and not stopped:
-            rest, stopped = stops.add(detokenizer.finish())
-            text += rest + stops.finish()
-        if stopped:
-            reason = "stop"
-        yield GenerationChunk(
-            text=text,
-            token=decoded.token,
-            logprob=decoded.logprob,
-            top_logprobs=decoded.top_logprobs,
-            from_draft=False,
-            finish_reason=reason,
-            prompt_tokens=len(prompt),
-            generated_tokens=generated,
-            prompt_tps=len(prompt) / max(prompt_seconds, 1e-9),
-            generation_tps=(generated - 1) / max(now - start, 1e-9),
-            peak_memory=mx.get_peak_memory() / 1e9,
-        )
-        if reason:
-            return
+    try:
+        for decoded in decoding.tokens(logits, prompt, count):
+            now, generated = time.perf_counter(), generated + 1
+            if generated == 1:
+                prompt_seconds, start = now - start, now
+                if on_progress:
+                    on_progress(len(prompt), len(prompt))
+            text, reason = text_of.add(decoded.token, is_last=generated == count)
+            yield GenerationChunk(
+                text=text,
+                token=decoded.token,
+                logprob=decoded.logprob,
+                top_logprobs=decoded.top_logprobs,
+                from_draft=False,
+                finish_reason=reason,
+                prompt_tokens=len(prompt),
+                generated_tokens=generated,
+                prompt_tps=len(prompt) / max(prompt_seconds, 1e-9),
+                generation_tps=(generated - 1) / max(now - start, 1e-9),
+                peak_memory=mx.get_peak_memory() / 1e9,
+            )
+            if reason:
+                return
+    finally:
+        # A run that was ended early has the token of the step in flight in its cache.
+        for layer in decoding.cache:
+            layer.trim(max(layer.offset - held - max(generated - 1, 0), 0))
 
 
-def _prompt_tokens(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, prompt: str | Sequence[int]) -> list[int]:
+def _prompt_tokens(
+    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, prompt: str | Sequence[int] | mx.array
+) -> list[int]:
+    if isinstance(prompt, (bytes, bytearray)):
+        raise GenerationError("prompt is bytes; give text (decode it) or a list of token ids")
+    if isinstance(prompt, mx.array):
+        prompt = cast(list[int], prompt.tolist())
     tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not tokens:
         raise GenerationError("prompt has no tokens; give text, or at least the BOS id")
     vocab_size = model.config.vocab_size
     for token in tokens:
-        if not isinstance(token, int) or not 0 <= token < vocab_size:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
             raise GenerationError(f"prompt token {token!r} is not an id from 0 to vocab_size - 1 = {vocab_size - 1}")
     return tokens
 

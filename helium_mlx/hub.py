@@ -14,7 +14,7 @@ from helium_mlx.errors import CheckpointError
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # What a checkpoint consists of; never pickles, never code.
-FILE_PATTERNS = ["*.safetensors", "*.json", "tokenizer.model", "README.md"]
+FILE_PATTERNS = ["*.safetensors", "*.json", "tokenizer*.model", "README.md"]
 
 
 def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
@@ -22,14 +22,37 @@ def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
 
     Raises CheckpointError, one line, if there is no such directory or the Hub cannot give it.
     """
-    name = str(path_or_repo)
+    return _local_directory(str(path_or_repo)) or _download(str(path_or_repo), revision)
+
+
+def resolve_file(path_or_repo: str | Path, file: str, *, revision: str | None = None) -> Path:
+    """Return one file of a checkpoint, which is all that is downloaded; it may be missing from a directory.
+
+    Raises CheckpointError, one line, if there is no such directory or the Hub cannot give the file.
+    """
+    repo = str(path_or_repo)
+    directory = _local_directory(repo)
+    if directory is not None:
+        return directory / file
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repo, file, revision=revision))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise _download_error(repo, revision, error) from None
+
+
+def _local_directory(name: str) -> Path | None:
     if name == DEMO_NAME:
         return DEMO_DIRECTORY
-    if Path(name).exists():
+    if name and Path(name).exists():
         return Path(name)
     if not _REPO_ID.fullmatch(name) or name.startswith((".", "/")):
-        raise CheckpointError(f"{name}: no such directory, and not a Hub repository (user/name); try --model demo")
-    return _download(name, revision)
+        raise CheckpointError(
+            f"{name or repr(name)}: no such directory, and not a Hub repository (user/name); try --model demo"
+        )
+    return None
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -52,11 +75,15 @@ def _download(repo: str, revision: str | None) -> Path:
         print(f"Downloading {repo}: {len(plan)} files, {_readable(size)}", file=sys.stderr, flush=True)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS))
     except (HfHubHTTPError, OSError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise CheckpointError(
-            f"{repo}{at}: cannot be downloaded from the Hub ({_first_line(error)}); "
-            "check the name, the network and `hf auth login`, or try --model demo"
-        ) from None
+        raise _download_error(repo, revision, error) from None
+
+
+def _download_error(repo: str, revision: str | None, error: Exception) -> CheckpointError:
+    at = f" at revision {revision}" if revision else ""
+    return CheckpointError(
+        f"{repo}{at}: cannot be downloaded from the Hub ({_first_line(error)}); "
+        "check the name, the network and `hf auth login`, or try --model demo"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from helium_mlx.checkpoint import load_model
+from helium_mlx.checkpoint import load_model, open_checkpoint
 from helium_mlx.hub import resolve
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -19,6 +19,7 @@ def load(
     Raises CheckpointError, ConfigError, QuantizationError or TokenizerError, one line that says what to do.
     """
     directory = resolve(path_or_repo, revision=revision)
-    # The tokenizer first: it is small, and what is wrong with it need not wait for the weights.
+    # The weights last: what is wrong with anything else need not wait for them.
+    checkpoint = open_checkpoint(directory)
     tokenizer = HeliumTokenizer.from_pretrained(directory)
-    return load_model(directory, dtype=dtype), tokenizer
+    return load_model(checkpoint, dtype=dtype), tokenizer

@@ -10,7 +10,8 @@ IGNORE_INDEX = -100
 
 def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     """Return the mean negative log-likelihood of `labels` (any shape) under `logits` (that shape, then classes)."""
-    logits, labels = logits.astype(mx.float32).reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    # Labels of an unsigned dtype cannot be compared with -100.
+    logits, labels = logits.astype(mx.float32).reshape(-1, logits.shape[-1]), labels.astype(mx.int32).reshape(-1)
     counted = labels != IGNORE_INDEX
     picked = mx.take_along_axis(logits, mx.where(counted, labels, 0)[:, None], axis=-1)[:, 0]
     losses = mx.where(counted, mx.logsumexp(logits, axis=-1) - picked, 0)

@@ -25,7 +25,10 @@ def attention_bias(
         allowed = _causal(length, offset) & (sequences[:, None, :, None] == sequences[:, None, None, :])
         return _additive(allowed, dtype)
     if attention_mask.ndim == 4:
-        return _additive(attention_mask, dtype) if attention_mask.dtype == mx.bool_ else attention_mask.astype(dtype)
+        if attention_mask.dtype == mx.bool_:
+            return _additive(attention_mask, dtype)
+        # float32's smallest number would become -inf in bfloat16 and float16.
+        return mx.maximum(attention_mask.astype(mx.float32), mx.finfo(dtype).min).astype(dtype)
     return _additive(_causal(length, offset) & (attention_mask != 0)[:, None, None, :], dtype)
 
 
@@ -43,7 +46,9 @@ def packed_sequences(position_ids: mx.array) -> mx.array | None:
 
     A new sequence starts wherever a position does not follow the one before it. The array is read.
     """
-    breaks = position_ids[:, 1:] - position_ids[:, :-1] != 1
+    # Differences of an unsigned dtype would wrap around.
+    positions = position_ids.astype(mx.int32)
+    breaks = positions[:, 1:] - positions[:, :-1] != 1
     if not breaks.any().item():
         return None
     first = mx.zeros((position_ids.shape[0], 1), mx.int32)

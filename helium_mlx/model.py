@@ -1,16 +1,15 @@
 """The Helium decoder and its heads, whole, next to transformers' `modeling_helium.py`.
 
 What deviates from it: q/k/v and gate/up are one matrix each (see `layout.py`), queries and keys are rotated in one
-call, and the cache carries out the attention. RMSNorm multiplies by its gain after rounding to the activations' dtype,
-as `mx.fast.rms_norm` does; transformers' Helium does so before, which shows in bfloat16 only. Arguments that do not
-fit are refused before anything is computed (see `arguments.py`).
+call, and the cache carries out the attention. Arguments that do not fit are refused before anything is computed (see
+`arguments.py`).
 
-What this file does not know: files, dtypes on disk, tokenizers, sampling.
+What this file does not know: files, dtypes on disk, tokenizers, sampling; `generate` brings in what does.
 """
 
 from collections.abc import Callable
 from functools import cache as memoized
-from typing import ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +18,7 @@ from helium_mlx import arguments, backend, layout, losses
 from helium_mlx.activations import ACTIVATIONS, make_activation
 from helium_mlx.cache import KVCache, Mask, causal_mask, new_cache
 from helium_mlx.config import HeliumConfig
+from helium_mlx.generation_config import GenerationConfig
 from helium_mlx.masks import attention_bias, explicit_mask
 from helium_mlx.outputs import (
     BaseModelOutputWithPast,
@@ -31,12 +31,26 @@ from helium_mlx.pretrained import HeliumPreTrainedModel
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings, unquantized
 from helium_mlx.rope import RotaryEmbedding, Rotation
 
+if TYPE_CHECKING:
+    from helium_mlx.batch_generation import Streamer
+    from helium_mlx.tokenizer import HeliumTokenizer
+
 Projection = Callable[[mx.array], mx.array]
 
 Gate = Callable[[mx.array, mx.array], mx.array]
 """act(gate) * up."""
 
 Output = TypeVar("Output", bound=ModelOutput)
+
+
+class HeliumRMSNorm(nn.RMSNorm):
+    """RMSNorm that multiplies by its gain before it rounds, as transformers' Helium does; `nn.RMSNorm` rounds first.
+
+    In bfloat16 that takes a tenth off the error of the logits (`tests/parity/grid.py`).
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x.astype(mx.float32), self.weight.astype(mx.float32), self.eps).astype(x.dtype)
 
 
 class HeliumAttention(nn.Module):
@@ -129,8 +143,8 @@ class HeliumDecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = HeliumAttention(config, layer, settings, attention_factor)
         self.mlp = HeliumMLP(config, layer, settings)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = _norm(config)
+        self.post_attention_layernorm = _norm(config)
 
     def __call__(
         self, h: mx.array, mask: Mask, rotate: Rotation, cache: KVCache | None, weights_wanted: bool = False
@@ -158,8 +172,12 @@ class HeliumModel(HeliumPreTrainedModel):
             HeliumDecoderLayer(config, layout.layer_prefix(index), settings, self._rope.attention_factor)
             for index in range(config.num_hidden_layers)
         ]
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = _norm(config)
         _initialize(self, config.initializer_range)
+        if config.pad_token_id is not None and isinstance(self.embed_tokens, nn.Embedding):
+            # The padding token's vector starts at zero, as torch's does.
+            padding = mx.arange(config.vocab_size)[:, None] == config.pad_token_id
+            self.embed_tokens.weight = mx.where(padding, 0, self.embed_tokens.weight)
 
     def __call__(
         self,
@@ -189,7 +207,7 @@ class HeliumModel(HeliumPreTrainedModel):
         if past_key_values is None and _setting(use_cache, config.use_cache):
             past_key_values = new_cache(config.num_hidden_layers)
         output = self.run(
-            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds,
+            self._embed(input_ids) if inputs_embeds is None else inputs_embeds,
             past_key_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -197,6 +215,14 @@ class HeliumModel(HeliumPreTrainedModel):
             hidden_states_wanted=_setting(output_hidden_states, config.output_hidden_states),
         )
         return _returned(output, return_dict, config)
+
+    def _embed(self, input_ids: mx.array | None) -> mx.array:
+        assert input_ids is not None
+        h, pad_token_id = self.embed_tokens(input_ids), self.config.pad_token_id
+        if pad_token_id is None:
+            return h
+        # torch's embedding has no gradient for the padding token.
+        return mx.where((input_ids.astype(mx.int32) == pad_token_id)[..., None], mx.stop_gradient(h), h)
 
     def run(
         self,
@@ -248,6 +274,7 @@ class HeliumForCausalLM(HeliumPreTrainedModel):
         if not config.tie_word_embeddings:
             self.lm_head = _linear(config.hidden_size, config.vocab_size, False, settings("lm_head"))
             _initialize(self.lm_head, config.initializer_range)
+        self.generation_config = GenerationConfig.from_model_config(config)
 
     def __call__(
         self,
@@ -270,13 +297,12 @@ class HeliumForCausalLM(HeliumPreTrainedModel):
         many positions to keep from the end, 0 for all, or their indices.
         """
         arguments.check_labels(labels, input_ids, inputs_embeds, self.config.vocab_size)
+        arguments.check_logits_to_keep(logits_to_keep, labels, input_ids, inputs_embeds)
         output = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache_position,
             output_attentions, output_hidden_states, return_dict=True,
         )  # fmt: skip
         logits = self.logits(arguments.kept_positions(output.last_hidden_state, logits_to_keep))
-        if labels is not None:
-            arguments.check_all_logits_kept(logits, labels)
         loss = None if labels is None else losses.causal_lm_loss(logits, labels)
         result = CausalLMOutputWithPast(loss, logits, output.past_key_values, output.hidden_states, output.attentions)
         return _returned(result, return_dict, self.config)
@@ -289,6 +315,43 @@ class HeliumForCausalLM(HeliumPreTrainedModel):
         """Run `input_ids` (B, L), unchecked; return the last position's logits (B, vocab_size): what decoding needs."""
         output = self.model.run(self.model.embed_tokens(input_ids), cache)
         return self.logits(output.last_hidden_state[:, -1])
+
+    def generate(
+        self,
+        inputs: mx.array | None = None,
+        generation_config: "GenerationConfig | dict[str, object] | None" = None,
+        *,
+        input_ids: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        past_key_values: list[KVCache] | None = None,
+        streamer: "Streamer | None" = None,
+        tokenizer: "HeliumTokenizer | None" = None,
+        seed: int | None = None,
+        **options: object,
+    ) -> mx.array:
+        """Return the prompts and their continuations, int32 (B * num_return_sequences, L + new), as transformers does.
+
+        `inputs` (or `input_ids`): (B, L), padded on the left where rows differ in length, with `attention_mask` (B, L).
+        `past_key_values` holds what the prompt begins with, and is extended. `streamer` is given the prompt and each
+        step's ids; `tokenizer` is for `stop_strings`. Without a `seed`, sampling differs from call to call.
+
+        `options` are fields of `GenerationConfig`, and come before `generation_config` and the model's own. Those of
+        transformers' `generate` that are not among them raise GenerationError, one line with the name.
+        """
+        from helium_mlx.batch_generation import generate
+
+        return generate(
+            self,
+            inputs,
+            generation_config,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            seed=seed,
+            **options,
+        )
 
 
 class HeliumForSequenceClassification(HeliumPreTrainedModel):
@@ -394,7 +457,7 @@ def _rightmost_token(h: mx.array, input_ids: mx.array | None, pad_token_id: int 
     """
     if input_ids is None or pad_token_id is None:
         return h[:, -1]
-    places = mx.arange(input_ids.shape[1]) * (input_ids != pad_token_id)
+    places = mx.arange(input_ids.shape[1]) * (input_ids.astype(mx.int32) != pad_token_id)
     return mx.take_along_axis(h, mx.argmax(places, axis=-1)[:, None, None], axis=1)[:, 0]
 
 
@@ -407,6 +470,11 @@ def _linear(columns: int, rows: int, bias: bool, packing: QuantizationSettings |
 def _projection(path: str, config: HeliumConfig, packing: QuantizationSettings | None) -> nn.Module:
     rows, columns, bias = layout.projection_sizes(config)[path]
     return _linear(columns, rows, bias, packing)
+
+
+def _norm(config: HeliumConfig) -> nn.RMSNorm:
+    norm = nn.RMSNorm if config.model_type == "llama" else HeliumRMSNorm
+    return norm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 def _embedding(config: HeliumConfig, packing: QuantizationSettings | None) -> nn.Embedding | nn.QuantizedEmbedding:

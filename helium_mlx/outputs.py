@@ -31,6 +31,10 @@ class ModelOutput:
         pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
         return [(name, value) for name, value in pairs if value is not None]
 
+    def values(self) -> list[object]:
+        """Return the values of the fields that are not None."""
+        return [value for _, value in self.items()]
+
     @overload
     def __getitem__(self, key: slice) -> tuple[object, ...]: ...
     @overload

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from helium_mlx.activations import XIELU
 from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import ArgumentError
 from helium_mlx.layout import Architecture
@@ -32,9 +33,18 @@ class HeliumPreTrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls: type[Model], path_or_repo: str | Path, *, revision: str | None = None, dtype: str | None = None
+        cls: type[Model],
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str | None = None,
+        device_map: str | None = None,
+        **config_values: object,
     ) -> Model:
         """Return the model of a checkpoint directory, a Hub repository, or "demo", in evaluation mode.
+
+        `config_values` replace what its config says (`num_labels=6`). `device_map` may be "auto", which changes
+        nothing: MLX computes on its default device, whose memory holds the model.
 
         A head that the checkpoint lacks is initialised, and heads of other kinds are left out; a warning names both.
         Raises CheckpointError for anything else that is missing, extra or of another shape.
@@ -42,16 +52,18 @@ class HeliumPreTrainedModel(nn.Module):
         from helium_mlx.checkpoint import load_pretrained
         from helium_mlx.hub import resolve
 
-        return load_pretrained(cls, resolve(path_or_repo, revision=revision), dtype=dtype)
+        if device_map not in (None, "auto"):
+            raise ArgumentError(f"device_map is {device_map!r}; expected 'auto', or nothing: see mx.set_default_device")
+        return load_pretrained(cls, resolve(path_or_repo, revision=revision), dtype=dtype, config_values=config_values)
 
-    def save_pretrained(self, directory: str | Path, *, max_shard_bytes: int | None = None) -> None:
-        """Write `config.json` and the weights, files of at most `max_shard_bytes` (5 GB), as transformers reads them.
+    def save_pretrained(self, directory: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+        """Write `config.json` and the weights, files of at most `max_shard_size` (bytes, or text such as "5GB").
 
-        Tensors keep their dtype, and a quantized model stays quantized, which transformers does not read.
+        Tensors keep their dtype. transformers reads the directory, unless the model is quantized, and so stays.
         """
-        from helium_mlx.saving import save_model
+        from helium_mlx.saving import parse_size, save_model
 
-        save_model(self, Path(directory), max_shard_bytes=max_shard_bytes)
+        save_model(self, Path(directory), max_shard_bytes=parse_size(max_shard_size))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, commit_message: str | None = None) -> str:
         """Upload what `save_pretrained` writes to a Hub repository, made if need be; return the commit's address.
@@ -67,7 +79,16 @@ class HeliumPreTrainedModel(nn.Module):
         return self.body.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding of tokens; shape (vocab_size, hidden_size) as before."""
+        """Replace the embedding of tokens; shape (vocab_size, hidden_size) as before.
+
+        Raises ArgumentError for another shape: `resize_token_embeddings` is what changes the vocabulary.
+        """
+        expected = (self.config.vocab_size, self.config.hidden_size)
+        if not isinstance(value, (nn.Embedding, nn.QuantizedEmbedding)) or _unpacked_shape(value) != expected:
+            came = (
+                _unpacked_shape(value) if isinstance(value, nn.Module) and "weight" in value else type(value).__name__
+            )
+            raise ArgumentError(f"value is {came}; expected an embedding of shape {expected}")
         self.body.embed_tokens = cast(nn.Embedding, value)
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
@@ -77,6 +98,14 @@ class HeliumPreTrainedModel(nn.Module):
         """
         if isinstance(new_num_tokens, bool) or not isinstance(new_num_tokens, int) or new_num_tokens < 1:
             raise ArgumentError(f"new_num_tokens is {new_num_tokens!r}; expected a whole number from 1 on")
+        special = [
+            *self.config.eos_token_ids,
+            *([] if self.config.bos_token_id is None else [self.config.bos_token_id]),
+        ]
+        if new_num_tokens <= max(special, default=0):
+            raise ArgumentError(
+                f"new_num_tokens is {new_num_tokens}; expected more than {max(special)}, the config's bos or eos id"
+            )
         resized = [self.get_input_embeddings(), *([self["lm_head"]] if "lm_head" in self else [])]
         if any("scales" in module for module in resized):
             raise ArgumentError("a quantized embedding cannot be resized; resize the full-precision model")
@@ -86,9 +115,14 @@ class HeliumPreTrainedModel(nn.Module):
             config.vocab_size = new_num_tokens
         return self.get_input_embeddings()
 
-    def num_parameters(self, *, only_trainable: bool = False) -> int:
+    def num_parameters(self, only_trainable: bool = False) -> int:
         """Return the number of weights; packed ones are counted unpacked, without their scales."""
         return sum(_own_size(module, only_trainable) for _, module in self.named_modules())
+
+    @property
+    def device(self) -> mx.Device:
+        """MLX's default device, which is where every model computes."""
+        return mx.default_device()
 
     @property
     def body(self) -> "HeliumModel":
@@ -103,10 +137,17 @@ class HeliumPreTrainedModel(nn.Module):
 def _own_size(module: nn.Module, only_trainable: bool) -> int:
     arrays = {name: value for name, value in module.items() if isinstance(value, mx.array)}
     sizes = {name: math.prod(array.shape) for name, array in arrays.items()}
+    if isinstance(module, XIELU):
+        sizes = {name: size for name, size in sizes.items() if name not in XIELU.constants}
     if "scales" in sizes:
         sizes = {name: size for name, size in sizes.items() if name not in ("scales", "biases")}
-        sizes["weight"] = sizes["weight"] * 32 // cast(int, module.bits)
+        sizes["weight"] = math.prod(_unpacked_shape(module))
     return sum(size for name, size in sizes.items() if not (only_trainable and name in module._no_grad))
+
+
+def _unpacked_shape(module: nn.Module) -> tuple[int, ...]:
+    *rows, columns = cast(mx.array, module.weight).shape
+    return (*rows, columns * 32 // cast(int, module.bits) if "scales" in module else columns)
 
 
 def _resized(weight: mx.array, rows: int) -> mx.array:

@@ -10,6 +10,7 @@ remembers the longest call it has seen.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -82,8 +83,9 @@ def _validate_rope_values(parameters: Json, allowed: set[str], head_dim: int) ->
 def _require_positive(name: str, value: object) -> None:
     if value is None:
         return
+    # Larger whole numbers than a float can hold compare as such.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(cast(float, value)) or cast(float, value) <= 0:
+    if not is_number or not 0 < cast(float, value) < sys.float_info.max:
         raise ConfigError(f"{name} is {value!r}; it must be a finite number above 0")
 
 

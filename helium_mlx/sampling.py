@@ -29,16 +29,22 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
+        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number, 0 or more")
         _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _require("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number, 0 or more")
+        _require("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
         _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        _require("repetition_penalty", self.repetition_penalty, 1e-3 <= self.repetition_penalty <= 1e3, "0.001 to 1000")
         if self.repetition_context_size is not None:
             size = self.repetition_context_size
-            _require("repetition_context_size", size, size > 0, "1 or more, or None for the whole context")
+            _require(
+                "repetition_context_size",
+                size,
+                isinstance(size, int) and size > 0,
+                "1 or more, or None for the whole context",
+            )
         if self.seed is not None:
-            _require("seed", self.seed, 0 <= self.seed < 2**64, "a whole number from 0 to 2^64 - 1")
+            seed_holds = isinstance(self.seed, int) and 0 <= self.seed < 2**64
+            _require("seed", self.seed, seed_holds, "a whole number from 0 to 2^64 - 1")
 
 
 def _require(name: str, value: float, holds: bool, allowed: str) -> None:
@@ -64,6 +70,11 @@ class Sampler:
             self.history = self._latest(mx.concatenate([self.history, token]))
         return token
 
+    @property
+    def state(self) -> list[mx.array]:
+        """The arrays kept from draw to draw, for `mx.async_eval`: left lazy, they would belong to one thread."""
+        return [self.key] if self.history is None else [self.key, self.history]
+
     def _draw(self, logits: mx.array) -> mx.array:
         self.key, key = mx.random.split(self.key)
         return mx.random.categorical(filtered_logits(logits, self.options), key=key)
@@ -88,7 +99,9 @@ def filtered_logits(logits: mx.array, options: SamplingOptions) -> mx.array:
 
     The most probable token always stays.
     """
-    logits = logits.astype(mx.float32) / options.temperature
+    logits = logits.astype(mx.float32)
+    # The largest becomes 0 first, so that no temperature, however small, overflows.
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / options.temperature
     vocab_size = logits.shape[-1]
     if 0 < options.top_k < vocab_size:
         # Exactly k stay, also where several are equal to the smallest of them.

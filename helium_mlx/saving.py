@@ -1,5 +1,6 @@
 """From a model in memory to a checkpoint directory that transformers opens, and on to the Hub."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import mlx.core as mx
 from helium_mlx import layout
 from helium_mlx.checkpoint import BODY_PREFIX
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
-from helium_mlx.errors import UploadError
+from helium_mlx.errors import ArgumentError, UploadError
+from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.pretrained import HeliumPreTrainedModel
 from helium_mlx.weight_files import files_into, write_json, write_weights
 
@@ -25,8 +27,8 @@ def save_model(model: HeliumPreTrainedModel, directory: Path, *, max_shard_bytes
     plans = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     with files_into(directory) as written:
         write_json(written / CONFIG_FILE, config)
-        if model.architecture == "ForCausalLM":
-            write_json(written / GENERATION_CONFIG_FILE, generation_values(model.config))
+        if isinstance(model, HeliumForCausalLM):
+            write_json(written / GENERATION_CONFIG_FILE, model.generation_config.to_dict())
         for _ in write_weights(written, plans, iter(tensors.items()), max_shard_bytes=max_shard_bytes):
             pass
 
@@ -52,6 +54,19 @@ def push_model(
                 f"{repo_id}: the Hub refused the upload ({said}); check the name and `hf auth login`"
             ) from None
     return commit.commit_url
+
+
+def parse_size(size: int | str) -> int:
+    """Return bytes: a number, or text such as "5GB" or "200MiB", as transformers' `max_shard_size`."""
+    found = (
+        re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B", size.strip(), re.IGNORECASE) if isinstance(size, str) else None
+    )
+    if found:
+        number, prefix, binary = found.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ArgumentError(f"max_shard_size is {size!r}; expected a number of bytes, or text such as '5GB'")
+    return size
 
 
 def tensors_on_disk(model: HeliumPreTrainedModel) -> dict[str, mx.array]:

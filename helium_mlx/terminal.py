@@ -1,17 +1,28 @@
 """What all commands share: errors as one line, exit statuses, and progress that suits a terminal or a log."""
 
+import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 
 from helium_mlx.errors import HeliumError
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM or SIGHUP came; an exception, so that what is half-written is removed on the way out."""
 
 
 def run_command(command: Callable[[], None]) -> int:
     """Run `command` and return its exit status: 0, 1 for an error that is named in one line, 130 for Ctrl-C.
 
-    A closed pipe on standard output is silent: the reader has what it wanted.
+    A closed pipe on standard output is silent: the reader has what it wanted. Characters that the terminal's encoding
+    lacks are shown as "?".
     """
+    _prepare_streams()
+    signals = _raise_on_termination()
     try:
         command()
         sys.stdout.flush()
@@ -21,10 +32,37 @@ def run_command(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+    except _TerminatedError:
+        return 143
     except BrokenPipeError:
         # Python flushes standard output again at exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
     return 0
+
+
+def _prepare_streams() -> None:
+    # A closed descriptor leaves None here.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _raise_on_termination() -> "dict[int, signal._HANDLER]":
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
 
 
 class Progress:

@@ -36,7 +36,7 @@ from helium_mlx.detokenizer import (
     SentencePieceDetokenizer,
     StreamingDetokenizer,
 )
-from helium_mlx.errors import TokenizerError
+from helium_mlx.errors import CheckpointError, TokenizerError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -70,6 +70,10 @@ class BatchEncoding(Mapping[str, Encoded]):
 
     def __len__(self) -> int:
         return len(self.__dataclass_fields__)
+
+    def to(self, device: object) -> "BatchEncoding":
+        """Return the encoding itself: MLX's arrays are on no device of their own."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -269,12 +273,12 @@ class HeliumTokenizer:
         self._id_limit = max(len(self), ids.vocab_size or 0)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "HeliumTokenizer":
-        """Read the tokenizer of a checkpoint directory.
+    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> "HeliumTokenizer":
+        """Read the tokenizer of a checkpoint directory, a Hub repository, or "demo".
 
         Raises TokenizerError for a missing or malformed file, and for ids in the configs that the vocabulary lacks.
         """
-        directory = Path(path)
+        directory = Path(path_or_repo) if Path(path_or_repo).is_dir() else _directory_of(path_or_repo, revision)
         if not directory.is_dir():
             raise TokenizerError(f"{directory} is no directory; name one that holds {JSON_FILE} and config.json")
         model_files = _sentencepiece_files(directory)
@@ -345,9 +349,15 @@ class HeliumTokenizer:
         return self._vocabulary.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
 
     def batch_decode(
-        self, sequences: "Iterable[Iterable[SupportsIndex]] | mx.array", *, skip_special_tokens: bool = True
+        self,
+        sequences: "Iterable[Iterable[SupportsIndex]] | mx.array",
+        *,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Return the text of every sequence of ids."""
+        """Return the text of every sequence of ids, which is never cleaned up: Helium's spaces are as they were."""
+        if clean_up_tokenization_spaces:
+            raise TokenizerError("clean_up_tokenization_spaces is True; Helium's text needs none: leave it out")
         rows = cast("Iterable[Iterable[SupportsIndex]]", sequences)
         return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in rows]
 
@@ -374,6 +384,13 @@ class HeliumTokenizer:
             return self._vocabulary.token(checked[0]) or ""
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
         return [self._vocabulary.token(index) or "" for index in checked if index not in skipped]
+
+    def token_bytes(self, index: int) -> bytes:
+        """Return the bytes that an id stands for inside of a text; a special id stands for its name."""
+        piece = self._piece(index)
+        if isinstance(piece, int):
+            return bytes((piece,))
+        return (piece or "").replace(WORD_SEPARATOR, " ").encode()
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
@@ -409,7 +426,9 @@ class HeliumTokenizer:
         if padding_side not in ("left", "right"):
             raise TokenizerError(f"padding_side is {padding_side!r}; expected 'left' or 'right'")
         if return_tensors not in (None, "mlx"):
-            raise TokenizerError(f"return_tensors is {return_tensors!r}; expected None (lists) or 'mlx'")
+            raise TokenizerError(
+                f"return_tensors is {return_tensors!r}; expected None (lists) or 'mlx', the arrays that models take"
+            )
         if truncation != (max_length is not None) or (max_length is not None and max_length < 1):
             raise TokenizerError(
                 f"truncation is {truncation} and max_length is {max_length}; give truncation=True with a positive "
@@ -497,6 +516,16 @@ class HeliumTokenizer:
         return checked
 
 
+def _directory_of(path_or_repo: str | Path, revision: str | None) -> Path:
+    # Imported here: it brings the models in, which a tokenizer alone does not need.
+    from helium_mlx.hub import resolve
+
+    try:
+        return resolve(path_or_repo, revision=revision)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from None
+
+
 def _without_arrays(ids: Ids) -> SupportsIndex | Iterable[SupportsIndex]:
     """An array of any library as the list, or the number, that it holds."""
     tolist = getattr(ids, "tolist", None)
@@ -541,7 +570,8 @@ def _read_model_ids(directory: Path) -> _ModelIds:
     vocab_size = config.get("vocab_size")
     if vocab_size is not None and (isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 1):
         raise TokenizerError(f"{where} has vocab_size {vocab_size!r}; expected a positive integer")
-    return _ModelIds(bos[0], eos, pad[0] if pad else None, vocab_size)
+    # Llama configs say -1 for none.
+    return _ModelIds(bos[0], eos, pad[0] if pad and pad[0] >= 0 else None, vocab_size)
 
 
 def _check_model_ids(ids: _ModelIds, size: int, directory: Path) -> None:
@@ -573,7 +603,7 @@ def _read_object(path: Path) -> dict[str, object]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _unreadable(path, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not JSON: {error}; fetch it again") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} holds a {type(value).__name__}; expected a JSON object")

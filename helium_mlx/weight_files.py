@@ -2,8 +2,8 @@
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -47,7 +47,8 @@ def write_weights(
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON file as people like to read it."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # "replace": a path that is no UTF-8 may be among the values.
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
 
 
 @contextmanager
@@ -59,15 +60,17 @@ def new_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
     with _working_directory(destination) as directory:
         yield directory
         with _named_errors(destination):
-            # mkdtemp keeps others out; a checkpoint is for sharing.
-            directory.chmod(0o755)
-            if replace and destination.exists():
-                replaced = directory.with_suffix(".replaced")
-                destination.rename(replaced)
+            if not (replace and destination.exists()):
                 directory.rename(destination)
-                shutil.rmtree(replaced)
-            else:
+                return
+            replaced = directory.with_suffix(".replaced")
+            destination.rename(replaced)
+            try:
                 directory.rename(destination)
+            except BaseException:
+                replaced.rename(destination)
+                raise
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextmanager
@@ -92,7 +95,9 @@ def files_into(destination: Path) -> Iterator[Path]:
 def _working_directory(destination: Path) -> Iterator[Path]:
     with _named_errors(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
+        # Not mkdtemp: its directories are for their owner alone, and a checkpoint follows the user's umask.
+        directory = destination.parent / f".{destination.name}.{secrets.token_hex(4)}.partial"
+        directory.mkdir()
     try:
         with _named_errors(destination):
             yield directory

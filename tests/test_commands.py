@@ -94,6 +94,7 @@ def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
         (["generate", *PROMPT, "--temp", "-1"], "temperature is -1"),
         (["generate", *PROMPT, "-m", "0"], "max_tokens is 0"),
         (["generate", "--model", "demo", "--prompt", "word" * 6000], "at most 4095 fit"),
+        (["generate", "--model", "", "--prompt", "a"], "no such directory"),
         (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], "nowhere"),
         (["convert", "--hf-path", "demo", "--mlx-path", "x", "-q", "--q-bits", "7"], "bits is 7"),
         (["convert", "--hf-path", "demo", "--mlx-path", "x", "--q-bits", "8"], "add -q"),
@@ -154,6 +155,85 @@ def test_text_appears_as_it_is_made() -> None:
     process.wait()
     process.stdout.close()
     assert still_running
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_conversion_leaves_nothing(tmp_path: Path, number: int) -> None:
+    code = """
+import sys, time
+from helium_mlx import weight_files
+from helium_mlx.convert import main
+weight_files.SafetensorsWriter.write = lambda *_: (print("writing", flush=True), time.sleep(30))
+sys.exit(main(["--hf-path", "demo", "--mlx-path", sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert os.listdir(tmp_path) == []
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full" if os.path.exists("/dev/full") else os.devnull, "w") as full:
+        command = [sys.executable, "-m", "helium_mlx", "generate", *PROMPT, "-m", "3"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert "Traceback" not in result.stderr
+    assert result.returncode == (1 if os.path.exists("/dev/full") else 0)
+
+
+def test_closed_streams_are_no_traceback() -> None:
+    line = f"{sys.executable} -m helium_mlx generate --model demo --prompt {{}} -m 3"
+    for arguments, status in (("- <&-", 1), ("Bonjour >&-", 0)):
+        result = subprocess.run(line.format(arguments), shell=True, capture_output=True, text=True)
+        assert "Traceback" not in result.stderr
+        assert result.returncode == status
+
+
+def test_a_terminal_without_utf_8_gets_question_marks() -> None:
+    for flags in ([], ["--json"]):
+        result = helium(
+            "generate", "--model", "demo", "--prompt", "Es war einmal ein Mädchen", "-m", "120", *flags,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert "?" in result.stdout
+
+
+def test_the_prompt_is_utf_8_whatever_the_locale() -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = ["generate", "--model", "demo", "--prompt", "Il était une fois", "-m", "5", "--quiet", "--json"]
+    runs = [helium(*arguments, env=env).stdout.splitlines() for env in (environment, None)]
+    first, second = ([json.loads(line)["token"] for line in run] for run in runs)
+    assert first == second
+
+
+def test_the_dtype_flag_reaches_the_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from helium_mlx import loading
+    from helium_mlx.generate import main
+
+    asked, original = [], loading.load
+    monkeypatch.setattr(
+        loading, "load", lambda *names, **options: (asked.append(options), original(*names, **options))[1]
+    )
+    assert main([*PROMPT, "-m", "1", "--dtype", "float16"]) == 0
+    assert asked == [{"revision": None, "dtype": "float16"}]
+
+
+def test_without_a_model_the_published_one_is_asked_for(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    result = helium("generate", "--prompt", "Bonjour", env=environment)
+    assert result.returncode == 1
+    errors = result.stderr.strip().splitlines()[-1]
+    assert "mlx-community/helium-1-preview-2b-4bit" in errors
+    assert "--model demo" in errors
+
+
+def test_json_keeps_accents_as_they_are() -> None:
+    result = helium("generate", "--model", "demo", "--prompt", "Il était une fois", "-m", "120", "--json")
+    assert any(letter in result.stdout for letter in "éèàç")
 
 
 def on_terminal(arguments: list[str]) -> str:

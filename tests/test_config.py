@@ -74,6 +74,20 @@ def test_written_config_reads_back_equal() -> None:
     assert config.to_dict()["rope_theta"] == 1000.0
 
 
+def test_rope_scaling_is_written_for_mlx_lm_and_reads_back() -> None:
+    parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+    written = HeliumConfig.from_dict(config_values(rope_parameters=parameters)).to_dict()
+    assert written["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert HeliumConfig.from_dict(written).rope_parameters == parameters
+    assert "rope_scaling" not in HeliumConfig().to_dict()
+
+
+def test_conflicting_dtypes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="keep one"):
+        HeliumConfig.from_dict(config_values(torch_dtype="float16", dtype="float32"))
+    assert HeliumConfig.from_dict(config_values(torch_dtype="torch.float32", dtype="float32")).dtype == "float32"
+
+
 REFUSED = [
     ("model_type", "mistral", "helium"),
     ("vocab_size", 0, "whole number"),
@@ -91,6 +105,8 @@ REFUSED = [
     ("rms_norm_eps", float("nan"), "finite"),
     ("rms_norm_eps", float("inf"), "finite"),
     ("rms_norm_eps", 0, "finite"),
+    ("rms_norm_eps", 10**400, "finite"),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": 10**400}, "finite"),
     ("rms_norm_eps", "1e-8", "finite"),
     ("initializer_range", -0.1, "finite"),
     ("attention_dropout", 1.0, "below 1"),

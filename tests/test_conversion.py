@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from conftest import relative_error
-from tiny_checkpoints import CASES, config_values, write_checkpoint
+from tiny_checkpoints import CASES, write_checkpoint
 
 import helium_mlx
 from helium_mlx import weight_files
@@ -77,16 +77,57 @@ def test_mlx_lm_opens_it_with_the_same_logits(tmp_path: Path, options: dict[str,
     assert relative_error(lm_logits(tmp_path / "x", PROMPT), ours) < 1e-5
 
 
-def test_mlx_lm_opens_a_converted_llama_with_the_same_logits(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", **CASES["llama-gqa-bias"])
+LLAMA_ROPES: dict[str, dict[str, object]] = {
+    "default": {},
+    "linear": {"factor": 3.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 8},
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
+
+
+def tiny_source(directory: Path, **overrides: object) -> Path:
+    """A random checkpoint with the demo's tokenizer."""
+    source = write_checkpoint(directory / "source", **{**overrides, "vocab_size": json_vocab_size()})
     for name in TOKENIZER_FILES:
         shutil.copy(DEMO_DIRECTORY / name, source)
-    values = config_values(**CASES["llama-gqa-bias"], vocab_size=json_vocab_size())
-    del values["rope_parameters"]
-    write_checkpoint(source, **{**CASES["llama-gqa-bias"], "vocab_size": json_vocab_size()})
-    helium_mlx.convert(str(source), str(tmp_path / "x"))
-    ours = load_model(tmp_path / "x")(PROMPT).logits
-    assert relative_error(lm_logits(tmp_path / "x", PROMPT), ours) < 1e-5
+    return source
+
+
+@pytest.mark.parametrize("rope_type", LLAMA_ROPES)
+@pytest.mark.parametrize("quantize", [False, True])
+def test_mlx_lm_opens_a_converted_llama_with_the_same_logits(tmp_path: Path, rope_type: str, quantize: bool) -> None:
+    parameters = {"rope_type": rope_type, "rope_theta": 1000.0, **LLAMA_ROPES[rope_type]}
+    source = tiny_source(tmp_path, **CASES["llama-gqa-bias"], rope_parameters=parameters)
+    report = helium_mlx.convert(
+        str(source), str(tmp_path / "x"), quantize=quantize, q_group_size=32 if quantize else None
+    )
+    prompt = mx.array([[1, *range(300, 340)]])
+    ours = load_model(tmp_path / "x", dtype="float32")(prompt).logits
+    assert relative_error(lm_logits(tmp_path / "x", prompt), ours) < 1e-5
+    assert report.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"tie_word_embeddings": True}, "tied"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0}}, "linear"),
+    ],
+)
+def test_what_mlx_lm_reads_otherwise_is_said_and_stands_in_the_card(
+    tmp_path: Path, overrides: dict[str, object], said: str
+) -> None:
+    report = helium_mlx.convert(str(tiny_source(tmp_path, **overrides)), str(tmp_path / "x"))
+    assert len(report.warnings) == 1
+    assert said in report.warnings[0]
+    assert report.warnings[0] in (tmp_path / "x/README.md").read_text()
+    assert helium_mlx.convert("demo", str(tmp_path / "demo")).warnings == []
 
 
 def json_vocab_size() -> int:
@@ -135,7 +176,8 @@ def test_the_record_has_source_options_versions_and_hashes(tmp_path: Path) -> No
     assert record["versions"].keys() == {"helium_mlx", "mlx", "python"}
     for name, digest in record["files"].items():
         assert hashlib.sha256((tmp_path / "x" / name).read_bytes()).hexdigest() == digest
-    assert record["source_files"].keys() == {"model.safetensors"}
+    weights = (DEMO_DIRECTORY / "model.safetensors").read_bytes()
+    assert record["source_files"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     assert set(record["files"]) | {"conversion.json", "README.md"} == set(os.listdir(tmp_path / "x"))
 
 
@@ -197,19 +239,90 @@ def test_an_existing_directory_is_refused(tmp_path: Path) -> None:
 
 def test_overwrite_replaces_the_whole_directory(tmp_path: Path) -> None:
     helium_mlx.convert("demo", str(tmp_path / "x"))
-    (tmp_path / "x/stale.txt").write_text("old")
+    (tmp_path / "x/model-00001-of-00002.safetensors").write_text("old")
     helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, overwrite=True)
-    assert not (tmp_path / "x/stale.txt").exists()
+    assert not (tmp_path / "x/model-00001-of-00002.safetensors").exists()
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_overwrite_leaves_alone_what_is_no_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stranger", ["thesis.txt", "mycode.py", "folder/notes.json", ".env"])
+@pytest.mark.parametrize("is_checkpoint", [False, True])
+def test_overwrite_leaves_alone_what_holds_anything_else(tmp_path: Path, stranger: str, is_checkpoint: bool) -> None:
     home = tmp_path / "home"
-    home.mkdir()
-    (home / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="leaves it alone"):
+    if is_checkpoint:
+        helium_mlx.convert("demo", str(home))
+    (home / stranger).parent.mkdir(parents=True, exist_ok=True)
+    (home / "config.json").touch()
+    (home / stranger).write_text("years of work")
+    with pytest.raises(CheckpointError, match=rf"holds {stranger.partition('/')[0]}, .*leaves it alone"):
         helium_mlx.convert("demo", str(home), overwrite=True)
-    assert (home / "thesis.txt").read_text() == "years of work"
+    assert (home / stranger).read_text() == "years of work"
+    assert os.listdir(tmp_path) == ["home"]
+
+
+def test_overwrite_leaves_alone_what_holds_the_source(tmp_path: Path) -> None:
+    source = demo_source(tmp_path / "parent")
+    before = contents(source)
+    with pytest.raises(CheckpointError, match="holds source"):
+        helium_mlx.convert(str(source), str(tmp_path / "parent"), overwrite=True)
+    assert contents(source) == before
+
+
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_an_interrupted_replacement_keeps_the_old_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int
+) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"))
+    before, calls, original = contents(tmp_path / "x"), [], Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == interrupted:
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, overwrite=True)
+    assert contents(tmp_path / "x") == before
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_file_in_the_way_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("a file")
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match="no directory; choose another name"):
+            helium_mlx.convert("demo", str(tmp_path / "x"), overwrite=overwrite)
+
+
+def test_a_directory_follows_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        helium_mlx.convert("demo", str(tmp_path / "x"))
+    finally:
+        os.umask(old)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_tokenizer_of_kyutais_name_is_carried_on(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.model").rename(source / "tokenizer_spm_48k_multi6_2.model")
+    helium_mlx.convert(str(source), str(tmp_path / "x"))
+    _, tokenizer = helium_mlx.load(tmp_path / "x")
+    assert tokenizer.decode(tokenizer.encode("Bonjour")) == "Bonjour"
+
+
+def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    weights = mx.load(str(source / "model.safetensors"))
+    assert isinstance(weights, dict)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1e6
+    mx.save_safetensors(str(source / "model.safetensors"), weights)
+    helium_mlx.convert(str(source), str(tmp_path / "fine"))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values in float16 that are not finite"):
+        helium_mlx.convert(str(source), str(tmp_path / "x"), dtype="float16")
+    assert sorted(os.listdir(tmp_path)) == ["fine", "source"]
 
 
 def test_the_source_cannot_be_overwritten_by_its_own_conversion(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import concurrent.futures
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -7,7 +8,7 @@ import pytest
 import helium_mlx
 from helium_mlx.cache import make_cache
 from helium_mlx.errors import ContextOverflowError, HeliumError
-from helium_mlx.generation import GenerationChunk, prefill
+from helium_mlx.generation import Decoding, GenerationChunk, prefill
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.tokenizer import HeliumTokenizer
 
@@ -97,13 +98,75 @@ def test_prefill_takes_steps_of_the_given_size(demo: Demo, monkeypatch: pytest.M
     assert progress == [(4, 10), (8, 10), (10, 10)]
 
 
-def test_prefill_computes_no_logits_but_the_last(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, original = [], type(demo[0].lm_head).__call__
-    monkeypatch.setattr(type(demo[0].lm_head), "__call__", lambda self, x: (rows.append(x.shape), original(self, x))[1])
-    collect(helium_mlx.stream_generate(*demo, [1] * 10, max_tokens=2, prefill_step_size=4, ignore_eos=True))
-    heads = [shape for shape in rows if len(shape) == 3 and shape[-1] == demo[0].config.hidden_size]
-    assert all(shape[1] in (1, 2, 4) for shape in heads)
-    assert [shape[1] for shape in heads][-1] == 1
+def test_no_logits_are_computed_but_each_last(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, original = [], type(demo[0]).logits
+    monkeypatch.setattr(type(demo[0]), "logits", lambda self, h: (rows.append(h.shape), original(self, h))[1])
+    collect(helium_mlx.stream_generate(*demo, [1] * 10, max_tokens=3, prefill_step_size=4, ignore_eos=True))
+    assert rows == [(1, demo[0].config.hidden_size)] * 3
+
+
+def test_greedy_computes_no_log_softmax(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a log-softmax")
+
+    for name in ("logsumexp", "softmax", "exp"):
+        monkeypatch.setattr(mx, name, refuse)
+    assert len(collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=3, ignore_eos=True))[0]) == 3
+
+
+def test_the_next_step_is_under_way_when_a_token_is_read(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    events, start, read = [], mx.async_eval, Decoding._read
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: (events.append("start"), start(*arrays)))
+    monkeypatch.setattr(Decoding, "_read", lambda self, step: (events.append("read"), read(self, step))[1])
+    collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=4, ignore_eos=True))
+    assert events == ["start", "start", "read", "start", "read", "start", "read", "read"]
+
+
+def test_a_prompt_in_chunks_is_evaluated_chunk_by_chunk(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated, original = [], mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *arrays: (evaluated.append(1), original(*arrays))[1])
+    prefill(demo[0], [1] * 10, make_cache(demo[0]), step_size=4)
+    assert len(evaluated) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.2}, {"logprobs": 2}])
+def test_a_stream_may_be_read_from_one_thread_after_another(demo: Demo, options: dict[str, float]) -> None:
+    stream = helium_mlx.stream_generate(*demo, PROMPT, max_tokens=5, ignore_eos=True, **options)  # pyright: ignore
+    with concurrent.futures.ThreadPoolExecutor(1) as first, concurrent.futures.ThreadPoolExecutor(1) as second:
+        chunks = [pool.submit(next, stream).result() for pool in (first, second, first, second, first)]
+    assert chunks[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("end", ["length", "stop", "closed", "eos"])
+def test_the_cache_holds_all_but_the_last_token_however_a_run_ends(demo: Demo, end: str) -> None:
+    cache, tokens = make_cache(demo[0]), demo[1].encode(PROMPT)
+    options: dict[str, object] = {"max_tokens": 6 if end == "length" else 1000, "ignore_eos": end != "eos"}
+    if end == "stop":
+        options["stop"] = helium_mlx.generate(*demo, PROMPT, max_tokens=12)[-4:]
+    stream = cast(Callable[..., Iterator[GenerationChunk]], helium_mlx.stream_generate)(
+        *demo, tokens, cache=cache, **options
+    )
+    chunks = [next(stream) for _ in range(5)] if end == "closed" else list(stream)
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert end == "closed" or chunks[-1].finish_reason == end
+    assert {layer.offset for layer in cache} == {len(tokens) + len(chunks) - 1}
+
+
+def test_ids_may_come_as_an_array(demo: Demo) -> None:
+    tokens = demo[1].encode(PROMPT)
+    assert helium_mlx.generate(*demo, mx.array(tokens), max_tokens=5) == helium_mlx.generate(
+        *demo, tokens, max_tokens=5
+    )
+
+
+def test_unseeded_samples_differ(demo: Demo) -> None:
+    texts = {helium_mlx.generate(*demo, PROMPT, max_tokens=20, temperature=3.0) for _ in range(4)}
+    assert len(texts) > 1
+
+
+def test_a_tiny_temperature_is_greedy(demo: Demo) -> None:
+    greedy = helium_mlx.generate(*demo, PROMPT, max_tokens=10)
+    assert helium_mlx.generate(*demo, PROMPT, max_tokens=10, temperature=1e-40, seed=1) == greedy
 
 
 def test_a_closed_stream_stops(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +261,9 @@ BAD: dict[str, tuple[object, dict[str, object], str]] = {
     "no tokens": ([], {}, "no tokens"),
     "a negative id": ([1, -1], {}, "-1 is not an id"),
     "an id past the vocabulary": ([1, 10**6], {}, "1000000 is not an id"),
+    "bytes": (b"abc", {}, "prompt is bytes"),
+    "truth": ([True], {}, "True is not an id"),
+    "a fraction of a token": (PROMPT, {"max_tokens": 3.5}, "max_tokens is 3.5"),
     "max_tokens 0": (PROMPT, {"max_tokens": 0}, "max_tokens is 0"),
     "step size 0": (PROMPT, {"prefill_step_size": 0}, "prefill_step_size is 0"),
     "logprobs below 0": (PROMPT, {"logprobs": -1}, "logprobs is -1"),

@@ -448,7 +448,7 @@ def test_saving_where_a_file_is_in_the_way_is_an_error(from_json: HeliumTokenize
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="nowhere is no directory"):
+    with pytest.raises(TokenizerError, match="nowhere: no such directory"):
         HeliumTokenizer.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(TokenizerError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         HeliumTokenizer.from_pretrained(tmp_path)
@@ -579,3 +579,9 @@ def test_only_the_library_that_is_needed_is_imported(tmp_path: Path, name: str, 
         [sys.executable, "-c", code, str(write(tmp_path))], capture_output=True, text=True, cwd=samples.DEMO.parents[1]
     )
     assert (run.stdout.split(), run.stderr) == ([name], "")
+
+
+def test_a_pad_id_of_minus_one_is_none(tmp_path: Path) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    samples.write_config(tmp_path, vocab_size=1000, pad_token_id=-1)  # pyright: ignore[reportArgumentType]
+    assert HeliumTokenizer.from_pretrained(tmp_path).pad_token_id is None

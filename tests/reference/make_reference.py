@@ -67,7 +67,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         for name, overrides in tiny_checkpoints.CASES.items():
             path = tiny_checkpoints.write_checkpoint(Path(directory) / name, **overrides)
-            stored |= {f"{name}.{key}": value for key, value in outputs(load_reference(path), TINY_PROMPT).items()}
+            model = load_reference(path)
+            stored |= {f"{name}.{key}": value for key, value in outputs(model, TINY_PROMPT).items()}
+            stored[f"{name}.greedy"] = greedy(model, TINY_PROMPT)
     _save(stored, "tiny.safetensors")
 
     model = load_reference(DEMO_DIRECTORY)

@@ -1,0 +1,237 @@
+"""mlx-lm's tools on the demo, through the adapter; mlx-lm comes with the extra `test`."""
+
+import json
+import threading
+import types
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import pytest
+
+mlx_lm = pytest.importorskip("mlx_lm")
+
+from mlx.utils import tree_flatten  # noqa: E402
+from mlx_lm import server  # noqa: E402
+from mlx_lm.models import cache as mlx_lm_cache  # noqa: E402
+from mlx_lm.tuner import datasets, trainer  # noqa: E402
+from mlx_lm.tuner import utils as tuner_utils  # noqa: E402
+
+import helium_mlx  # noqa: E402
+from helium_mlx import HeliumForCausalLM, HeliumTokenizer  # noqa: E402
+from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model  # noqa: E402
+from helium_mlx.errors import HeliumError  # noqa: E402
+from helium_mlx.mlx_lm_adapter import MlxLmModel, adapt, model_provider  # noqa: E402
+
+Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
+
+PROMPTS = ["Once upon a time", "Il était une fois", "Es war einmal ein kleiner Hund, der", "C'era"]
+
+
+def ours(demo: Demo, prompt: str, count: int) -> list[int]:
+    chunks = helium_mlx.stream_generate(*demo, prompt, max_tokens=count)
+    return [chunk.token for chunk in chunks if chunk.finish_reason != "eos"]
+
+
+def test_batch_generate_gives_each_row_the_ids_that_it_gets_alone(demo: Demo) -> None:
+    model, tokenizer = adapt(*demo)
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert len({len(prompt) for prompt in prompts}) > 1
+    # Two at a time: rows leave the batch, others join it.
+    response = mlx_lm.batch_generate(
+        model, tokenizer, prompts, max_tokens=[60, 20, 90, 5], return_token_ids=True, completion_batch_size=2
+    )
+    expected = [ours(demo, prompt, count) for prompt, count in zip(PROMPTS, [60, 20, 90, 5], strict=True)]
+    assert response.token_ids == expected
+    assert response.texts == [demo[1].decode(ids) for ids in expected]
+
+
+def test_stream_generate_gives_our_text_with_its_caches(demo: Demo) -> None:
+    model, tokenizer = adapt(*demo)
+    for prompt in PROMPTS:
+        text = "".join(chunk.text for chunk in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=40))
+        assert text == demo[1].decode(ours(demo, prompt, 40))
+
+
+LOGIT_CACHES = {
+    "none": lambda layers: None,
+    "KVCache": lambda layers: [mlx_lm_cache.KVCache() for _ in range(layers)],
+    "RotatingKVCache": lambda layers: [mlx_lm_cache.RotatingKVCache(max_size=64, keep=4) for _ in range(layers)],
+    "BatchKVCache": lambda layers: [mlx_lm_cache.BatchKVCache([0]) for _ in range(layers)],
+    "BatchRotatingKVCache": lambda layers: [mlx_lm_cache.BatchRotatingKVCache(64, [0]) for _ in range(layers)],
+}
+
+
+@pytest.mark.parametrize("name", LOGIT_CACHES)
+def test_logits_are_the_models_own(demo: Demo, name: str) -> None:
+    model, tokenizer = adapt(*demo)
+    ids = mx.array([tokenizer.encode(PROMPTS[2])])
+    expected = demo[0](ids, use_cache=False).logits
+    cache = LOGIT_CACHES[name](len(model.layers))
+    assert mx.allclose(model(ids, cache=cache), expected, rtol=1e-4, atol=1e-4)
+    if cache is not None:
+        chunked = LOGIT_CACHES[name](len(model.layers))
+        parts = [model(ids[:, a:b], cache=chunked) for a, b in ((0, 4), (4, 7), (7, 8), (8, 99))]
+        assert mx.allclose(mx.concatenate(parts, axis=1), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["BatchKVCache", "BatchRotatingKVCache"])
+def test_padding_on_the_left_is_not_seen(demo: Demo, name: str) -> None:
+    model, tokenizer = adapt(*demo)
+    short, long = tokenizer.encode(PROMPTS[0]), tokenizer.encode(PROMPTS[2])
+    padding = len(long) - len(short)
+    caches = {
+        "BatchKVCache": lambda: mlx_lm_cache.BatchKVCache([padding, 0]),
+        "BatchRotatingKVCache": lambda: mlx_lm_cache.BatchRotatingKVCache(64, [padding, 0]),
+    }
+    cache = [caches[name]() for _ in model.layers]
+    ids = mx.array([[3] * padding + short, long])
+    parts = [model(ids[:, a:b], cache=cache) for a, b in ((0, 8), (8, len(long) - 1), (len(long) - 1, len(long)))]
+    logits = mx.concatenate(parts, axis=1)
+    for row, alone in enumerate((short, long)):
+        expected = demo[0](mx.array([alone])).logits[0]
+        assert mx.allclose(logits[row, -len(alone) :], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rotating_cache_forgets_as_mlx_lm_has_it(demo: Demo) -> None:
+    model, tokenizer = adapt(*demo)
+    ids = tokenizer.encode(PROMPTS[2])
+    cache = [mlx_lm_cache.RotatingKVCache(max_size=6) for _ in model.layers]
+    rotated = [model(mx.array([[token]]), cache=cache)[0, -1] for token in ids]
+    positions = mx.arange(len(ids))
+    window = (positions[:, None] >= positions) & (positions[:, None] < positions + 6)
+    expected = demo[0](mx.array([ids]), attention_mask=window[None, None], use_cache=False).logits[0]
+    assert mx.allclose(mx.stack(rotated), expected, rtol=1e-3, atol=1e-3)
+    assert not mx.allclose(rotated[-1], demo[0](mx.array([ids])).logits[0, -1], rtol=1e-2, atol=1e-2)
+
+
+def test_a_quantized_cache_is_close(demo: Demo) -> None:
+    model, tokenizer = adapt(*demo)
+    ids = mx.array([tokenizer.encode(PROMPTS[2])])
+    cache = [mlx_lm_cache.QuantizedKVCache(group_size=32, bits=8) for _ in model.layers]
+    logits = mx.concatenate([model(ids[:, :5], cache=cache), model(ids[:, 5:], cache=cache)], axis=1)
+    expected = demo[0](ids).logits
+    error = mx.abs(logits - expected).max() / mx.abs(expected).max()
+    assert 0 < cast(float, error.item()) < 0.03
+
+
+def test_lora_trains_the_merged_projections_and_its_adapters_load(demo: Demo, tmp_path: Path) -> None:
+    mx.random.seed(0)
+    ours, tokenizer = load_model(DEMO_DIRECTORY, dtype="float32"), demo[1]
+    model, wrapper = adapt(ours, tokenizer)
+    model.freeze()
+    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    keys = ["self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"]
+    tuner_utils.linear_to_lora_layers(model, 4, {**parameters, "keys": keys})
+    names = [name for name, _ in tree_flatten(model.trainable_parameters())]
+    assert len(names) == 4 * len(keys) * 2
+    assert all(name.endswith(("lora_a", "lora_b")) for name in names)
+    texts = [{"text": f"The {animal} reads the newspaper of {n}."} for animal in ("cat", "owl") for n in range(8)]
+    data = datasets.CacheDataset(datasets.TextDataset(texts, wrapper))  # pyright: ignore[reportArgumentType]
+    reported: list[float] = []
+    callback = types.SimpleNamespace(
+        on_train_loss_report=lambda info: reported.append(info["train_loss"]), on_val_loss_report=lambda info: None
+    )
+    arguments = trainer.TrainingArgs(
+        batch_size=4,
+        iters=12,
+        steps_per_report=4,
+        steps_per_save=100,
+        adapter_file=str(tmp_path / "adapters.safetensors"),
+    )
+    trainer.train(model, optim.Adam(1e-3), data, args=arguments, training_callback=callback)  # pyright: ignore[reportArgumentType]
+    assert reported[-1] < reported[0] / 2
+
+    config = {"fine_tune_type": "lora", "num_layers": 4, "lora_parameters": {**parameters, "keys": keys}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    again = adapt(load_model(DEMO_DIRECTORY, dtype="float32"), tokenizer)[0]
+    tuner_utils.load_adapters(again, str(tmp_path))
+    ids = mx.array([tokenizer.encode("The cat reads")])
+    model.eval()
+    again.eval()
+    assert mx.allclose(again(ids), model(ids), rtol=1e-4, atol=1e-4)
+    assert not mx.allclose(again(ids), demo[0](ids).logits, rtol=1e-2, atol=1e-2)
+    # The layers are shared: our own tools see what was trained.
+    assert mx.allclose(ours(ids).logits, model(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def address(demo: Demo) -> Iterator[str]:
+    """Where mlx-lm's server answers with the demo."""
+    provider = model_provider(*demo, max_tokens=12)
+    generator = server.ResponseGenerator(provider, mlx_lm_cache.LRUPromptCache(2))  # pyright: ignore[reportArgumentType]
+    httpd = ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *rest, **named: server.APIHandler(generator, *rest, system_fingerprint="test", **named)
+    )
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_address[1]}"
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+    generator.stop_and_join()
+
+
+def ask(address: str, path: str, body: dict[str, object]) -> dict[str, object]:
+    request = urllib.request.Request(
+        address + path, json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def test_the_server_completes_as_we_do(demo: Demo, address: str) -> None:
+    for prompt in PROMPTS[:2]:
+        answer = ask(address, "/v1/completions", {"prompt": prompt, "seed": 1})
+        batched = ask(address, "/v1/completions", {"prompt": prompt})
+        for choice in (answer["choices"][0], batched["choices"][0]):  # pyright: ignore[reportIndexIssue]
+            assert choice["text"] == demo[1].decode(ours(demo, prompt, 12))
+    chat = ask(address, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Bonjour"}]})
+    assert chat["choices"][0]["message"]["content"]  # pyright: ignore[reportIndexIssue]
+
+
+def test_the_server_has_the_one_model(address: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask(address, "/v1/completions", {"prompt": "x", "model": "someone/else"})
+    assert "this server has default_model only" in refused.value.read().decode()
+
+
+def test_an_unknown_flag_of_the_server_is_refused(demo: Demo) -> None:
+    with pytest.raises(HeliumError, match="max_token is no flag"):
+        model_provider(*demo, max_token=3)
+
+
+def test_the_tokenizer_has_no_chat_template_and_every_eos(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo[1], "eos_token_ids", (2, 40))
+    _, tokenizer = adapt(*demo)
+    assert not tokenizer.has_chat_template
+    assert tokenizer.eos_token_ids == {2, 40}
+    assert tokenizer.get_vocab()["<s>"] == demo[1].bos_token_id
+    assert len(tokenizer) == len(demo[1])
+
+
+def test_the_detokenizer_gives_all_text_by_its_end(demo: Demo) -> None:
+    _, tokenizer = adapt(*demo)
+    # The bytes of the emoji stay open until something comes behind them.
+    ids = tokenizer.encode("Bonjour \U0001f9a6")
+    detokenizer, other = tokenizer.detokenizer, tokenizer.detokenizer
+    segments = []
+    for token in ids:
+        detokenizer.add_token(token)
+        segments.append(detokenizer.last_segment)
+    assert "\U0001f9a6" not in "".join(segments)
+    detokenizer.finalize()
+    assert "".join(segments) + detokenizer.last_segment == detokenizer.text == demo[1].decode(ids)
+    assert (detokenizer.tokens, other.tokens, other.text) == (ids, [], "")
+
+
+def test_the_adapted_model_shares_the_weights(demo: Demo) -> None:
+    model, _ = adapt(*demo)
+    assert isinstance(model, MlxLmModel)
+    assert model.model is demo[0]
+    assert (model.model_type, model.args.vocab_size) == ("helium", demo[0].config.vocab_size)
