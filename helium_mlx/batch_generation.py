@@ -170,7 +170,7 @@ class Batch:
             behind = positions[:, -1:] + 1 + mx.arange(generated)
             positions = mx.concatenate([positions, behind], axis=1)[:, -new:]
         h = decoder.embed_tokens(ids[:, -new:])
-        output = decoder.run(h, cache, attention_mask=mask, position_ids=positions)
+        output = decoder.run(h, cache, attention_mask=mask, position_ids=positions, last_only=True)
         return self.model.logits(output.last_hidden_state[:, -1])
 
     def _sampled(self, ids: mx.array, unfinished: mx.array, logits: mx.array) -> Step:

@@ -41,6 +41,11 @@ def explicit_mask(mask: Mask, length: int, total: int, dtype: mx.Dtype) -> mx.ar
     return mask
 
 
+def mask_of_last_query(mask: Mask) -> Mask:
+    """Return the mask of the last query alone; under a causal one it sees everything."""
+    return None if mask is None or isinstance(mask, str) else mask[..., -1:, :]
+
+
 def packed_sequences(position_ids: mx.array) -> mx.array | None:
     """Number the sequences packed in each row, shape of `position_ids`; None if each row holds a single one.
 

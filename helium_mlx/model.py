@@ -19,7 +19,7 @@ from helium_mlx.activations import ACTIVATIONS, make_activation
 from helium_mlx.cache import KVCache, Mask, causal_mask, new_cache
 from helium_mlx.config import HeliumConfig
 from helium_mlx.generation_config import GenerationConfig
-from helium_mlx.masks import attention_bias, explicit_mask
+from helium_mlx.masks import attention_bias, explicit_mask, mask_of_last_query
 from helium_mlx.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -71,13 +71,22 @@ class HeliumAttention(nn.Module):
         self.o_proj = _projection("self_attn.o_proj", config, settings(f"{layer}.self_attn.o_proj"))
 
     def __call__(
-        self, x: mx.array, mask: Mask, rotate: Rotation, cache: KVCache | None, weights_wanted: bool = False
+        self,
+        x: mx.array,
+        mask: Mask,
+        rotate: Rotation,
+        cache: KVCache | None,
+        *,
+        weights_wanted: bool = False,
+        last_only: bool = False,
     ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
         n_rotated = self.n_heads + self.n_kv_heads
         qkv = self._project(x).reshape(B, L, n_rotated + self.n_kv_heads, self.head_dim).transpose(0, 2, 1, 3)
         rotated, values = rotate(qkv[:, :n_rotated]), qkv[:, n_rotated:]
         queries, keys = rotated[:, : self.n_heads], rotated[:, self.n_heads :]
+        if last_only:
+            queries, mask, L = queries[:, :, -1:], mask_of_last_query(mask), 1
         weights = None
         if weights_wanted or (self.training and self.dropout > 0):
             if cache is not None:
@@ -147,10 +156,19 @@ class HeliumDecoderLayer(nn.Module):
         self.post_attention_layernorm = _norm(config)
 
     def __call__(
-        self, h: mx.array, mask: Mask, rotate: Rotation, cache: KVCache | None, weights_wanted: bool = False
+        self,
+        h: mx.array,
+        mask: Mask,
+        rotate: Rotation,
+        cache: KVCache | None,
+        *,
+        weights_wanted: bool = False,
+        last_only: bool = False,
     ) -> tuple[mx.array, mx.array | None]:
-        attended, weights = self.self_attn(self.input_layernorm(h), mask, rotate, cache, weights_wanted)
-        h = h + attended
+        attended, weights = self.self_attn(
+            self.input_layernorm(h), mask, rotate, cache, weights_wanted=weights_wanted, last_only=last_only
+        )
+        h = (h[:, -1:] if last_only else h) + attended
         return h + self.mlp(self.post_attention_layernorm(h)), weights
 
 
@@ -233,8 +251,13 @@ class HeliumModel(HeliumPreTrainedModel):
         position_ids: mx.array | None = None,
         attentions_wanted: bool = False,
         hidden_states_wanted: bool = False,
+        last_only: bool = False,
     ) -> BaseModelOutputWithPast:
-        """Run embeddings (B, L, D), unchecked: the forward pass itself, and what generation calls."""
+        """Run embeddings (B, L, D), unchecked: the forward pass itself, and what generation calls.
+
+        With `last_only` the last layer computes its keys and values of all positions, and the rest of the last one
+        only: `last_hidden_state` is then (B, 1, D).
+        """
         L = h.shape[1]
         caches: list[KVCache] | list[None] = [None] * len(self.layers) if past_key_values is None else past_key_values
         offset = 0 if past_key_values is None else past_key_values[0].offset
@@ -247,7 +270,8 @@ class HeliumModel(HeliumPreTrainedModel):
 
         hidden_states, attentions = [h], []
         for layer, cache in zip(self.layers, caches, strict=True):
-            h, weights = layer(h, mask, rotate, cache, attentions_wanted)
+            is_last = last_only and layer is self.layers[-1]
+            h, weights = layer(h, mask, rotate, cache, weights_wanted=attentions_wanted, last_only=is_last)
             hidden_states.append(h)
             attentions.append(weights)
         h = hidden_states[-1] = self.norm(h)
@@ -313,7 +337,7 @@ class HeliumForCausalLM(HeliumPreTrainedModel):
 
     def next_logits(self, input_ids: mx.array, cache: list[KVCache]) -> mx.array:
         """Run `input_ids` (B, L), unchecked; return the last position's logits (B, vocab_size): what decoding needs."""
-        output = self.model.run(self.model.embed_tokens(input_ids), cache)
+        output = self.model.run(self.model.embed_tokens(input_ids), cache, last_only=True)
         return self.logits(output.last_hidden_state[:, -1])
 
     def generate(

@@ -37,9 +37,9 @@ class Counted:
         self.lengths: list[int] = []
         original = type(model.model).run
 
-        def counting(module: object, h: mx.array, *rest: object) -> object:
+        def counting(module: object, h: mx.array, *rest: object, **options: object) -> object:
             self.lengths.append(h.shape[1])
-            return original(module, h, *rest)  # pyright: ignore[reportArgumentType]
+            return original(module, h, *rest, **options)  # pyright: ignore[reportArgumentType]
 
         monkeypatch.setattr(type(model.model), "run", counting)
 

@@ -3,7 +3,7 @@ import pytest
 from conftest import CaseLoader, relative_error
 
 from helium_mlx.cache import make_cache
-from helium_mlx.masks import attention_bias, explicit_mask, packed_sequences
+from helium_mlx.masks import attention_bias, explicit_mask, mask_of_last_query, packed_sequences
 from helium_mlx.model import HeliumForCausalLM
 
 IDS = mx.array([[1, *(7 + 13 * i % 89 for i in range(11))], [1, *(5 + 17 * i % 89 for i in range(11))]])
@@ -177,3 +177,9 @@ def test_attentions_behind_a_cache_cover_it(model: HeliumForCausalLM) -> None:
         assert part.shape == (2, 4, 5, 12)
         assert relative_error(part, all_of_it[:, :, 7:]) < 1e-5
     assert relative_error(output.logits, whole.logits[:, 7:]) < 1e-5
+
+
+def test_the_last_query_of_a_causal_mask_sees_everything() -> None:
+    mask = mx.arange(12).reshape(1, 1, 3, 4)
+    assert mask_of_last_query("causal") is mask_of_last_query(None) is None
+    assert mask_of_last_query(mask).tolist() == [[[[8, 9, 10, 11]]]]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]

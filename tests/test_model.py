@@ -113,3 +113,21 @@ def test_a_cache_of_another_model_is_refused(load_case: CaseLoader) -> None:
     model = load_case("helium-mha")
     with pytest.raises(ArgumentError, match="make_cache"):
         model(PROMPT, past_key_values=make_cache(model)[:-1])
+
+
+def test_the_last_layer_computes_the_last_position_only_where_no_other_is_wanted(load_case: CaseLoader) -> None:
+    model = load_case("helium-gqa-bias")
+    rows, layer = [], model.model.layers[-1]
+    original = layer.mlp
+    layer.mlp = lambda x: (rows.append(x.shape[1]), original(x))[1]
+    try:
+        cache = make_cache(model)
+        logits = model.next_logits(PROMPT, cache)
+    finally:
+        layer.mlp = original
+    assert rows == [1]
+    assert relative_error(logits, model(PROMPT).logits[:, -1]) < 1e-5
+    assert cache[-1].offset == PROMPT.shape[1]
+    following = model(PROMPT[:, :1], past_key_values=cache).logits
+    whole = model(mx.concatenate([PROMPT, PROMPT[:, :1]], axis=1)).logits[:, -1:]
+    assert relative_error(following, whole) < 1e-5
