@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
+from inspect import signature
 from pathlib import Path
 from typing import cast
 
@@ -43,11 +44,13 @@ def test_batch_generate_gives_each_row_the_ids_that_it_gets_alone(demo: Demo) ->
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     assert len({len(prompt) for prompt in prompts}) > 1
     # Two at a time: rows leave the batch, others join it.
+    # mlx-lm 0.31, the last for Python 3.10, gives no ids.
+    ids_too = {"return_token_ids": True} if "return_token_ids" in signature(mlx_lm.batch_generate).parameters else {}
     response = mlx_lm.batch_generate(
-        model, tokenizer, prompts, max_tokens=[60, 20, 90, 5], return_token_ids=True, completion_batch_size=2
+        model, tokenizer, prompts, max_tokens=[60, 20, 90, 5], completion_batch_size=2, **ids_too
     )
     expected = [ours(demo, prompt, count) for prompt, count in zip(PROMPTS, [60, 20, 90, 5], strict=True)]
-    assert response.token_ids == expected
+    assert not ids_too or response.token_ids == expected
     assert response.texts == [demo[1].decode(ids) for ids in expected]
 
 
@@ -212,7 +215,7 @@ def test_the_tokenizer_has_no_chat_template_and_every_eos(demo: Demo, monkeypatc
     assert not tokenizer.has_chat_template
     assert tokenizer.eos_token_ids == {2, 40}
     assert tokenizer.get_vocab()["<s>"] == demo[1].bos_token_id
-    assert len(tokenizer) == len(demo[1])
+    assert tokenizer.vocab_size == demo[1].vocab_size
 
 
 def test_the_detokenizer_gives_all_text_by_its_end(demo: Demo) -> None:
