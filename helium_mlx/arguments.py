@@ -5,6 +5,7 @@ what came and what was expected. Ids, labels and positions are read for it, whic
 lists costs nothing; generation, whose tokens are still being computed, goes past these checks.
 """
 
+import math
 from typing import cast
 
 import mlx.core as mx
@@ -58,7 +59,7 @@ def length_of_past(past_key_values: object, config: HeliumConfig) -> int:
     if past_key_values is None:
         return 0
     layers = config.num_hidden_layers
-    if not isinstance(past_key_values, (list, tuple)) or not all(hasattr(c, "attend") for c in past_key_values):
+    if not isinstance(past_key_values, (list, tuple)) or not all(isinstance(c, KVCache) for c in past_key_values):
         raise ArgumentError(
             f"past_key_values is {type(past_key_values).__name__}; expected a list of caches, one a layer: make_cache"
         )
@@ -163,8 +164,25 @@ def _batch_and_length(input_ids: mx.array | None, inputs_embeds: mx.array | None
     return given.shape[0], given.shape[1]
 
 
+def check_flags(**flags: object) -> None:
+    """Raise ArgumentError for a flag that is neither true, false nor None, which stands for the config's."""
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool):
+            raise ArgumentError(f"{name} is {type(value).__name__}; expected True, False or None")
+
+
+def check_dtypes(past_key_values: list[KVCache] | None, inputs_embeds: mx.array | None, dtype: mx.Dtype) -> None:
+    """Raise ArgumentError unless embeddings and cached keys have the dtype that the model computes in."""
+    held = [entry.keys for entry in past_key_values or [] if entry.keys is not None]
+    for name, array in [("inputs_embeds", inputs_embeds), *(("past_key_values", keys) for keys in held)]:
+        if array is not None and array.dtype != dtype:
+            raise ArgumentError(f"{name} has dtype {_name(array.dtype)}; the model computes in {_name(dtype)}")
+
+
 def _check_mask(mask: mx.array, B: int, L: int, T: int, heads: int) -> None:
     _require_array("attention_mask", mask)
+    if mask.dtype == mx.complex64:
+        raise ArgumentError("attention_mask has dtype complex64; expected integers, booleans or floats")
     if mask.ndim == 2:
         _require_shape("attention_mask", mask, [(B, T)])
         if not ((mask == 0) | (mask == 1)).all().item():
@@ -175,6 +193,8 @@ def _check_mask(mask: mx.array, B: int, L: int, T: int, heads: int) -> None:
         raise ArgumentError(
             f"attention_mask has dtype {_name(mask.dtype)}; a 4-D one must be boolean (true = attend) or floats (added)"
         )
+    if mask.dtype != mx.bool_ and not (mask < math.inf).all().item():
+        raise ArgumentError("attention_mask has NaN or +inf in it; expected numbers to add, -inf at the least")
 
 
 def _check_cache_position(cache_position: mx.array, past: int, L: int) -> None:

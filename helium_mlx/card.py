@@ -33,7 +33,7 @@ def model_card(name: str, source_directory: Path, config: HeliumConfig, source: 
 
 # {name}
 
-Converted to MLX from {origin} with [helium_mlx](https://pypi.org/project/helium-mlx/), at {precision}.
+Converted to MLX from {origin} with `helium_mlx`, at {precision}.
 {toy}
 A base model: it continues text, and has no chat template.
 

@@ -140,7 +140,7 @@ def weight_files(directory: Path) -> list[Path]:
     )
 
 
-def load_model(checkpoint: Checkpoint | str | Path, *, dtype: str | None = None) -> HeliumForCausalLM:
+def load_model(checkpoint: Checkpoint | str | Path, *, dtype: str | mx.Dtype | None = None) -> HeliumForCausalLM:
     """Return the causal LM of a checkpoint, opened or named by its directory, weights evaluated, ready to run.
 
     `dtype` is one of bfloat16, float16, float32; None is the checkpoint's own, or float32 for quantized weights on
@@ -154,7 +154,7 @@ def load_pretrained(
     model_class: type[Model],
     directory: str | Path,
     *,
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
     config_values: Mapping[str, object] | None = None,
 ) -> Model:
     """Return a model of any class, with a warning that names a head that had to be initialised or was left out."""
@@ -170,7 +170,7 @@ def load_pretrained(
     return _build(model_class, checkpoint, dtype)
 
 
-def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | None) -> Model:
+def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> Model:
     config, target = checkpoint.config, _parse_dtype(dtype)
     if target is None:
         target = backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
@@ -215,9 +215,10 @@ def _as_dtype(name: str, tensor: mx.array, dtype: mx.Dtype, config: HeliumConfig
     return tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor
 
 
-def _parse_dtype(dtype: str | None) -> mx.Dtype | None:
+def _parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     if dtype is None:
         return None
+    dtype = str(dtype).removeprefix("mlx.core.") if isinstance(dtype, mx.Dtype) else dtype
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
     return getattr(mx, dtype)
@@ -254,12 +255,12 @@ def _require_expected(checkpoint: Checkpoint) -> None:
     # A config can ask for any number of layers: look no further than the files can satisfy.
     shapes = layout.tensor_shapes(checkpoint.config, checkpoint.settings, checkpoint.architecture)
     wanted = (item for item in shapes if item[0] not in checkpoint.missing_head)
-    expected = dict(islice(wanted, len(found) + 1))
+    expected = dict(islice(wanted, len(found) + 1000))
     where = checkpoint.directory
-    missing = [name for name in expected if name not in found]
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
     if missing:
         raise CheckpointError(f"{where}: config.json asks for tensors that are missing: {_listing(missing)}")
-    extra = [name for name in found if name not in expected]
+    extra = [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected]
     if extra:
         raise CheckpointError(f"{where}: the files hold tensors that config.json has no place for: {_listing(extra)}")
     wrong = [f"{name} is {list(found[name])}, expected {list(shape)}" for name, shape in expected.items()
@@ -294,4 +295,4 @@ def _base_name(name: str) -> str:
 
 
 def _listing(items: list[str]) -> str:
-    return ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
+    return ", ".join(items[:9]) + (f" and {len(items) - 9} more" if len(items) > 9 else "")

@@ -243,7 +243,10 @@ class HeliumConfig:
         """Return a copy with some values changed; a new `num_labels` gives the labels default names."""
         unknown = sorted(set(values) - {f.name for f in fields(self)})
         if unknown:
-            raise ConfigError(f"{unknown[0]} is no field of HeliumConfig; known are {', '.join(_field_names())}")
+            raise ConfigError(
+                f"{unknown[0]} is neither an option of from_pretrained here nor a field of HeliumConfig; "
+                f"fields are {', '.join(_field_names())}"
+            )
         merged = self.to_dict()
         for spelled_twice in ("rope_theta", "rope_scaling", "quantization_config"):
             merged.pop(spelled_twice, None)

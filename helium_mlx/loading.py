@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import mlx.core as mx
+
 from helium_mlx.checkpoint import load_model, open_checkpoint
 from helium_mlx.hub import resolve
 from helium_mlx.model import HeliumForCausalLM
@@ -9,7 +11,7 @@ from helium_mlx.tokenizer import HeliumTokenizer
 
 
 def load(
-    path_or_repo: str | Path, *, revision: str | None = None, dtype: str | None = None
+    path_or_repo: str | Path, *, revision: str | None = None, dtype: str | mx.Dtype | None = None
 ) -> tuple[HeliumForCausalLM, HeliumTokenizer]:
     """Return the model and the tokenizer of a checkpoint directory, a Hub repository, or "demo".
 

@@ -219,9 +219,16 @@ class HeliumModel(HeliumPreTrainedModel):
         Raises ArgumentError, before anything is computed, for arguments that do not fit the model or each other.
         """
         config = self.config
+        arguments.check_flags(
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+        )
         arguments.check_inputs(
             config, past_key_values, input_ids, inputs_embeds, attention_mask, position_ids, cache_position
         )
+        arguments.check_dtypes(past_key_values, inputs_embeds, self.norm.weight.dtype)
         if past_key_values is None and _setting(use_cache, config.use_cache):
             past_key_values = new_cache(config.num_hidden_layers)
         output = self.run(
@@ -320,6 +327,7 @@ class HeliumForCausalLM(HeliumPreTrainedModel):
         `labels`: integers (B, L), -100 where there is none; the logits before each predict it. `logits_to_keep`: how
         many positions to keep from the end, 0 for all, or their indices.
         """
+        arguments.check_flags(return_dict=return_dict)
         arguments.check_labels(labels, input_ids, inputs_embeds, self.config.vocab_size)
         arguments.check_logits_to_keep(logits_to_keep, labels, input_ids, inputs_embeds)
         output = self.model(
@@ -409,6 +417,7 @@ class HeliumForSequenceClassification(HeliumPreTrainedModel):
         labels at once. Raises ArgumentError for a batch of several rows without a pad token.
         """
         config = self.config
+        arguments.check_flags(return_dict=return_dict)
         arguments.check_poolable(input_ids, inputs_embeds, config)
         problem_type = arguments.check_class_labels(labels, input_ids, inputs_embeds, config)
         output = self.model(
@@ -454,6 +463,7 @@ class HeliumForTokenClassification(HeliumPreTrainedModel):
         return_dict: bool | None = None,
     ) -> TokenClassifierOutput:
         """Return logits (B, L, num_labels) and, with `labels` (B, L), -100 where there is none, the loss."""
+        arguments.check_flags(return_dict=return_dict)
         arguments.check_labels(labels, input_ids, inputs_embeds, self.config.num_labels)
         output = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache_position,

@@ -37,7 +37,7 @@ class HeliumPreTrainedModel(nn.Module):
         path_or_repo: str | Path,
         *,
         revision: str | None = None,
-        dtype: str | None = None,
+        dtype: str | mx.Dtype | None = None,
         device_map: str | None = None,
         **config_values: object,
     ) -> Model:
@@ -98,13 +98,11 @@ class HeliumPreTrainedModel(nn.Module):
         """
         if isinstance(new_num_tokens, bool) or not isinstance(new_num_tokens, int) or new_num_tokens < 1:
             raise ArgumentError(f"new_num_tokens is {new_num_tokens!r}; expected a whole number from 1 on")
-        special = [
-            *self.config.eos_token_ids,
-            *([] if self.config.bos_token_id is None else [self.config.bos_token_id]),
-        ]
+        config = self.config
+        special = [i for i in (*config.eos_token_ids, config.bos_token_id, config.pad_token_id) if i is not None]
         if new_num_tokens <= max(special, default=0):
             raise ArgumentError(
-                f"new_num_tokens is {new_num_tokens}; expected more than {max(special)}, the config's bos or eos id"
+                f"new_num_tokens is {new_num_tokens}; expected more than {max(special)}, the largest special id"
             )
         resized = [self.get_input_embeddings(), *([self["lm_head"]] if "lm_head" in self else [])]
         if any("scales" in module for module in resized):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 import pytest
+from conftest import CaseLoader
 from tiny_checkpoints import config_values
 
 from helium_mlx.cache import KVCache, make_cache
@@ -291,3 +292,31 @@ def test_every_integer_dtype_is_taken(dtype: mx.Dtype) -> None:
 def test_unsigned_ids_are_pooled_beside_a_pad_token_that_they_cannot_reach() -> None:
     model = HeliumForSequenceClassification(tiny_config(pad_token_id=300, vocab_size=301))
     assert mx.allclose(model(IDS.astype(mx.uint8)).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("name", ["use_cache", "output_attentions", "output_hidden_states", "return_dict"])
+@pytest.mark.parametrize("value", ["yes", 1, mx.array([1, 2])])
+def test_a_flag_that_is_no_truth_value_is_refused(load_case: CaseLoader, name: str, value: object) -> None:
+    model = load_case("helium-mha")
+    cache = make_cache(model)
+    with pytest.raises(ArgumentError, match=rf"^{name} is \w+; expected True, False or None$"):
+        model(mx.array([[1, 2]]), past_key_values=cache, **{name: value})  # pyright: ignore[reportArgumentType]
+    assert cache[0].offset == 0
+
+
+def test_embeddings_and_caches_of_another_dtype_are_refused(load_case: CaseLoader) -> None:
+    model = load_case("helium-mha")
+    with pytest.raises(ArgumentError, match="inputs_embeds has dtype bfloat16; the model computes in float32"):
+        model(inputs_embeds=mx.zeros((1, 2, model.config.hidden_size), mx.bfloat16))
+    cache = make_cache(model)
+    for layer in cache:
+        layer.update_and_fetch(*(mx.zeros((1, 4, 3, 16), mx.bfloat16) for _ in range(2)))
+    with pytest.raises(ArgumentError, match="past_key_values has dtype bfloat16; the model computes in float32"):
+        model(mx.array([[1, 2]]), past_key_values=cache)
+    assert cache[0].offset == 3
+
+
+@pytest.mark.parametrize("value", [mx.nan, mx.inf])
+def test_a_mask_that_would_make_every_logit_nan_is_refused(load_case: CaseLoader, value: float) -> None:
+    with pytest.raises(ArgumentError, match="attention_mask has NaN"):
+        load_case("helium-mha")(mx.array([[1, 2]]), attention_mask=mx.full((1, 1, 2, 2), value))

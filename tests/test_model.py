@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 from conftest import CaseLoader, relative_error
-from tiny_checkpoints import CASES
+from tiny_checkpoints import CASES, write_checkpoint
 
 from helium_mlx.cache import make_cache
+from helium_mlx.checkpoint import load_model
 from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import ArgumentError
 from helium_mlx.model import HeliumForCausalLM
@@ -119,7 +122,7 @@ def test_the_last_layer_computes_the_last_position_only_where_no_other_is_wanted
     model = load_case("helium-gqa-bias")
     rows, layer = [], model.model.layers[-1]
     original = layer.mlp
-    layer.mlp = lambda x: (rows.append(x.shape[1]), original(x))[1]
+    setattr(layer, "mlp", lambda x: (rows.append(x.shape[1]), original(x))[1])  # noqa: B010
     try:
         cache = make_cache(model)
         logits = model.next_logits(PROMPT, cache)
@@ -131,3 +134,12 @@ def test_the_last_layer_computes_the_last_position_only_where_no_other_is_wanted
     following = model(PROMPT[:, :1], past_key_values=cache).logits
     whole = model(mx.concatenate([PROMPT, PROMPT[:, :1]], axis=1)).logits[:, -1:]
     assert relative_error(following, whole) < 1e-5
+
+
+def test_the_softmax_behind_attentions_is_float32(tmp_path: Path) -> None:
+    model = load_model(write_checkpoint(tmp_path), dtype="bfloat16")
+    attention = model.model.layers[0].self_attn
+    queries, keys, values = mx.random.normal((3, 1, 4, 24, 16), key=mx.random.key(0)).astype(mx.bfloat16)
+    _, weights = attention._attend_step_by_step(queries, keys, values, None)
+    scores = ((queries @ keys.swapaxes(-1, -2)) * attention.scale).astype(mx.float32)
+    assert mx.array_equal(weights, mx.softmax(scores, axis=-1).astype(mx.bfloat16))

@@ -18,7 +18,7 @@ from tiny_checkpoints import config_values, random_weights, write_tensors
 import helium_mlx
 from helium_mlx.checkpoint import DEMO_DIRECTORY
 from helium_mlx.config import HeliumConfig
-from helium_mlx.errors import ArgumentError, CheckpointError
+from helium_mlx.errors import ArgumentError, CheckpointError, ConfigError
 from helium_mlx.model import (
     HeliumForCausalLM,
     HeliumForSequenceClassification,
@@ -514,3 +514,24 @@ for model in (HeliumConfig, HeliumModel):
     said = with_hub(hub, tmp_path, code).splitlines()
     assert len(said) == 2
     assert all(line.startswith("somebody/nothing: cannot be downloaded") for line in said)
+
+
+def test_a_revision_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def resolve(name: str, *, revision: str | None = None) -> Path:
+        asked.append(revision)
+        return DEMO_DIRECTORY
+
+    monkeypatch.setattr("helium_mlx.hub.resolve", resolve)
+    HeliumForCausalLM.from_pretrained("somebody/helium", revision="v1")
+    assert asked == ["v1"]
+
+
+def test_a_dtype_may_be_mlxs_own() -> None:
+    assert HeliumForCausalLM.from_pretrained("demo", dtype=mx.float16).model.norm.weight.dtype == mx.float16
+
+
+def test_an_option_that_there_is_not_is_named() -> None:
+    with pytest.raises(ConfigError, match="cache_dir is neither an option of from_pretrained here nor a field"):
+        HeliumForCausalLM.from_pretrained("demo", cache_dir="x")

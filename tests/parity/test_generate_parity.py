@@ -36,6 +36,7 @@ from helium_mlx import GenerationConfig, HeliumForCausalLM, HeliumTokenizer  # n
 from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model  # noqa: E402
 from helium_mlx.generation_config import DEFAULTS, NAMES, REFUSED, Settings  # noqa: E402
 from helium_mlx.logits_processing import LogitsProcessors  # noqa: E402
+from helium_mlx.selfcheck_cases import ROPE_TYPES  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -89,17 +90,7 @@ def test_options(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("family", [{}, LLAMA], ids=["helium", "llama"])
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope", "yarn"])
 def test_rope_types_past_their_original_context(tmp_path: Path, family: dict[str, Any], rope_type: str) -> None:
-    more: dict[str, dict[str, object]] = {
-        "dynamic": {"factor": 3.0},
-        "yarn": {"factor": 4.0, "original_max_position_embeddings": 8},
-        "longrope": {
-            "short_factor": [1 + 0.1 * i for i in range(8)],
-            "long_factor": [1 + 0.5 * i for i in range(8)],
-            "original_max_position_embeddings": 16,
-            "factor": 2.0,
-        },
-    }
-    parameters = {"rope_type": rope_type, "rope_theta": 1000.0, **more[rope_type]}
+    parameters = {"rope_type": rope_type, "rope_theta": 1000.0, **ROPE_TYPES[rope_type]}
     pair = Pair(write_checkpoint(tmp_path, **family, rope_parameters=parameters, max_position_embeddings=32))
     ids, mask = make_generate_reference.padded([[1, *range(40, 60)], [1, 9, 70, 33]], pad=3)
     ours, theirs = pair.ids(ids, mask, max_new_tokens=30, eos_token_id=None)

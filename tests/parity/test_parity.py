@@ -19,30 +19,12 @@ from tiny_checkpoints import CASES, LLAMA, write_checkpoint  # noqa: E402
 import helium_mlx  # noqa: E402
 from helium_mlx.activations import ACTIVATION_NAMES  # noqa: E402
 from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model  # noqa: E402
+from helium_mlx.selfcheck_cases import ROPE_TYPES  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
 TOLERANCE = 1e-5
 PROMPT = make_reference.TINY_PROMPT
-
-ROPE_TYPES: dict[str, dict[str, object]] = {
-    "default": {},
-    "linear": {"factor": 3.0},
-    "dynamic": {"factor": 3.0},
-    "yarn": {"factor": 4.0, "original_max_position_embeddings": 8},
-    "longrope": {
-        "short_factor": [1 + 0.1 * i for i in range(8)],
-        "long_factor": [1 + 0.5 * i for i in range(8)],
-        "original_max_position_embeddings": 16,
-        "factor": 2.0,
-    },
-    "llama3": {
-        "factor": 4.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-    },
-}
 
 
 def worst_error(directory: Path, prompt: list[int] = PROMPT, reference_directory: Path | None = None) -> float:
