@@ -87,8 +87,8 @@ def reshape_one(weights: dict[str, mx.array]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (remove_one, r"missing: model\.layers\.1\.mlp\.up_proj\.weight"),
-        (add_one, r"no place for: model\.layers\.3\.mlp\.up_proj\.weight"),
+        (remove_one, r"missing: model\.layers\.1\.mlp\.up_proj\.weight \[96, 64\]"),
+        (add_one, r"no place for: model\.layers\.3\.mlp\.up_proj\.weight \[96, 64\]"),
         (reshape_one, r"lm_head\.weight is \[95, 64\], expected \[96, 64\]"),
     ],
 )
