@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "inputs_embeds": (),
     "is_assistant": (False,),
     "length_penalty": (1.0,),
-    "logits_processor": (),
+    "logits_processor": ([],),
     "low_memory": (False,),
     "max_cache_len": (),
     "max_matching_ngram_size": (),
@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "return_dict_in_generate": (False,),
     "sequence_bias": (),
     "speculation_type": (),
-    "stopping_criteria": (),
+    "stopping_criteria": ([],),
     "suppress_tokens": (),
     "synced_gpus": (False,),
     "target_lookbehind": (10,),
@@ -232,11 +232,10 @@ class Settings:
 
     @property
     def eos(self) -> tuple[int, ...]:
-        """The ids that end a row."""
+        """The ids that end a row; -1, which transformers' users write for "never", is none."""
         value = self.values["eos_token_id"]
-        if value is None:
-            return ()
-        return tuple(cast(list[int], value)) if isinstance(value, (list, tuple)) else (cast(int, value),)
+        ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        return tuple(i for i in cast(list[int], ids) if i >= 0)
 
     @property
     def pad(self) -> int | None:
@@ -351,10 +350,10 @@ def _refuse_unsupported(name: str, value: object) -> None:
 
 def _check(name: str, value: object, vocab_size: int) -> None:
     if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        several = name == "eos_token_id" and isinstance(value, (list, tuple)) and len(value) > 0
-        ids = cast(list[object], value) if several else [value]
-        holds = all(_is_whole(i) and 0 <= cast(int, i) < vocab_size for i in ids)
-        expected = f"an id from 0 to {vocab_size - 1}" + (", or a list of them" if name == "eos_token_id" else "")
+        is_eos = name == "eos_token_id"
+        ids = cast(list[object], value) if is_eos and isinstance(value, (list, tuple)) else [value]
+        holds = all(_is_whole(i) and (0 <= cast(int, i) < vocab_size or (is_eos and i == -1)) for i in ids)
+        expected = f"an id from 0 to {vocab_size - 1}" + (", a list of them, or -1 for never" if is_eos else "")
     elif name == "stop_strings":
         strings = [value] if isinstance(value, str) else value
         holds = isinstance(strings, (list, tuple)) and all(isinstance(s, str) and s for s in strings)

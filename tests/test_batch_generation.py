@@ -392,8 +392,7 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "min_p of NaN": ({"do_sample": True, "min_p": float("nan")}, "min_p is nan"),
     "penalty 0": ({"repetition_penalty": 0.0}, r"repetition_penalty is 0\.0"),
     "n-grams of -1": ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1"),
-    "an eos of -1": ({"eos_token_id": -1}, "eos_token_id is -1"),
-    "no eos in a list": ({"eos_token_id": []}, r"eos_token_id is \[\]"),
+    "an eos of -2": ({"eos_token_id": -2}, "eos_token_id is -2"),
     "an eos past the vocabulary": ({"eos_token_id": [2, 96]}, r"from 0 to 95"),
     "a pad past the vocabulary": ({"pad_token_id": 96}, "pad_token_id is 96"),
     "do_sample as text": ({"do_sample": "yes"}, "do_sample is 'yes'"),
@@ -474,3 +473,20 @@ print([name for name in ("transformers", "torch", "mlx_lm", "numpy", "tokenizers
 
 def test_every_setting_is_a_field() -> None:
     assert GenerationConfig.from_dict(dict.fromkeys(NAMES)) == GenerationConfig()
+
+
+@pytest.mark.parametrize("never", [-1, [], [-1]])
+def test_an_eos_that_never_comes_lets_rows_go_on(load_case: CaseLoader, never: int | list[int]) -> None:
+    model, ids = load_case("helium-mha"), mx.array([[1, 5, 9]])
+    free = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    first = cast(int, free[0, 3].item())
+    assert model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=first).shape == (1, 4)
+    assert mx.array_equal(model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=never), free)
+
+
+def test_empty_lists_of_what_is_not_supported_are_off(load_case: CaseLoader) -> None:
+    model, ids = load_case("helium-mha"), mx.array([[1, 5, 9]])
+    plain = model.generate(ids, max_new_tokens=3, do_sample=False)
+    assert mx.array_equal(
+        model.generate(ids, max_new_tokens=3, do_sample=False, logits_processor=[], stopping_criteria=[]), plain
+    )
