@@ -6,13 +6,12 @@ its destination and renamed, so that it is there whole or not at all. Names and 
 """
 
 import hashlib
-import json
 import math
 import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +23,11 @@ from helium_mlx.card import interoperability_warnings, model_card
 from helium_mlx.checkpoint import Checkpoint, open_checkpoint, read_tensors
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
 from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError
+from helium_mlx.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
 from helium_mlx.hub import resolve
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings, require_divisible, unquantized
 from helium_mlx.safetensors_writer import TensorPlan, plan_bytes
-from helium_mlx.saving import GENERATION_CONFIG_FILE, generation_values
+from helium_mlx.saving import generation_values
 from helium_mlx.tokenizer import HeliumTokenizer
 from helium_mlx.weight_files import new_directory, write_json, write_weights
 
@@ -161,7 +161,7 @@ def _converted_config(source: Checkpoint, packing: QuantizationSettings | None, 
     config = replace(source.config, dtype=dtype or source.dtype, quantization=quantization)
     if config.eos_token_id is None:
         # Swift loaders read it from config.json only.
-        config.eos_token_id = _read_json(source.directory / GENERATION_CONFIG_FILE).get("eos_token_id")  # pyright: ignore[reportAttributeAccessIssue]
+        config.eos_token_id = GenerationConfig.of_directory(source.directory, config).eos_token_id
     return config
 
 
@@ -226,16 +226,6 @@ def _write_generation_config(source: Checkpoint, directory: Path) -> None:
         shutil.copyfile(path, directory / GENERATION_CONFIG_FILE)
         return
     write_json(directory / GENERATION_CONFIG_FILE, generation_values(source.config))
-
-
-def _read_json(path: Path) -> Mapping[str, object]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    return values if isinstance(values, dict) else {}
 
 
 def _sha256(path: Path) -> str:

@@ -10,11 +10,10 @@ from helium_mlx import layout
 from helium_mlx.checkpoint import BODY_PREFIX
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
 from helium_mlx.errors import ArgumentError, UploadError
+from helium_mlx.generation_config import GENERATION_CONFIG_FILE
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.pretrained import HeliumPreTrainedModel
 from helium_mlx.weight_files import files_into, write_json, write_weights
-
-GENERATION_CONFIG_FILE = "generation_config.json"
 
 
 def save_model(model: HeliumPreTrainedModel, directory: Path, *, max_shard_bytes: int | None = None) -> None:

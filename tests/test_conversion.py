@@ -424,3 +424,12 @@ sys.exit(main(["--hf-path", "demo", "--mlx-path", sys.argv[1]]))
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert os.listdir(tmp_path) == []
+
+
+def test_an_eos_that_only_the_generation_config_names_is_written_into_the_config(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(values | {"eos_token_id": None}))
+    assert json.loads((source / "generation_config.json").read_text())["eos_token_id"] == 2
+    helium_mlx.convert(str(source), str(tmp_path / "x"))
+    assert json.loads((tmp_path / "x/config.json").read_text())["eos_token_id"] == 2
