@@ -1,15 +1,19 @@
 """What differs between MLX's backends, in one place. Everything else in the package is the same on all of them.
 
 The device is always MLX's default one. Choices made here for the CPU: no `mx.compile` (its CPU path calls a C++
-compiler at run time), RoPE tables shared by all layers, and float32 beside quantized weights.
+compiler at run time), RoPE tables shared by all layers, float32 beside quantized weights, and two streams to convert
+on.
 """
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar, cast
 
 import mlx.core as mx
 
 T = TypeVar("T", bound=Callable[..., mx.array])
+
+_streams = threading.local()
 
 
 def is_cpu() -> bool:
@@ -34,3 +38,16 @@ def compute_dtype(checkpoint_dtype: mx.Dtype, *, quantized: bool) -> mx.Dtype:
     float16 (7040 x 2560, measured on two x86 cores).
     """
     return mx.float32 if quantized and is_cpu() else checkpoint_dtype
+
+
+def conversion_streams() -> list[mx.Stream]:
+    """Return the streams to deal independent work out to: one on a GPU, two on the CPU, where each uses one core.
+
+    Streams belong to the thread that made them, and live as long as the process: each thread gets its own, once.
+    """
+    device = mx.default_device()
+    if not is_cpu():
+        return [mx.default_stream(device)]
+    if not hasattr(_streams, "cpu"):
+        _streams.cpu = [mx.new_stream(device) for _ in range(2)]
+    return _streams.cpu

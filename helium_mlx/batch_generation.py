@@ -169,7 +169,7 @@ class Batch:
             mask = mx.concatenate([mask, mx.ones((ids.shape[0], generated), mx.int32)], axis=1)
             behind = positions[:, -1:] + 1 + mx.arange(generated)
             positions = mx.concatenate([positions, behind], axis=1)[:, -new:]
-        h = decoder.embed_tokens(ids[:, -new:])
+        h = decoder.embed(ids[:, -new:])
         output = decoder.run(h, cache, attention_mask=mask, position_ids=positions, last_only=True)
         return self.model.logits(output.last_hidden_state[:, -1])
 

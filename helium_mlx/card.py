@@ -4,10 +4,14 @@ from pathlib import Path
 
 from helium_mlx.checkpoint import DEMO_DIRECTORY
 from helium_mlx.config import HeliumConfig
+from helium_mlx.layout import Architecture
+from helium_mlx.saving import architecture_name
 
 
-def model_card(name: str, source_directory: Path, config: HeliumConfig, source: str, revision: str | None) -> str:
-    """Return the card of a directory called `name`, converted from `source`.
+def model_card(
+    name: str, source_directory: Path, config: HeliumConfig, source: str, revision: str | None, *, to: str = "mlx"
+) -> str:
+    """Return the card of a directory called `name`, converted from `source` `to` MLX's or transformers' ("hf") form.
 
     The licence is the source's, taken from its own card; it is left out where that names none.
     """
@@ -46,8 +50,12 @@ What it was converted from and with, with the hash of every file: `conversion.js
 """
 
 
-def interoperability_warnings(config: HeliumConfig) -> list[str]:
+def interoperability_warnings(config: HeliumConfig, architecture: Architecture = "ForCausalLM") -> list[str]:
     """Return what mlx-lm does otherwise with such a model, one sentence each; nothing for the published ones."""
+    if architecture != "ForCausalLM":
+        return [
+            f"mlx-lm and mlx-swift-lm have causal LMs only, and cannot open {architecture_name(config, architecture)}"
+        ]
     if config.model_type == "llama":
         return [] if config.hidden_act == "silu" else [f"mlx-lm's Llama ignores hidden_act {config.hidden_act!r}"]
     warnings = []

@@ -1,37 +1,52 @@
 """From a checkpoint directory to a model. Reads safetensors only, and checks names and shapes before any tensor.
 
+A directory may be a stranger's: nothing in it is run, no file is read that is none of its own, and no number of its
+config costs memory before the tensors bear it out (see `SECURITY.md`).
+
 Tensors go by their names in a causal LM (`model.layers...`), also where a directory holds the bare decoder, whose
 names lack the `model.`. What this file does not do: download (see `hub.py`), write (see `saving.py`).
 """
 
-import json
+import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import mlx.core as mx
 
-from helium_mlx import backend, layout
+from helium_mlx import backend, kyutai_layout, layout
 from helium_mlx.activations import XIELU
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
-from helium_mlx.errors import CheckpointError, ConfigError
+from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError
 from helium_mlx.generation_config import GenerationConfig
-from helium_mlx.layout import HEAD_PREFIXES, Architecture
+from helium_mlx.json_files import FileProblem, UnreadableFile, one_line, read_json_object, shown
+from helium_mlx.layout import BODY_PREFIX, HEAD_PREFIXES, Architecture, architecture_of
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.pretrained import HeliumPreTrainedModel
 from helium_mlx.quantization import ModuleSettings, module_settings, unquantized
 from helium_mlx.safetensors_header import FLOAT_DTYPES, TensorInfo, read_header
+from helium_mlx.tensor_reader import TensorReader
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# Published Heliums have one to three shards.
+MAX_SHARDS = 1000
+_SHARD_NAME = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
+
+# Keys of config.json and tokenizer_config.json by which other programs run code of the repository, or with it.
+CODE_KEYS = ("auto_map", "custom_pipelines", "model_file", "trust_remote_code")
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+
+# Formats that other programs read, by the ends of their files; pickles run code when they are opened.
+_FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy", ".gguf", ".h5", ".msgpack", ".onnx")
+
 DEMO_NAME = "demo"
 DEMO_DIRECTORY = Path(__file__).parent / "demo"
-
-BODY_PREFIX = "model."
 
 Model = TypeVar("Model", bound=HeliumPreTrainedModel)
 
@@ -41,7 +56,9 @@ class Checkpoint:
     """A checkpoint directory whose config, file names, tensor names and shapes have been checked.
 
     `files` maps each weight file to its tensors, by their names on disk; `settings` says how each module is packed.
-    `missing_head` and `foreign_heads` name tensors that the architecture lacks and does not use.
+    With `is_kyutai`, names and byte ranges are those that `kyutai_layout` gives the parts of Kyutai's tensors.
+    `missing_head` and `foreign_heads` name tensors that the architecture lacks and does not use. `warnings` are
+    sentences for the user about what in the directory was ignored.
     """
 
     directory: Path
@@ -51,6 +68,8 @@ class Checkpoint:
     settings: ModuleSettings
     missing_head: tuple[str, ...] = ()
     foreign_heads: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    is_kyutai: bool = False
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -91,14 +110,14 @@ class Checkpoint:
 def open_checkpoint(
     directory: str | Path,
     *,
-    architecture: Architecture = "ForCausalLM",
+    architecture: Architecture | None = "ForCausalLM",
     any_head: bool = False,
     config_values: Mapping[str, object] | None = None,
 ) -> Checkpoint:
     """Check a checkpoint directory and return what it holds; no tensor is read.
 
-    With `any_head`, the architecture's head may be missing and heads of other kinds may be there.
-    `config_values` replace what the directory's config says.
+    `architecture` None is the one that the config names. With `any_head`, the architecture's head may be missing and
+    heads of other kinds may be there. `config_values` replace what the directory's config says.
 
     Raises CheckpointError for files, names or shapes that do not fit, ConfigError and QuantizationError for a
     `config.json` that no model can be built from.
@@ -106,12 +125,21 @@ def open_checkpoint(
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; give a checkpoint directory, a Hub id or 'demo'")
-    config = HeliumConfig.from_json_file(directory / CONFIG_FILE)
+    config = kyutai_layout.inferred_config(directory) or HeliumConfig.from_json_file(directory / CONFIG_FILE)
     if config_values:
         config = config.with_values(config_values)
-    files = {path: read_header(path) for path in weight_files(directory)}
+    if architecture is None:
+        architecture = architecture_of(config)
+    weight_map = _read_weight_map(directory)
+    files = {path: read_header(path) for path in _weight_files(directory, weight_map)}
+    is_kyutai = weight_map is None and any(map(kyutai_layout.is_kyutai, files.values()))
+    if is_kyutai:
+        ((path, infos),) = files.items()
+        config, files[path] = kyutai_layout.read_as_transformers(path, infos, config)
     names = [name for infos in files.values() for name in infos]
     _require_unique(directory, names)
+    if weight_map is not None:
+        _require_indexed(directory, files, weight_map)
     missing_head: tuple[str, ...] = ()
     foreign_heads: tuple[str, ...] = ()
     if any_head:
@@ -120,24 +148,32 @@ def open_checkpoint(
         missing_head = tuple(
             name for name in head if name not in names and name.replace(".weight", ".scales") not in names
         )
-    checkpoint = Checkpoint(directory, config, architecture, files, unquantized, missing_head, foreign_heads)
-    checkpoint = replace(checkpoint, settings=module_settings(config.quantization, checkpoint.tensors))
+    said = ignored_code(directory, config)
+    checkpoint = Checkpoint(directory, config, architecture, files, unquantized, missing_head, foreign_heads, said)
+    try:
+        settings = module_settings(config.quantization, checkpoint.tensors)
+    except QuantizationError as error:
+        raise QuantizationError(f"{directory / CONFIG_FILE}: {one_line(str(error))}") from None
+    checkpoint = replace(checkpoint, settings=settings, is_kyutai=is_kyutai)
     _require_expected(checkpoint)
+    _require_whole_groups(checkpoint)
     return checkpoint
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """Return the weight files of a checkpoint: `model.safetensors`, or the shards that the index names."""
-    index = directory / INDEX_FILE
-    if index.exists():
-        return [directory / name for name in _shard_names(index)]
-    if (directory / WEIGHTS_FILE).exists():
-        return [directory / WEIGHTS_FILE]
-    found = sorted(path.name for path in directory.iterdir() if path.is_file())
-    raise CheckpointError(
-        f"{directory}: neither {WEIGHTS_FILE} nor {INDEX_FILE} is there (found: {', '.join(found[:8]) or 'nothing'}); "
-        "only safetensors checkpoints are read"
-    )
+def ignored_code(directory: Path, config: HeliumConfig) -> tuple[str, ...]:
+    """Return a sentence that names what in a checkpoint's configs asks for code to be run; none where nothing does."""
+    path = directory / TOKENIZER_CONFIG_FILE
+    try:
+        tokenizer_config = read_json_object(path) if os.path.lexists(path) else {}
+    except FileProblem as problem:
+        raise CheckpointError(f"{path}: {problem}") from None
+    found = [
+        f"{key} in {file}"
+        for file, values in ((CONFIG_FILE, config.extra), (TOKENIZER_CONFIG_FILE, tokenizer_config))
+        for key in CODE_KEYS
+        if values.get(key)
+    ]
+    return (f"{', '.join(found)} ignored: no code from a checkpoint is run",) if found else ()
 
 
 def load_model(checkpoint: Checkpoint | str | Path, *, dtype: str | mx.Dtype | None = None) -> HeliumForCausalLM:
@@ -147,6 +183,8 @@ def load_model(checkpoint: Checkpoint | str | Path, *, dtype: str | mx.Dtype | N
     the CPU (see `backend.py`). Quantized codes stay as they are; scales, biases and everything else take it.
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    for sentence in opened.warnings:
+        warnings.warn(f"{opened.directory}: {sentence}", stacklevel=3)
     return _build(HeliumForCausalLM, opened, dtype)
 
 
@@ -160,7 +198,7 @@ def load_pretrained(
     """Return a model of any class, with a warning that names a head that had to be initialised or was left out."""
     architecture = model_class.architecture
     checkpoint = open_checkpoint(directory, architecture=architecture, any_head=True, config_values=config_values)
-    said = []
+    said = list(checkpoint.warnings)
     if checkpoint.missing_head:
         said.append(f"{', '.join(checkpoint.missing_head)} not there, so initialised: train it before use")
     if checkpoint.foreign_heads:
@@ -177,7 +215,7 @@ def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dty
     model = model_class(config, checkpoint.settings)  # pyright: ignore[reportCallIssue]
     if isinstance(model, HeliumForCausalLM):
         model.generation_config = GenerationConfig.of_directory(checkpoint.directory, config)
-    weights = {name: _as_dtype(name, tensor, target, config) for name, tensor in read_tensors(checkpoint).items()}
+    weights = {name: as_parameter(name, tensor, target, config) for name, tensor in read_tensors(checkpoint).items()}
     weights = layout.merge_projections(weights, config, checkpoint.settings)
     if model.architecture == "Model":
         weights = {name.removeprefix(BODY_PREFIX): tensor for name, tensor in weights.items()}
@@ -195,9 +233,16 @@ def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dty
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
-    """Return the checkpoint's tensors, keyed by their names in a causal LM; MLX reads each when it is first used."""
+    """Return the checkpoint's tensors, keyed by their names in a causal LM; MLX reads each when it is first used.
+
+    Those of Kyutai's layout, which MLX does not know by these names, are read at once.
+    """
     tensors: dict[str, mx.array] = {}
-    for path in checkpoint.files:
+    for path, infos in checkpoint.files.items():
+        if checkpoint.is_kyutai:
+            with TensorReader(path) as reader:
+                tensors |= {name: reader.read(info) for name, info in infos.items() if not checkpoint.is_ignored(name)}
+            continue
         try:
             loaded = mx.load(str(path))
         except (RuntimeError, ValueError) as error:
@@ -209,7 +254,8 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
     return tensors
 
 
-def _as_dtype(name: str, tensor: mx.array, dtype: mx.Dtype, config: HeliumConfig) -> mx.array:
+def as_parameter(name: str, tensor: mx.array, dtype: mx.Dtype, config: HeliumConfig) -> mx.array:
+    """Return a tensor in the dtype that it has in a model which computes in `dtype`."""
     if config.hidden_act == "xielu" and ".act_fn." in name:
         return tensor.astype(XIELU.dtype)
     return tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor
@@ -224,29 +270,82 @@ def _parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     return getattr(mx, dtype)
 
 
-def _shard_names(index: Path) -> list[str]:
+def _read_weight_map(directory: Path) -> dict[str, str] | None:
+    """Return the file name of every tensor that the index names; None where there is no index."""
+    index = directory / INDEX_FILE
+    if not os.path.lexists(index):
+        return None
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except OSError as error:
-        raise CheckpointError(f"{index}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{index}: not an index; it needs an object weight_map of tensor: file name") from None
-    for name in names:
-        # A name from a stranger's file must not lead out of the directory.
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: shard name {name!r} must be a bare name that ends in .safetensors")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index}: names {name}, which is not there; the download may be incomplete")
-    return names
+        weight_map = read_json_object(index).get("weight_map")
+    except UnreadableFile as problem:
+        raise CheckpointError(f"{index}: {problem}") from None
+    except FileProblem as problem:
+        raise CheckpointError(f"{index}: not an index: {problem}") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index}: not an index: weight_map is {shown(weight_map)}; it must map tensors to file names; "
+            "fetch it again"
+        )
+    # A name from a stranger's file must not lead out of the directory.
+    names = list(weight_map.values())
+    strange = next((name for name in names if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name)), names)
+    if strange is not names:
+        raise CheckpointError(
+            f"{index}: shard name {shown(strange)} must be a bare name that ends in .safetensors; fetch it again"
+        )
+    if len(set(names)) > MAX_SHARDS:
+        raise CheckpointError(f"{index}: names {len(set(names))} shards; at most {MAX_SHARDS} are read; fetch it again")
+    return cast("dict[str, str]", weight_map)
+
+
+def _weight_files(directory: Path, weight_map: Mapping[str, str] | None) -> list[Path]:
+    """Return the weight files of a checkpoint: the shards that the index names, `model.safetensors`, or Kyutai's file.
+
+    Where both are there, the index counts and `model.safetensors` is no part of the checkpoint unless it names it.
+    """
+    if weight_map is not None:
+        paths = [directory / name for name in sorted(set(weight_map.values()))]
+        missing = [path.name for path in paths if not os.path.lexists(path)]
+        if missing:
+            raise CheckpointError(
+                f"{directory / INDEX_FILE}: names {_listing(missing)}, which is not there; fetch it, the download may "
+                "be incomplete"
+            )
+        return paths
+    if os.path.lexists(directory / WEIGHTS_FILE):
+        return [directory / WEIGHTS_FILE]
+    kyutai_file = kyutai_layout.find_file(directory)
+    if kyutai_file is not None:
+        return [kyutai_file]
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    foreign = [name for name in names if name.endswith(_FOREIGN_WEIGHTS)]
+    raise CheckpointError(
+        f"{directory}: neither {WEIGHTS_FILE} nor {INDEX_FILE} is there "
+        f"(found: {_listing([shown(name) for name in foreign or names]) or 'nothing'}); only safetensors checkpoints "
+        "are read"
+    )
 
 
 def _require_unique(directory: Path, names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise CheckpointError(f"{directory}: tensor {name!r} is in two files; keep one")
+            raise CheckpointError(f"{directory}: tensor {shown(name)} is in two files; keep one")
         seen.add(name)
+
+
+def _require_indexed(
+    directory: Path, files: Mapping[Path, Mapping[str, TensorInfo]], weight_map: Mapping[str, str]
+) -> None:
+    """Raise CheckpointError unless every tensor lies in the shard that the index names for it, and in no other."""
+    index = directory / INDEX_FILE
+    lies_in = {name: path.name for path, infos in files.items() for name in infos}
+    absent = [f"{shown(name)} in {file}" for name, file in weight_map.items() if lies_in.get(name) != file]
+    if absent:
+        raise CheckpointError(f"{index}: names {_listing(absent)}, where it is not; fetch index and shards again")
+    unnamed = [f"{name} in {file}" for name, file in lies_in.items() if name not in weight_map]
+    if unnamed:
+        raise CheckpointError(f"{index}: does not name {_listing(unnamed)}; fetch index and shards again")
 
 
 def _require_expected(checkpoint: Checkpoint) -> None:
@@ -257,6 +356,10 @@ def _require_expected(checkpoint: Checkpoint) -> None:
     wanted = (item for item in shapes if item[0] not in checkpoint.missing_head)
     expected = dict(islice(wanted, len(found) + 1000))
     where = checkpoint.directory
+    # Of such, any number of rows would fit into no bytes.
+    empty = [f"{name} {list(shape)}" for name, shape in found.items() if 0 in shape]
+    if empty:
+        raise CheckpointError(f"{where}: tensors without elements: {_listing(empty)}; download it again")
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
     if missing:
         raise CheckpointError(f"{where}: config.json asks for tensors that are missing: {_listing(missing)}")
@@ -272,6 +375,16 @@ def _require_expected(checkpoint: Checkpoint) -> None:
                if info.dtype not in (allowed := _allowed_dtypes(name, checkpoint.settings))]  # fmt: skip
     if strange:
         raise CheckpointError(f"{where}: tensor dtypes that cannot be read: {_listing(strange)}")
+
+
+def _require_whole_groups(checkpoint: Checkpoint) -> None:
+    for path, (_, columns) in layout.weight_shapes(checkpoint.config, checkpoint.architecture):
+        packing = checkpoint.settings(path)
+        if packing is not None and columns % packing.group_size:
+            raise CheckpointError(
+                f"{checkpoint.directory}: {path} has {columns} columns, which groups of {packing.group_size} do not "
+                "divide; convert it again"
+            )
 
 
 def _allowed_dtypes(name: str, settings: ModuleSettings) -> tuple[str, ...]:
@@ -295,4 +408,9 @@ def _base_name(name: str) -> str:
 
 
 def _listing(items: list[str]) -> str:
-    return ", ".join(items[:9]) + (f" and {len(items) - 9} more" if len(items) > 9 else "")
+    """Name the first of `items`, as many as make a line that can be read, and how many there are beside them."""
+    named = [one_line(item, 150) for item in items[:9]]
+    while len(named) > 1 and sum(map(len, named)) > 500:
+        named.pop()
+    rest = len(items) - len(named)
+    return ", ".join(named) + (f" and {rest} more" if rest else "")

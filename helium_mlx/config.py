@@ -10,6 +10,7 @@ what the published Helium-1-2b checkpoints are.
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import cast
 
 from helium_mlx.activations import ACTIVATION_NAMES
 from helium_mlx.errors import CheckpointError, ConfigError
+from helium_mlx.json_files import MalformedFile, UnreadableFile, one_line, read_json_object, shown
 from helium_mlx.rope import validate_rope_parameters
 
 CONFIG_FILE = "config.json"
@@ -24,6 +26,12 @@ CONFIG_FILE = "config.json"
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 DTYPES = ("bfloat16", "float16", "float32")
+
+MAX_LABELS = 100_000
+MAX_EOS_TOKENS = 1000
+
+# Every number of rope_parameters, which go through powers and logarithms; published ones lie from 0.1 to 1e9.
+ROPE_RANGE = (1e-12, 1e12)
 
 # transformers' LlamaConfig, where a config.json leaves a field out.
 _LLAMA_DEFAULTS: dict[str, object] = {
@@ -124,7 +132,8 @@ class HeliumConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model_type, str) or self.model_type not in _DEFAULT_ROPE_THETA:
             raise ConfigError(
-                f"model_type is {self.model_type!r}; known are 'helium' (interleaved RoPE) and 'llama' (Helium-1-2b)"
+                f"model_type is {shown(self.model_type)}; known are 'helium' (interleaved RoPE) and 'llama' "
+                "(Helium-1-2b)"
             )
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -136,6 +145,7 @@ class HeliumConfig:
         self._settle_labels()
         self.rope_parameters = self._standardized_rope_parameters()
         validate_rope_parameters(self.rope_parameters, self.head_dim)
+        self._require_rope_range()
 
     @property
     def interleaved_rope(self) -> bool:
@@ -172,7 +182,7 @@ class HeliumConfig:
             if not isinstance(quantization_config, dict) or "quant_method" in quantization_config:
                 method = quantization_config.get("quant_method") if isinstance(quantization_config, dict) else "?"
                 raise ConfigError(
-                    f"quantization_config names quant_method {method!r}, which MLX cannot read; "
+                    f"quantization_config names quant_method {shown(method)}, which MLX cannot read; "
                     "use the checkpoint in bfloat16, float16 or float32"
                 )
             values["quantization"] = quantization_config
@@ -184,17 +194,17 @@ class HeliumConfig:
         """Read a `config.json`. Raises CheckpointError if there is none, ConfigError if it is not a valid one."""
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            values = read_json_object(path)
+        except UnreadableFile as problem:
+            if os.path.lexists(path):
+                raise CheckpointError(f"{path}: {problem}") from None
             raise CheckpointError(f"{path}: no such file; a checkpoint directory needs a {CONFIG_FILE}") from None
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid JSON ({error}); download it again") from None
+        except MalformedFile as problem:
+            raise ConfigError(f"{path}: {problem}") from None
         try:
             return cls.from_dict(values)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path}: {one_line(str(error))}") from None
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> "HeliumConfig":
@@ -261,7 +271,7 @@ class HeliumConfig:
             if name == "head_dim" and value is None:
                 continue
             if not _is_int(value) or not 0 < value < 2**31:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number from 1 to 2^31 - 1")
+                raise ConfigError(f"{name} is {shown(value)}; it must be a whole number from 1 to 2^31 - 1")
 
     def _require_heads(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
@@ -279,18 +289,31 @@ class HeliumConfig:
     def _require_values(self) -> None:
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; it must be true or false")
         self._require_fractions()
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATION_NAMES:
-            raise ConfigError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(sorted(ACTIVATION_NAMES))}")
+            raise ConfigError(
+                f"hidden_act is {shown(self.hidden_act)}; known are {', '.join(sorted(ACTIVATION_NAMES))}"
+            )
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            raise ConfigError(f"problem_type is {self.problem_type!r}; known are {', '.join(PROBLEM_TYPES)}")
+            raise ConfigError(f"problem_type is {shown(self.problem_type)}; known are {', '.join(PROBLEM_TYPES)}")
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is {self.dtype!r}; known are {', '.join(DTYPES)}")
+            raise ConfigError(f"dtype is {shown(self.dtype)}; known are {', '.join(DTYPES)}")
         for name in _TOKEN_IDS:
             self._require_token_id(name)
         if self.quantization is not None and not isinstance(self.quantization, dict):
-            raise ConfigError(f"quantization is {self.quantization!r}; it must be an object with group_size and bits")
+            raise ConfigError(
+                f"quantization is {shown(self.quantization)}; it must be an object with group_size and bits"
+            )
+        self._require_whole_quantization()
+
+    def _require_whole_quantization(self) -> None:
+        quantization = self.quantization or {}
+        for entry in (quantization, *(value for value in quantization.values() if isinstance(value, dict))):
+            for name in ("group_size", "bits"):
+                # 4.0 equals 4, and MLX takes whole numbers only.
+                if isinstance(entry.get(name), float):
+                    raise ConfigError(f"quantization {name} is {shown(entry[name])}; it must be a whole number")
 
     def _require_fractions(self) -> None:
         for name, low, high in (
@@ -309,19 +332,24 @@ class HeliumConfig:
                 or not low <= value < high
                 or (name == "rms_norm_eps" and value == 0)
             ):
-                raise ConfigError(f"{name} is {value!r}; it must be a finite number from {low:g} to below {high:g}")
+                raise ConfigError(
+                    f"{name} is {shown(value)}; it must be a finite number from {low:g} to below {high:g}"
+                )
 
     def _settle_labels(self) -> None:
-        if self.num_labels is not None and (not _is_int(self.num_labels) or not 0 < self.num_labels < 2**31):
-            raise ConfigError(f"num_labels is {self.num_labels!r}; it must be a whole number from 1 on")
+        # Each label gets a name, so their number is memory that no tensor vouches for yet.
+        if self.num_labels is not None and (not _is_int(self.num_labels) or not 0 < self.num_labels <= MAX_LABELS):
+            raise ConfigError(
+                f"num_labels is {shown(self.num_labels)}; it must be a whole number from 1 to {MAX_LABELS}"
+            )
         if not self.id2label:
             self.id2label = _default_labels(2 if self.num_labels is None else self.num_labels)
         try:
             self.id2label = {int(index): str(label) for index, label in self.id2label.items()}
         except (AttributeError, TypeError, ValueError):
-            raise ConfigError(f"id2label is {self.id2label!r}; it must map numbers to names") from None
+            raise ConfigError(f"id2label is {shown(self.id2label)}; it must map numbers to names") from None
         if sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ConfigError(f"id2label has the numbers {sorted(self.id2label)}; they must be 0, 1, and so on")
+            raise ConfigError(f"id2label has the numbers {shown(sorted(self.id2label))}; they must be 0, 1, and so on")
         if self.num_labels is not None and self.num_labels != len(self.id2label):
             raise ConfigError(
                 f"num_labels is {self.num_labels}, but id2label has {len(self.id2label)} labels; keep one"
@@ -334,16 +362,18 @@ class HeliumConfig:
         ids: list[object] = value if name == "eos_token_id" and isinstance(value, list) and value else [value]
         if value is None:
             return
+        if len(ids) > MAX_EOS_TOKENS:
+            raise ConfigError(f"{name} lists {len(ids)} ids; at most {MAX_EOS_TOKENS} are read")
         for i in ids:
             # Helium's pad id, and Llama's -1, may lie outside of the vocabulary: they are never looked up.
             if not isinstance(i, int) or isinstance(i, bool) or i >= 2**31 or (i < 0 and name != "pad_token_id"):
-                raise ConfigError(f"{name} is {value!r}; it must be a token id (a whole number from 0 on)")
+                raise ConfigError(f"{name} is {shown(value)}; it must be a token id (a whole number from 0 on)")
             if name != "pad_token_id" and i >= self.vocab_size:
-                raise ConfigError(f"{name} is {value!r}; ids must be below vocab_size = {self.vocab_size}")
+                raise ConfigError(f"{name} is {shown(value)}; ids must be below vocab_size = {self.vocab_size}")
 
     def _standardized_rope_parameters(self) -> dict[str, object]:
         if not isinstance(self.rope_parameters, dict):
-            raise ConfigError(f"rope_parameters is {self.rope_parameters!r}; it must be an object")
+            raise ConfigError(f"rope_parameters is {shown(self.rope_parameters)}; it must be an object")
         parameters = dict(self.rope_parameters)
         if "rope_type" not in parameters:
             parameters["rope_type"] = parameters.pop("type", "default")
@@ -352,6 +382,15 @@ class HeliumConfig:
         if parameters["rope_type"] in ("yarn", "longrope", "llama3"):
             parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         return parameters
+
+    def _require_rope_range(self) -> None:
+        for key, value in self.rope_parameters.items():
+            for number in value if isinstance(value, (list, tuple)) else (value,):
+                if _is_number(number) and not ROPE_RANGE[0] <= cast(float, number) <= ROPE_RANGE[1]:
+                    raise ConfigError(
+                        f"rope_parameters.{key} has {shown(number)}; numbers there lie from {ROPE_RANGE[0]:g} to "
+                        f"{ROPE_RANGE[1]:g}"
+                    )
 
 
 def _field_names() -> list[str]:
@@ -381,14 +420,18 @@ def _merge_rope_spellings(values: dict[str, object]) -> dict[str, object]:
     parameters = values.pop("rope_parameters", None)
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
         if value is not None and not isinstance(value, dict):
-            raise ConfigError(f"{name} is {value!r}; it must be an object")
+            raise ConfigError(f"{name} is {shown(value)}; it must be an object")
     merged = cast(dict[str, object], dict(parameters or {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
     for key, value in cast(dict[str, object], scaling or {}).items():
         key = "rope_type" if key == "type" else key
         if merged.setdefault(key, value) != value:
-            raise ConfigError(f"rope_scaling says {key} = {value!r}, rope_parameters says {merged[key]!r}; keep one")
+            raise ConfigError(
+                f"rope_scaling says {shown(key)} = {shown(value)}, rope_parameters says {shown(merged[key])}; keep one"
+            )
     if theta is not None and merged.setdefault("rope_theta", theta) != theta:
-        raise ConfigError(f"rope_theta is {theta!r}, but rope_parameters says {merged['rope_theta']!r}; keep one")
+        raise ConfigError(
+            f"rope_theta is {shown(theta)}, but rope_parameters says {shown(merged['rope_theta'])}; keep one"
+        )
     return merged
 
 
@@ -396,10 +439,10 @@ def _merge_dtype_spellings(values: dict[str, object]) -> str | None:
     """Take `torch_dtype` and `dtype` out of `values` and return v5's one, without a leading `torch.`."""
     old, new = values.pop("torch_dtype", None), values.pop("dtype", None)
     if old is not None and new is not None and str(old).removeprefix("torch.") != str(new).removeprefix("torch."):
-        raise ConfigError(f"torch_dtype is {old!r}, but dtype is {new!r}; keep one")
+        raise ConfigError(f"torch_dtype is {shown(old)}, but dtype is {shown(new)}; keep one")
     dtype = old if new is None else new
     if dtype is None or not isinstance(dtype, str):
         if dtype is None:
             return None
-        raise ConfigError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype is {shown(dtype)}; known are {', '.join(DTYPES)}")
     return dtype.removeprefix("torch.")

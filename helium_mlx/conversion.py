@@ -1,17 +1,17 @@
-"""`convert`: a Hugging Face checkpoint in, a self-contained MLX directory out, at full precision or quantized.
+"""`convert`: any Helium checkpoint in, a self-contained directory out: for MLX, quantized or not, or for transformers.
 
-Tensors are read, quantized and written one module at a time; the model is never built. The directory is written beside
-its destination and renamed, so that it is there whole or not at all. Names and shapes on disk are transformers' (see
-`layout.py`), and mlx-lm and mlx-swift-lm open the result.
+Tensors are read, converted and written some rows at a time; the model is never built. The directory is written beside
+its destination, verified, and renamed, so that it is there whole or not at all. Names and shapes on disk are
+transformers' (see `layout.py`), and mlx-lm and mlx-swift-lm open the result.
 """
 
-import hashlib
 import math
 import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,19 +20,26 @@ import mlx.core as mx
 
 from helium_mlx import __version__, layout
 from helium_mlx.card import interoperability_warnings, model_card
-from helium_mlx.checkpoint import Checkpoint, open_checkpoint, read_tensors
-from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
-from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError
+from helium_mlx.checkpoint import CODE_KEYS, Checkpoint, open_checkpoint
+from helium_mlx.config import CONFIG_FILE, HeliumConfig
+from helium_mlx.conversion_options import ConversionOptions
+from helium_mlx.errors import CheckpointError, HeliumError
+from helium_mlx.file_hashes import file_hashes
 from helium_mlx.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
 from helium_mlx.hub import resolve
-from helium_mlx.quantization import ModuleSettings, QuantizationSettings, require_divisible, unquantized
+from helium_mlx.memory import peak_resident_memory
+from helium_mlx.quantization import ModuleSettings, config_entry, unquantized
 from helium_mlx.safetensors_writer import TensorPlan, plan_bytes
-from helium_mlx.saving import generation_values
-from helium_mlx.tokenizer import HeliumTokenizer
-from helium_mlx.weight_files import new_directory, write_json, write_weights
+from helium_mlx.saving import architecture_name, generation_values
+from helium_mlx.tokenizer import JSON_FILE, HeliumTokenizer
+from helium_mlx.verification import Expected, verify
+from helium_mlx.weight_conversion import converted_rows
+from helium_mlx.weight_files import new_directory, open_weights, write_json
 
 CONVERSION_FILE = "conversion.json"
 CARD_FILE = "README.md"
+
+OnProgress = Callable[[int, int], None]
 
 # What a checkpoint directory may hold: --overwrite replaces nothing else.
 _CHECKPOINT_FILE = re.compile(
@@ -45,7 +52,9 @@ class ConversionReport:
     """What a conversion did: also the contents of `conversion.json`, the directory aside.
 
     `files` and `source_files` map names to SHA-256; `total_bytes` counts the weight files' tensors; `seconds` is wall
-    time, `peak_memory` MLX's in bytes; `warnings` say where another program would not read the result as we do.
+    time; `peak_memory` is MLX's, `peak_resident_memory` the process's since it began, in bytes. `verification` maps
+    each check to its figure, and is None where none was wanted; `warnings` say what of the source was ignored, and
+    where another program would not read the result as we do.
     """
 
     mlx_path: str
@@ -53,13 +62,17 @@ class ConversionReport:
     revision: str | None
     source_files: dict[str, str]
     files: dict[str, str]
+    options: dict[str, object]
     dtype: str
     quantization: dict[str, object] | None
+    parameters: int
     bits_per_weight: float
     total_bytes: int
     seconds: float
     peak_memory: int
+    peak_resident_memory: int
     versions: dict[str, str]
+    verification: dict[str, object] | None
     warnings: list[str]
 
 
@@ -71,65 +84,85 @@ def convert(
     quantize: bool = False,
     q_bits: int | None = None,
     q_group_size: int | None = None,
+    q_mode: str | None = None,
+    recipe: str | None = None,
+    dequantize: bool = False,
     dtype: str | None = None,
+    to: str = "mlx",
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    verify: bool = True,
+    max_shard_size: int | str | None = None,
+    on_progress: OnProgress | None = None,
+    on_verification: OnProgress | None = None,
 ) -> ConversionReport:
-    """Convert a checkpoint (directory, Hub repository, or "demo") into the MLX directory `mlx_path`.
+    """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
-    `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, affine. `dtype` (bfloat16, float16, float32) is
-    what the other tensors, scales and biases are stored in; None keeps the source's. An existing `mlx_path` is
-    refused, or with `overwrite` replaced once the new one is complete. `on_progress(done, total)` counts bytes written.
+    `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, `q_mode` "affine"; the modes mxfp4, mxfp8 and
+    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`). `dequantize`
+    undoes either. `dtype` (bfloat16, float16, float32) is what the other tensors, scales and biases are stored in;
+    None keeps the source's. `to` "hf" writes what transformers reads, dequantized if need be. Weight files are cut at
+    `max_shard_size`, a number of bytes or text such as "2GB", 5 GB by default.
+
+    An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
+    was written and compares it with the source before that (see `verification.py`). `on_progress(done, total)` counts
+    bytes written, `on_verification(done, total)` steps of the verification.
 
     Raises CheckpointError, ConfigError, QuantizationError or TokenizerError; nothing is left behind then.
     """
+    options = ConversionOptions(quantize, q_bits, q_group_size, q_mode, recipe, dequantize, dtype, to, max_shard_size)
     start = time.perf_counter()
-    packing = _packing(quantize, q_bits, q_group_size)
+    mx.reset_peak_memory()
     destination = Path(mlx_path)
     _require_free(destination, overwrite=overwrite)
-    source = open_checkpoint(resolve(hf_path, revision=revision))
-    _require_source(source, destination, dtype)
+    source = open_checkpoint(resolve(hf_path, revision=revision), architecture=None)
+    if destination.resolve() == source.directory.resolve():
+        raise CheckpointError(f"{destination} is the source itself; write to another directory")
+    settings = options.settings_for(source)
     tokenizer = HeliumTokenizer.from_pretrained(source.directory)
-    if packing:
-        shapes = layout.weight_shapes(source.config)
-        require_divisible(((path, columns) for path, (_, columns) in shapes), packing.group_size)
+    config = _converted_config(source, settings, dtype)
+    plans = _plans(config, settings, source.architecture)
+    total_bytes = sum(map(plan_bytes, plans.values()))
 
-    config = _converted_config(source, packing, dtype)
-    with new_directory(destination, replace=overwrite) as directory:
+    # Hashed while the tensors are converted, which reads the same bytes.
+    with ThreadPoolExecutor(1, "helium-mlx-hash") as hasher, new_directory(destination, replace=overwrite) as directory:
+        _require_space(directory, total_bytes, destination)
+        source_hashes = hasher.submit(file_hashes, _source_files(source, tokenizer))
         tokenizer.save_pretrained(directory)
         write_json(directory / CONFIG_FILE, config.to_dict())
         _write_generation_config(source, directory)
-        total_bytes = _write_weights(source, config, directory, packing, on_progress)
+        _write_weights(source, config, plans, settings, options, directory, on_progress)
+        hashes = file_hashes(sorted(directory.iterdir()))
+        figures = None
+        if verify:
+            copies = {path.name: source_hashes.result()[path.name] for path in tokenizer.files}
+            expected = Expected(plans, settings, copies, hashes)
+            figures = _verified(directory, source, expected, destination, on_verification)
+        parameters = _parameter_count(config, source)
         report = ConversionReport(
             mlx_path=str(destination),
             source=str(hf_path),
             revision=_commit(source.directory) or revision,
-            source_files={path.name: _sha256(path) for path in source.files},
-            files={path.name: _sha256(path) for path in sorted(directory.iterdir())},
+            source_files=source_hashes.result(),
+            files=hashes,
+            options=options.given(),
             dtype=str(config.dtype),
-            quantization=packing.to_dict() if packing else None,
-            bits_per_weight=round(8 * total_bytes / _parameter_count(config), 3),
+            quantization=config.quantization,
+            parameters=parameters,
+            bits_per_weight=round(8 * total_bytes / parameters, 3),
             total_bytes=total_bytes,
             seconds=round(time.perf_counter() - start, 3),
             peak_memory=mx.get_peak_memory(),
-            versions=_versions(),
-            warnings=interoperability_warnings(config),
+            peak_resident_memory=peak_resident_memory(),
+            versions={"helium_mlx": __version__, "mlx": version("mlx"), "python": platform.python_version()},
+            verification=figures,
+            warnings=_warnings(source, config, tokenizer, to),
         )
         record = asdict(report)
         del record["mlx_path"]
         write_json(directory / CONVERSION_FILE, record)
-        card = model_card(destination.name, source.directory, config, report.source, report.revision)
+        card = model_card(destination.name, source.directory, config, report.source, report.revision, to=to)
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
     return report
-
-
-def _packing(quantize: bool, bits: int | None, group_size: int | None) -> QuantizationSettings | None:
-    if quantize:
-        return QuantizationSettings(64 if group_size is None else group_size, 4 if bits is None else bits)
-    given = [name for name, value in (("q_bits", bits), ("q_group_size", group_size)) if value is not None]
-    if given:
-        raise QuantizationError(f"{given[0]} is given, but the checkpoint is not to be quantized; add -q (quantize)")
-    return None
 
 
 def _require_free(destination: Path, *, overwrite: bool) -> None:
@@ -147,77 +180,87 @@ def _require_free(destination: Path, *, overwrite: bool) -> None:
         )
 
 
-def _require_source(source: Checkpoint, destination: Path, dtype: str | None) -> None:
-    if destination.resolve() == source.directory.resolve():
-        raise CheckpointError(f"{destination} is the source itself; write to another directory")
-    if source.is_quantized:
-        raise CheckpointError(f"{source.directory} is quantized already; convert the full-precision checkpoint")
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+def _require_space(directory: Path, total_bytes: int, destination: Path) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < total_bytes:
+        raise CheckpointError(
+            f"{destination}: the weights take {total_bytes / 1e9:.3f} GB, and {free / 1e9:.3f} GB are free there; "
+            "make room, or choose another place"
+        )
 
 
-def _converted_config(source: Checkpoint, packing: QuantizationSettings | None, dtype: str | None) -> HeliumConfig:
-    quantization = packing.to_dict() if packing else None
-    config = replace(source.config, dtype=dtype or source.dtype, quantization=quantization)
+def _converted_config(source: Checkpoint, settings: ModuleSettings, dtype: str | None) -> HeliumConfig:
+    paths = [path for path, _ in layout.weight_shapes(source.config, source.architecture)]
+    quantized = any(settings(path) is not None for path in paths)
+    # Code that the source names is not carried on: it was not copied, and is not to be run.
+    extra = {key: value for key, value in source.config.extra.items() if key not in CODE_KEYS}
+    config = replace(
+        source.config,
+        dtype=dtype or source.dtype,
+        quantization=config_entry(settings, paths) if quantized else None,
+        extra=extra | {"architectures": [architecture_name(source.config, source.architecture)]},
+    )
     if config.eos_token_id is None:
         # Swift loaders read it from config.json only.
         config.eos_token_id = GenerationConfig.of_directory(source.directory, config).eos_token_id
     return config
 
 
+def _plans(config: HeliumConfig, settings: ModuleSettings, architecture: layout.Architecture) -> dict[str, TensorPlan]:
+    """Return dtype and shape of every tensor of the result, by its name on disk, in the order of the forward pass."""
+    plans: dict[str, TensorPlan] = {}
+    for name, shape in layout.tensor_shapes(config, settings, architecture):
+        path, _, suffix = name.rpartition(".")
+        packing, dtype = settings(path), getattr(mx, str(config.dtype))
+        if packing is not None and suffix == "weight":
+            dtype = mx.uint32
+        elif packing is not None and suffix == "scales" and not packing.has_biases:
+            dtype = mx.uint8
+        plans[layout.name_on_disk(name, architecture)] = (dtype, shape)
+    return plans
+
+
 def _write_weights(
     source: Checkpoint,
     config: HeliumConfig,
+    plans: dict[str, TensorPlan],
+    settings: ModuleSettings,
+    options: ConversionOptions,
     directory: Path,
-    packing: QuantizationSettings | None,
-    on_progress: Callable[[int, int], None] | None,
-) -> int:
-    """Write the weight files; return the bytes of all tensors."""
-    settings: ModuleSettings = dict.fromkeys((path for path, _ in layout.weight_shapes(config)), packing).get
-    plans = dict(_plans(config, settings))
-    total = sum(map(plan_bytes, plans.values()))
-    for done in write_weights(directory, plans, _converted_tensors(source, config, settings)):
-        if on_progress:
-            on_progress(done, total)
-    return total
+    on_progress: OnProgress | None,
+) -> None:
+    total, done = sum(map(plan_bytes, plans.values())), 0
+    metadata_format = "pt" if options.to == "hf" else "mlx"
+    with open_weights(
+        directory, plans, max_shard_bytes=options.max_shard_bytes, metadata_format=metadata_format
+    ) as writers:
+        for name, first_row, rows in converted_rows(source, settings, getattr(mx, str(config.dtype))):
+            name_on_disk = layout.name_on_disk(name, source.architecture)
+            writers[name_on_disk].write(name_on_disk, rows, first_row=first_row)
+            done += rows.nbytes
+            if on_progress:
+                on_progress(done, total)
 
 
-def _converted_tensors(
-    source: Checkpoint, config: HeliumConfig, settings: ModuleSettings
-) -> Iterator[tuple[str, mx.array]]:
-    tensors = read_tensors(source)
-    for name in list(tensors):
-        # Popped, so that nothing keeps a tensor once it is written.
-        yield from _converted(name, tensors.pop(name), config, settings).items()
+def _verified(
+    directory: Path, source: Checkpoint, expected: Expected, destination: Path, on_progress: OnProgress | None
+) -> dict[str, object]:
+    try:
+        return verify(directory, source, expected, on_progress=on_progress)
+    except HeliumError as error:
+        # What is named is the directory that the user knows.
+        said = str(error).replace(f"{directory}/", "").replace(str(directory), "the result")
+        raise CheckpointError(f"{destination}: verification failed, so nothing is kept: {said}") from None
 
 
-def _plans(config: HeliumConfig, settings: ModuleSettings) -> Iterator[tuple[str, TensorPlan]]:
-    dtype = getattr(mx, str(config.dtype))
-    for name, shape in layout.tensor_shapes(config, settings):
-        path, _, suffix = name.rpartition(".")
-        packed = suffix == "weight" and settings(path) is not None
-        yield name, (mx.uint32 if packed else dtype, shape)
+def _parameter_count(config: HeliumConfig, source: Checkpoint) -> int:
+    return sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized, source.architecture))
 
 
-def _converted(name: str, tensor: mx.array, config: HeliumConfig, settings: ModuleSettings) -> dict[str, mx.array]:
-    """Return what one source tensor becomes, evaluated: itself in the new dtype, or codes, scales and biases."""
-    path, _, suffix = name.rpartition(".")
-    packing = settings(path) if suffix == "weight" else None
-    tensor = tensor.astype(getattr(mx, str(config.dtype)))
-    if packing is None:
-        converted = {name: tensor}
-    else:
-        arrays = mx.quantize(tensor, packing.group_size, packing.bits, packing.mode)
-        converted = {f"{path}.{part}": array for part, array in zip(("weight", "scales", "biases"), arrays)}  # noqa: B905
-    mx.eval(converted)
-    for part, array in converted.items():
-        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
-            raise CheckpointError(f"{part} has values in {config.dtype} that are not finite; try another --dtype")
-    return converted
-
-
-def _parameter_count(config: HeliumConfig) -> int:
-    return sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized))
+def _source_files(source: Checkpoint, tokenizer: HeliumTokenizer) -> list[Path]:
+    """Return what the result is made from."""
+    configs = [source.directory / name for name in (CONFIG_FILE, GENERATION_CONFIG_FILE)]
+    return [*(path for path in configs if path.is_file()), *tokenizer.files, *source.files]
 
 
 def _write_generation_config(source: Checkpoint, directory: Path) -> None:
@@ -228,18 +271,15 @@ def _write_generation_config(source: Checkpoint, directory: Path) -> None:
     write_json(directory / GENERATION_CONFIG_FILE, generation_values(source.config))
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _warnings(source: Checkpoint, config: HeliumConfig, tokenizer: HeliumTokenizer, to: str) -> list[str]:
+    warnings = list(source.warnings)
+    if to == "mlx":
+        warnings += interoperability_warnings(config, source.architecture)
+        if JSON_FILE not in (path.name for path in tokenizer.files):
+            warnings.append(f"there is no {JSON_FILE}, without which mlx-lm and mlx-swift-lm cannot open it")
+    return warnings
 
 
 def _commit(directory: Path) -> str | None:
     """Return the commit of a directory inside the Hub's cache, which names snapshots by it."""
     return directory.name if directory.parent.name == "snapshots" else None
-
-
-def _versions() -> dict[str, str]:
-    return {"helium_mlx": __version__, "mlx": version("mlx"), "python": platform.python_version()}

@@ -1,23 +1,37 @@
-"""The command `convert`: Hugging Face weights to MLX. `python -m helium_mlx.convert --help`."""
+"""The command `convert`: Hugging Face weights to MLX, and back. `python -m helium_mlx.convert --help`."""
 
 import argparse
 import sys
 
 from helium_mlx.config import DTYPES
+from helium_mlx.quantization import MODES
+from helium_mlx.recipes import RECIPES
 from helium_mlx.terminal import Progress, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; option names are those of `helium_mlx.convert`."""
-    parser = argparse.ArgumentParser(prog="helium-mlx convert", description="Convert Hugging Face weights to MLX.")
+    parser = argparse.ArgumentParser(
+        prog="helium-mlx convert", description="Convert Hugging Face weights to MLX, and back."
+    )
     parser.add_argument("--hf-path", required=True, help="checkpoint directory, Hub repository or 'demo'")
     parser.add_argument("--mlx-path", default="mlx_model", help="directory to write (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--quantize", "-q", action="store_true", help="quantize the weights")
     parser.add_argument("--q-bits", type=int, help="bits a weight: 2, 3, 4, 5, 6 or 8 (default: 4)")
     parser.add_argument("--q-group-size", type=int, help="weights that share a scale: 32, 64 or 128 (default: 64)")
+    parser.add_argument("--q-mode", choices=tuple(MODES), help="format of the weights (default: affine)")
+    parser.add_argument("--recipe", metavar="NAME", help=f"quantize, with bits by module: {', '.join(RECIPES)}")
+    parser.add_argument("--dequantize", "-d", action="store_true", help="undo a quantization")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of what is not quantized (default: the source's)")
+    parser.add_argument(
+        "--to", choices=("mlx", "hf"), default="mlx", help="what the result is for: mlx (default), or hf: transformers"
+    )
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="cut weight files at, say, 2GB (default: 5GB)")
     parser.add_argument("--overwrite", action="store_true", help="replace the directory if it is there already")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="do not compare what was written with the source"
+    )
     return parser
 
 
@@ -30,12 +44,17 @@ def main(argv: list[str] | None = None) -> int:
 def _convert(**options: object) -> None:
     from helium_mlx.conversion import convert
 
-    report = convert(**options, on_progress=Progress("Converting"))  # pyright: ignore[reportArgumentType]
+    report = convert(
+        **options,  # pyright: ignore[reportArgumentType]
+        on_progress=Progress("Converting"),
+        on_verification=Progress("Verifying"),
+    )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(
         f"{report.mlx_path}: {report.total_bytes / 1e6:.1f} MB of weights, {report.bits_per_weight:.2f} bits each, "
-        f"written in {report.seconds:.1f} s",
+        f"{'verified' if report.verification else 'not verified'}, in {report.seconds:.1f} s and "
+        f"{report.peak_resident_memory / 1e6:.0f} MB of memory",
         file=sys.stderr,
     )
 

@@ -127,7 +127,7 @@ def prefill(
     prompt = mx.array(list(tokens), dtype=mx.int32)[None]
     last = (len(tokens) - 1) // step_size * step_size
     for start in range(0, last, step_size):
-        model.model.run(model.model.embed_tokens(prompt[:, start : start + step_size]), cache)
+        model.model.run(model.model.embed(prompt[:, start : start + step_size]), cache)
         mx.eval([layer.state for layer in cache])
         if on_progress:
             on_progress(start + step_size, len(tokens))

@@ -7,8 +7,8 @@ no field here are refused by name unless they are at the value that leaves them 
 
 import dataclasses
 import difflib
-import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from typing import cast
 
 from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import CheckpointError, GenerationError
+from helium_mlx.json_files import FileProblem, read_json_object
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -67,15 +68,12 @@ class GenerationConfig:
     def of_directory(cls, directory: Path, config: HeliumConfig) -> "GenerationConfig":
         """Return a checkpoint's settings: those of its `generation_config.json`, or of `config` where it has none."""
         path = directory / GENERATION_CONFIG_FILE
-        if not path.exists():
+        if not os.path.lexists(path):
             return cls.from_model_config(config)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); fetch it again, or remove it") from None
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: holds a {type(values).__name__}; expected a JSON object")
-        return cls.from_dict(cast(dict[str, object], values))
+            return cls.from_dict(read_json_object(path))
+        except FileProblem as problem:
+            raise CheckpointError(f"{path}: {problem}; or remove it") from None
 
     def to_dict(self) -> dict[str, object]:
         """Return every setting that is not None, as `generation_config.json` has them."""

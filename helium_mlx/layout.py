@@ -6,7 +6,7 @@ quantized differently stay apart.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import mlx.core as mx
 
@@ -48,8 +48,18 @@ def layer_prefix(index: int) -> str:
 Architecture = Literal["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"]
 """A transformers class without the name of its family, Helium or Llama."""
 
-# What a head's tensors begin with.
+# What a decoder's tensors begin with inside of a model with a head, and what a head's do.
+BODY_PREFIX = "model."
 HEAD_PREFIXES = ("lm_head.", "score.")
+
+
+def architecture_of(config: HeliumConfig) -> Architecture:
+    """Return the class that a config's `architectures` names, a causal LM where it names none of ours."""
+    names = config.extra.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    return next(
+        (a for a in get_args(Architecture) if name.removeprefix("Helium").removeprefix("Llama") == a), "ForCausalLM"
+    )
 
 
 def head_shapes(config: HeliumConfig, architecture: Architecture) -> Shapes:
@@ -64,26 +74,31 @@ def head_shapes(config: HeliumConfig, architecture: Architecture) -> Shapes:
     return score
 
 
-def weight_shapes(config: HeliumConfig) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the modules of a causal LM that can be quantized, as (path, (rows, columns)), in forward order."""
+def name_on_disk(name: str, architecture: Architecture) -> str:
+    """Return what the checkpoint of `architecture` calls a causal LM's tensor; a bare decoder's lack the `model.`."""
+    return name.removeprefix(BODY_PREFIX) if architecture == "Model" else name
+
+
+def weight_shapes(
+    config: HeliumConfig, architecture: Architecture = "ForCausalLM"
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the modules that can be quantized, as (path in a causal LM, (rows, columns)), in forward order."""
     yield "model.embed_tokens", (config.vocab_size, config.hidden_size)
     for index in range(config.num_hidden_layers):
         for path, (rows, columns, _) in projection_sizes(config).items():
             yield f"{layer_prefix(index)}.{path}", (rows, columns)
-    if not config.tie_word_embeddings:
+    if architecture == "ForCausalLM" and not config.tie_word_embeddings:
         yield "lm_head", (config.vocab_size, config.hidden_size)
 
 
 def tensor_shapes(
     config: HeliumConfig, settings: ModuleSettings, architecture: Architecture = "ForCausalLM"
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield every tensor of a checkpoint, as (name on disk, shape on disk)."""
+    """Yield every tensor of a checkpoint, as (name in a causal LM, shape on disk)."""
     sizes = projection_sizes(config)
     if architecture != "ForCausalLM":
         yield from head_shapes(config, architecture).items()
-    for path, (rows, columns) in weight_shapes(config):
-        if path == "lm_head" and architecture != "ForCausalLM":
-            continue
+    for path, (rows, columns) in weight_shapes(config, architecture):
         packing = settings(path)
         shapes: Shapes = {"weight": (rows, columns)} if packing is None else {**packing.packed_shapes(rows, columns)}
         if any(has_bias and path.endswith(part) for part, (_, _, has_bias) in sizes.items()):

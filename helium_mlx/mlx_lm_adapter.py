@@ -131,7 +131,7 @@ class MlxLmModel(nn.Module):
             # Padding is at positions below 0, where nobody looks.
             positions = mx.maximum(layers[0].offset[:, None] + mx.arange(inputs.shape[1]), 0)
         caches = cast("list[KVCache] | None", layers)
-        output = decoder.run(decoder.embed_tokens(inputs), caches, position_ids=positions)
+        output = decoder.run(decoder.embed(inputs), caches, position_ids=positions)
         return self.model.logits(output.last_hidden_state)
 
     @property

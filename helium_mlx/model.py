@@ -241,9 +241,14 @@ class HeliumModel(HeliumPreTrainedModel):
         )
         return _returned(output, return_dict, config)
 
+    def embed(self, input_ids: mx.array) -> mx.array:
+        """Return the embeddings (B, L, hidden_size) of `input_ids` (B, L), in the model's dtype."""
+        # Weights of the modes mxfp4, mxfp8 and nvfp4 come out of MLX in bfloat16 whatever the rest is in.
+        return self.embed_tokens(input_ids).astype(self.norm.weight.dtype)
+
     def _embed(self, input_ids: mx.array | None) -> mx.array:
         assert input_ids is not None
-        h, pad_token_id = self.embed_tokens(input_ids), self.config.pad_token_id
+        h, pad_token_id = self.embed(input_ids), self.config.pad_token_id
         if pad_token_id is None:
             return h
         # torch's embedding has no gradient for the padding token.
@@ -345,7 +350,7 @@ class HeliumForCausalLM(HeliumPreTrainedModel):
 
     def next_logits(self, input_ids: mx.array, cache: list[KVCache]) -> mx.array:
         """Run `input_ids` (B, L), unchecked; return the last position's logits (B, vocab_size): what decoding needs."""
-        output = self.model.run(self.model.embed_tokens(input_ids), cache, last_only=True)
+        output = self.model.run(self.model.embed(input_ids), cache, last_only=True)
         return self.logits(output.last_hidden_state[:, -1])
 
     def generate(

@@ -19,6 +19,12 @@ MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "nvfp4": ((4,), (16,)),
 }
 
+# What a quantized weight consists of, in the order in which `mx.quantize` returns it.
+PARTS = ("weight", "scales", "biases")
+
+# On the CPU, mx.quantize packs 32 codes at a time: whether odd groups of nvfp4 fit depends on the number of rows.
+_CODES_AT_ONCE = 32
+
 DEFAULT_BITS = {"affine": 4, "mxfp4": 4, "mxfp8": 8, "nvfp4": 4}
 DEFAULT_GROUP_SIZE = {"affine": 64, "mxfp4": 32, "mxfp8": 32, "nvfp4": 16}
 
@@ -44,6 +50,11 @@ class QuantizationSettings:
     def has_biases(self) -> bool:
         """Whether a group has a bias beside its scale."""
         return self.mode == "affine"
+
+    @property
+    def columns_multiple(self) -> int:
+        """What the columns of a weight must be a multiple of, for whole groups that fill whole blocks of codes."""
+        return max(self.group_size, _CODES_AT_ONCE)
 
     def to_dict(self) -> dict[str, object]:
         """Return the entry as it stands in `config.json`."""
@@ -96,16 +107,47 @@ def _settings_from(quantization: dict[str, object], path: str) -> QuantizationSe
     )
 
 
-def require_divisible(weights: Iterable[tuple[str, int]], group_size: int) -> None:
-    """Raise QuantizationError, naming the sizes that would do, if a weight's columns do not fill whole groups.
+def config_entry(settings: ModuleSettings, paths: Iterable[str]) -> dict[str, object]:
+    """Return the `quantization` object of a `config.json`: the inverse of `module_settings`.
+
+    The settings of most modules stand at the top, those of others under their path, and `false` under the path of one
+    that is not quantized. Integers are explicit everywhere: Swift loaders cannot decode null. At least one of `paths`
+    must be quantized.
+    """
+    by_path = {path: settings(path) for path in paths}
+    quantized = [packing for packing in by_path.values() if packing is not None]
+    assert quantized, "no module is quantized, so there is nothing to say of it"
+    general = max(dict.fromkeys(quantized), key=quantized.count)
+    special = {
+        path: packing.to_dict() if packing is not None else False
+        for path, packing in by_path.items()
+        if packing != general
+    }
+    return general.to_dict() | special
+
+
+def require_divisible(weights: Iterable[tuple[str, int]], settings: ModuleSettings) -> None:
+    """Raise QuantizationError, naming what would do, if `mx.quantize` cannot pack the columns of a weight.
 
     `weights` gives module paths with their number of columns.
     """
-    weights = list(weights)
-    misfits = [(path, columns) for path, columns in weights if columns % group_size]
-    if not misfits:
+    packed = [(path, columns, packing) for path, columns in weights if (packing := settings(path)) is not None]
+    misfit = next((weight for weight in packed if weight[1] % weight[2].columns_multiple), None)
+    if misfit is None:
         return
-    path, columns = misfits[0]
-    sizes = [size for size in MODES["affine"][1] if all(columns % size == 0 for _, columns in weights)]
-    advice = f"use {' or '.join(map(str, sizes))}" if sizes else "no group size of MLX fits this checkpoint"
-    raise QuantizationError(f"group size {group_size} does not divide the {columns} columns of {path}; {advice}")
+    path, columns, packing = misfit
+    sizes = [size for size in MODES["affine"][1] if all(columns % size == 0 for _, columns, _ in packed)]
+    advice = "no group size of MLX fits this checkpoint"
+    if sizes:
+        # The other modes need what the smallest of these needs.
+        advice = (
+            f"use {' or '.join(map(str, sizes))}, or mode {' or '.join(mode for mode in MODES if mode != 'affine')}"
+        )
+    problem = f"group size {packing.group_size} does not divide the {columns} columns of {path}"
+    if packing.mode != "affine":
+        pairs = ", packed in pairs" if packing.columns_multiple > packing.group_size else ""
+        problem = (
+            f"{packing.mode} has groups of {packing.group_size} only{pairs}, and {packing.columns_multiple} does not "
+            f"divide the {columns} columns of {path}"
+        )
+    raise QuantizationError(f"{problem}; {advice}")

@@ -2,19 +2,23 @@
 
 MLX trusts a header's offsets more than a stranger's file deserves. The format (huggingface/safetensors): 8 bytes of
 little-endian header length, a JSON object of `{name: {dtype, shape, data_offsets}}` and `__metadata__`, then the
-tensors' bytes, without holes or overlaps.
+tensors' bytes, without holes or overlaps. Narrower than the format: a header of at most 4 MB, where the format allows
+100, at most 20,000 tensors, and names that are short and printable, so that they can stand in messages as they are.
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from helium_mlx.errors import CheckpointError
+from helium_mlx.json_files import MAX_JSON_BYTES, MalformedFile, UnreadableFile, open_file, parse_json_object, shown
 
-# safetensors' own limit on the header.
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = MAX_JSON_BYTES
+# A quantized Helium of 2 billion parameters has 600, with names of up to 50 characters.
+MAX_TENSORS = 20_000
+MAX_NAME = 200
+MAX_AXES = 8
 
 BYTES_PER_VALUE = {
     "BOOL": 1,
@@ -53,22 +57,29 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises CheckpointError, one line with the file and what is wrong, for anything that the format does not allow.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file_size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8):
+            if len(prefix) < 8 or not 2 <= length <= file_size - 8:
                 raise CheckpointError(f"{path}: not a safetensors file, or cut short; download it again")
-            header = file.read(length)
+            if length > MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"{path}: the safetensors header has {length} bytes, more than the {MAX_HEADER_BYTES} that are "
+                    "read; download it again"
+                )
+            entries = parse_json_object(file.read(length))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        entries = json.loads(header, object_pairs_hook=_object_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the safetensors header is not valid JSON ({error})") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
-    entries.pop("__metadata__", None)
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); download it again") from None
+    except UnreadableFile as problem:
+        raise CheckpointError(f"{path}: {problem}") from None
+    except MalformedFile as problem:
+        raise CheckpointError(f"{path}: the safetensors header {problem}") from None
+    _require_metadata(path, entries.pop("__metadata__", {}))
+    if len(entries) > MAX_TENSORS:
+        raise CheckpointError(
+            f"{path}: has {len(entries)} tensors, more than the {MAX_TENSORS} that are read; download it again"
+        )
     data_start = 8 + length
     infos = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
     infos = dict(sorted(infos.items(), key=lambda item: (item[1].start, item[1].end)))
@@ -76,29 +87,39 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return infos
 
 
-def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    names = dict(pairs)
-    if len(names) < len(pairs):
-        raise ValueError("a name stands in it twice")
-    return names
+def _require_metadata(path: Path, metadata: object) -> None:
+    # MLX writes null where it was given none.
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(
+            f"{path}: __metadata__ is {shown(metadata)}; it must map names to text; download it again"
+        )
 
 
 def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
     def is_size(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise CheckpointError(
+            f"{path}: a tensor is called {shown(name)}; names have 1 to {MAX_NAME} printable characters; "
+            "download it again"
+        )
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    problem = ""
     if not isinstance(dtype, str) or dtype not in BYTES_PER_VALUE:
-        raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype!r}, which the format does not have")
-    if not isinstance(shape, list) or len(shape) > 8 or not all(map(is_size, shape)):
-        raise CheckpointError(f"{path}: tensor {name!r} has shape {shape!r}; it must be a list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
-        raise CheckpointError(f"{path}: tensor {name!r} has data_offsets {offsets!r}; it must be [start, end]")
-    size, expected = offsets[1] - offsets[0], math.prod(shape) * BYTES_PER_VALUE[dtype]
-    if size != expected:
-        raise CheckpointError(f"{path}: tensor {name!r} has {size} bytes; {dtype} of shape {shape} takes {expected}")
-    return TensorInfo(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+        problem = f"dtype {shown(dtype)}, which the format does not have"
+    elif not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(is_size, shape)):
+        problem = f"shape {shown(shape)}; it must be a list of at most {MAX_AXES} sizes"
+    elif not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
+        problem = f"data_offsets {shown(offsets)}; it must be [start, end]"
+    else:
+        size, expected = offsets[1] - offsets[0], math.prod(shape) * BYTES_PER_VALUE[dtype]
+        if size == expected:
+            return TensorInfo(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+        problem = f"{size} bytes; {dtype} of shape {shown(shape)} takes {expected}"
+    raise CheckpointError(f"{path}: tensor {shown(name)} has {problem}; download it again")
 
 
 def _require_contiguous(path: Path, infos: dict[str, TensorInfo], data_start: int, file_size: int) -> None:
@@ -106,7 +127,7 @@ def _require_contiguous(path: Path, infos: dict[str, TensorInfo], data_start: in
     for name, info in infos.items():
         if info.start != position:
             problem = "overlaps the one before" if info.start < position else "leaves a hole before it"
-            raise CheckpointError(f"{path}: tensor {name!r} {problem}; the file is damaged, download it again")
+            raise CheckpointError(f"{path}: tensor {shown(name)} {problem}; the file is damaged, download it again")
         position = info.end
     if position != file_size:
         problem = "is cut short" if position > file_size else "has bytes after its last tensor"

@@ -30,17 +30,24 @@ def plan_bytes(plan: TensorPlan) -> int:
 class SafetensorsWriter:
     """One file, open for writing; every planned tensor must be written once before it is closed."""
 
-    def __init__(self, path: Path, plans: Mapping[str, TensorPlan]) -> None:
+    def __init__(self, path: Path, plans: Mapping[str, TensorPlan], *, metadata_format: str = "mlx") -> None:
         self.path = path
-        header, self._places = _header(plans)
+        header, self._places = _header(plans, metadata_format)
+        self._missing_bytes = {name: plan_bytes(plan) for name, plan in plans.items()}
         self._file = path.open("wb")
         self._file.write(header)
 
-    def write(self, name: str, tensor: mx.array) -> None:
-        """Put a tensor at its place; its dtype and shape are the planned ones."""
-        place = self._places.pop(name)
-        assert (DTYPE_NAMES[tensor.dtype], tensor.shape) == (place.dtype, place.shape), name
-        self._file.seek(place.start)
+    def write(self, name: str, tensor: mx.array, *, first_row: int = 0) -> None:
+        """Put a tensor, or the rows of it from `first_row` on, at its place; dtype and row shape are the planned ones.
+
+        Every row has to be written once; which comes first does not matter.
+        """
+        place = self._places[name]
+        assert (DTYPE_NAMES[tensor.dtype], tensor.shape[1:]) == (place.dtype, place.shape[1:]), name
+        row_bytes = (place.end - place.start) // place.shape[0] if first_row else 0
+        self._missing_bytes[name] -= tensor.nbytes
+        assert self._missing_bytes[name] >= 0, name
+        self._file.seek(place.start + first_row * row_bytes)
         # As bytes: bfloat16 has no buffer format of its own.
         octets: object = mx.contiguous(tensor.reshape(-1)).view(mx.uint8)
         self._file.write(cast(bytes, octets))
@@ -52,13 +59,14 @@ class SafetensorsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        assert error is not None or not self._places, f"not written: {sorted(self._places)[:3]}"
+        missing = [name for name, count in self._missing_bytes.items() if count]
+        assert error is not None or not missing, f"not written: {missing[:3]}"
 
 
-def _header(plans: Mapping[str, TensorPlan]) -> tuple[bytes, dict[str, TensorInfo]]:
+def _header(plans: Mapping[str, TensorPlan], metadata_format: str) -> tuple[bytes, dict[str, TensorInfo]]:
     """Return the header's bytes and each tensor's place in the file."""
     order = sorted(plans, key=lambda name: -plans[name][0].size)
-    entries: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    entries: dict[str, object] = {"__metadata__": {"format": metadata_format}}
     infos: dict[str, TensorInfo] = {}
     position = 0
     for name in order:

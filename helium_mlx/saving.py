@@ -7,7 +7,6 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx import layout
-from helium_mlx.checkpoint import BODY_PREFIX
 from helium_mlx.config import CONFIG_FILE, DTYPES, HeliumConfig
 from helium_mlx.errors import ArgumentError, UploadError
 from helium_mlx.generation_config import GENERATION_CONFIG_FILE
@@ -28,8 +27,7 @@ def save_model(model: HeliumPreTrainedModel, directory: Path, *, max_shard_bytes
         write_json(written / CONFIG_FILE, config)
         if isinstance(model, HeliumForCausalLM):
             write_json(written / GENERATION_CONFIG_FILE, model.generation_config.to_dict())
-        for _ in write_weights(written, plans, iter(tensors.items()), max_shard_bytes=max_shard_bytes):
-            pass
+        write_weights(written, plans, iter(tensors.items()), max_shard_bytes=max_shard_bytes)
 
 
 def push_model(
@@ -72,10 +70,10 @@ def tensors_on_disk(model: HeliumPreTrainedModel) -> dict[str, mx.array]:
     """Return a model's tensors under transformers' names: projections split, a bare decoder without its `model.`."""
     tensors = model.tensors()
     if model.architecture == "Model":
-        tensors = {BODY_PREFIX + name: tensor for name, tensor in tensors.items()}
+        tensors = {layout.BODY_PREFIX + name: tensor for name, tensor in tensors.items()}
     tensors = layout.split_projections(tensors, model.config)
     if model.architecture == "Model":
-        tensors = {name.removeprefix(BODY_PREFIX): tensor for name, tensor in tensors.items()}
+        tensors = {name.removeprefix(layout.BODY_PREFIX): tensor for name, tensor in tensors.items()}
     return tensors
 
 

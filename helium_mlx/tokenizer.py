@@ -22,8 +22,10 @@ It does not know chat templates, pairs of texts, or training.
 import functools
 import json
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, SupportsIndex, TypeAlias, cast, overload
@@ -37,6 +39,15 @@ from helium_mlx.detokenizer import (
     StreamingDetokenizer,
 )
 from helium_mlx.errors import CheckpointError, TokenizerError
+from helium_mlx.json_files import (
+    MAX_JSON_BYTES,
+    FileProblem,
+    one_line,
+    read_bytes,
+    read_json_object,
+    require_file,
+    shown,
+)
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -44,6 +55,9 @@ if TYPE_CHECKING:
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 _COMPANION_FILES = (JSON_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+# Helium's have 3.5 MB and 0.8 MB.
+MAX_TOKENIZER_BYTES = 64_000_000
 
 _RESERVED_PIECE = re.compile(r"<\|im_sp_\d+\|>")
 # Rust's u8::from_str_radix, which ByteFallback reads the two digits with, takes a plus sign too.
@@ -101,28 +115,24 @@ class _JsonVocabulary:
         import tokenizers
 
         self._path = path
-        try:
-            self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        except ValueError as error:
-            raise TokenizerError(f"{path} is not a tokenizer: {error}; fetch it again") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._probe()
+        data = _read_tokenizer(path)
+        # Nothing nests deep: the parser behind it stops at 128 levels.
+        with _named_failures(f"{path} is not a tokenizer"):
+            self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+        undefined = _undefined_token(self._tokenizer.post_processor)
+        if undefined is not None:
+            raise TokenizerError(
+                f"{path} has a post-processor that fails: it names the token {shown(undefined)} without defining it; "
+                "fetch it again"
+            )
+        # What fails at every text fails here, not at the first prompt.
+        with _named_failures(f"{path} has a post-processor that fails"):
+            self._tokenizer.encode("")
         self.base_size = self._tokenizer.get_vocab_size(with_added_tokens=False)
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._piece_of = functools.cache(self._read_piece)
-
-    def _probe(self) -> None:
-        """Reject a post-processor that names a token it does not define, before the first prompt meets it."""
-        try:
-            self._tokenizer.encode("")
-        except BaseException as error:
-            # A panic in Rust derives from BaseException, in a module that cannot be imported.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise TokenizerError(f"{self._path} has a post-processor that fails: {error}; fetch it again") from error
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
@@ -187,7 +197,7 @@ class _JsonVocabulary:
                 case _:
                     break
         raise TokenizerError(
-            f"{self._path} has the decoder {json.dumps(state, ensure_ascii=False)}, which cannot be streamed; expected "
+            f"{self._path} has the decoder {one_line(json.dumps(state), 300)}, which cannot be streamed; expected "
             "Replace, ByteFallback, Fuse and Strip on the left, as Helium has; use decode() on the whole text"
         )
 
@@ -199,13 +209,12 @@ class _SentencePieceVocabulary:
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(path.read_bytes())
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        except (RuntimeError, ValueError) as error:
-            raise TokenizerError(f"{path} is not a SentencePiece model: {error}; fetch it again") from error
-        self.base_size = self.size = self._processor.GetPieceSize()
+        with _named_failures(f"{path} is not a SentencePiece model"):
+            self._processor.LoadFromSerializedProto(_read_tokenizer(path))
+            self.base_size = self.size = self._processor.GetPieceSize()
+            # Pieces and the surface of <unk> are bytes in the file; what is no UTF-8 fails here, not in a text.
+            self._processor.IdToPiece(list(range(self.size)))
+            self._processor.Decode([self._processor.unk_id()])
         self._piece_of = functools.cache(self._read_piece)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -282,7 +291,7 @@ class HeliumTokenizer:
         if not directory.is_dir():
             raise TokenizerError(f"{directory} is no directory; name one that holds {JSON_FILE} and config.json")
         model_files = _sentencepiece_files(directory)
-        if (directory / JSON_FILE).exists():
+        if os.path.lexists(directory / JSON_FILE):
             vocabulary = _JsonVocabulary(directory / JSON_FILE)
         elif model_files:
             vocabulary = _SentencePieceVocabulary(model_files[0])
@@ -292,8 +301,16 @@ class HeliumTokenizer:
             )
         ids = _read_model_ids(directory)
         _check_model_ids(ids, vocabulary.size, directory)
-        companions = [directory / name for name in _COMPANION_FILES if (directory / name).exists()]
+        companions = [directory / name for name in _COMPANION_FILES if os.path.lexists(directory / name)]
+        for path in (*companions, *model_files):
+            is_tokenizer = path.name == JSON_FILE or path in model_files
+            _require_readable(path, MAX_TOKENIZER_BYTES if is_tokenizer else MAX_JSON_BYTES)
         return cls(vocabulary, ids, [*companions, *model_files])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it was read from, and those that stand beside them."""
+        return self._files
 
     def __len__(self) -> int:
         """The number of ids with a piece, added tokens included."""
@@ -547,37 +564,54 @@ def _as_arrays(rows: list[list[int]], masks: list[list[int]]) -> BatchEncoding:
 def _sentencepiece_files(directory: Path) -> list[Path]:
     """The SentencePiece model: `tokenizer.model`, else the only `tokenizer*.model`, as Kyutai's own MLX repo has it."""
     named = directory / SENTENCEPIECE_FILE
-    if named.exists():
+    if os.path.lexists(named):
         return [named]
-    found = sorted(directory.glob("tokenizer*.model"))
+    found = sorted(path for path in directory.glob("tokenizer*.model") if path.name.isprintable())
     return found if len(found) == 1 else []
 
 
 def _read_model_ids(directory: Path) -> _ModelIds:
     """Read the ids; like transformers' generation, take `generation_config.json`'s eos where it has one."""
-    config = _read_object(directory / "config.json")
+    config = _read_config(directory)
     generation_path = directory / "generation_config.json"
-    generation = _read_object(generation_path) if generation_path.exists() else {}
+    generation = _read_object(generation_path) if os.path.lexists(generation_path) else {}
     where = directory / "config.json"
     bos = _ids_of(where, "bos_token_id", config.get("bos_token_id", generation.get("bos_token_id")))
     eos_of = generation if generation.get("eos_token_id") is not None else config
     eos = _ids_of(where if eos_of is config else generation_path, "eos_token_id", eos_of.get("eos_token_id"))
     pad = _ids_of(where, "pad_token_id", config.get("pad_token_id", generation.get("pad_token_id")))
     if len(bos) != 1:
-        raise TokenizerError(f"{where} has bos_token_id {list(bos) or None}; expected one id (Helium's is 1); add it")
+        raise TokenizerError(
+            f"{where} has bos_token_id {shown(list(bos) or None)}; expected one id (Helium's is 1); add it"
+        )
     if not eos:
         raise TokenizerError(f"{where} has no eos_token_id, so generation could not stop; add it (Helium's is 2)")
     vocab_size = config.get("vocab_size")
     if vocab_size is not None and (isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 1):
-        raise TokenizerError(f"{where} has vocab_size {vocab_size!r}; expected a positive integer")
+        raise TokenizerError(f"{where} has vocab_size {shown(vocab_size)}; expected a positive integer")
     # Llama configs say -1 for none.
     return _ModelIds(bos[0], eos, pad[0] if pad and pad[0] >= 0 else None, vocab_size)
+
+
+def _read_config(directory: Path) -> dict[str, object]:
+    path = directory / "config.json"
+    if not os.path.lexists(path):
+        # Imported here: it brings MLX in, which a tokenizer alone does not need.
+        from helium_mlx import kyutai_layout
+
+        try:
+            inferred = kyutai_layout.inferred_config(directory)
+        except CheckpointError as error:
+            raise TokenizerError(str(error)) from None
+        if inferred is not None:
+            return inferred.to_dict()
+    return _read_object(path)
 
 
 def _check_model_ids(ids: _ModelIds, size: int, directory: Path) -> None:
     if ids.vocab_size is not None and size > ids.vocab_size:
         raise TokenizerError(
-            f"the tokenizer in {directory} has {size} pieces, but config.json has vocab_size {ids.vocab_size}; "
+            f"the tokenizer in {directory} has {size} pieces, but config.json has vocab_size {shown(ids.vocab_size)}; "
             "the two belong to different models: take both from one checkpoint"
         )
     named = [("bos", ids.bos), *(("eos", index) for index in ids.eos)]
@@ -585,8 +619,8 @@ def _check_model_ids(ids: _ModelIds, size: int, directory: Path) -> None:
     for name, index in named:
         if not 0 <= index < size:
             raise TokenizerError(
-                f"the configs of {directory} have {name}_token_id {index}; expected 0 to {size - 1}, the ids of its "
-                "tokenizer: take both from one checkpoint"
+                f"the configs of {directory} have {name}_token_id {shown(index)}; expected 0 to {size - 1}, the ids of "
+                "its tokenizer: take both from one checkpoint"
             )
 
 
@@ -594,21 +628,56 @@ def _ids_of(path: Path, name: str, value: object) -> tuple[int, ...]:
     """One id or a list of them, or none, as a tuple without repetitions."""
     values = value if isinstance(value, list) else [] if value is None else [value]
     if any(isinstance(index, bool) or not isinstance(index, int) for index in values):
-        raise TokenizerError(f"{path} has {name} {value!r}; expected an integer or a list of integers")
+        raise TokenizerError(f"{path} has {name} {shown(value)}; expected an integer or a list of integers")
     return tuple(dict.fromkeys(cast("list[int]", values)))
 
 
 def _read_object(path: Path) -> dict[str, object]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not JSON: {error}; fetch it again") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path} holds a {type(value).__name__}; expected a JSON object")
-    return cast("dict[str, object]", value)
+        return read_json_object(path)
+    except FileProblem as problem:
+        raise TokenizerError(f"{path} {problem}") from None
 
 
-def _unreadable(path: Path, error: OSError) -> TokenizerError:
-    return TokenizerError(f"{path} cannot be read ({error.strerror}); copy it there from the checkpoint")
+def _read_tokenizer(path: Path) -> bytes:
+    try:
+        return read_bytes(path, MAX_TOKENIZER_BYTES)
+    except FileProblem as problem:
+        raise TokenizerError(f"{path} {problem}") from None
+
+
+def _require_readable(path: Path, max_bytes: int) -> None:
+    try:
+        require_file(path, max_bytes)
+    except FileProblem as problem:
+        raise TokenizerError(f"{path} {problem}") from None
+
+
+def _undefined_token(processor: object) -> object | None:
+    """Return a token that a template of the post-processor names without defining it, over which Rust would panic."""
+    getstate = getattr(processor, "__getstate__", None)
+    remaining: list[object] = [] if processor is None or getstate is None else [json.loads(getstate())]
+    while remaining:
+        match remaining.pop():
+            case {"type": "Sequence", "processors": list(parts)}:
+                remaining += parts
+            case {"type": "TemplateProcessing", "single": list(single), "pair": list(pair), "special_tokens": defined}:
+                for part in (*single, *pair):
+                    match part:
+                        case {"SpecialToken": {"id": token}} if token not in cast("dict[object, object]", defined):
+                            return token
+    return None
+
+
+@contextmanager
+def _named_failures(what: str) -> Iterator[None]:
+    """Turn what a tokenizer library makes of a malformed file into one line that begins with `what`."""
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise TokenizerError(f"{what}: {one_line(str(error), 300)}; fetch it again") from error
+    except BaseException as error:
+        # A panic in Rust derives from BaseException, in a module that cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{what}: {one_line(str(error), 300)}; fetch it again") from error

@@ -163,7 +163,7 @@ def test_a_terminated_conversion_leaves_nothing(tmp_path: Path, number: int) -> 
 import sys, time
 from helium_mlx import weight_files
 from helium_mlx.convert import main
-weight_files.SafetensorsWriter.write = lambda *_: (print("writing", flush=True), time.sleep(30))
+weight_files.SafetensorsWriter.write = lambda *_, **rows: (print("writing", flush=True), time.sleep(30))
 sys.exit(main(["--hf-path", "demo", "--mlx-path", sys.argv[1]]))
 """
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
@@ -280,4 +280,4 @@ def test_parsers_name_the_functions_options() -> None:
 
     function: Callable[..., object] = convert_function
     given = {action.dest for action in build_parser()._actions} - {"help"}
-    assert given == set(inspect.signature(function).parameters) - {"on_progress"}
+    assert given == set(inspect.signature(function).parameters) - {"on_progress", "on_verification"}

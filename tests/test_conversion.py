@@ -11,10 +11,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from conftest import relative_error
+from safetensors import safe_open
 from tiny_checkpoints import CASES, write_checkpoint
 
 import helium_mlx
-from helium_mlx import weight_files
+from helium_mlx import slabs, weight_files
 from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model
 from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError, TokenizerError
 from helium_mlx.safetensors_header import read_header
@@ -177,7 +178,17 @@ def test_the_record_has_source_options_versions_and_hashes(tmp_path: Path) -> No
     for name, digest in record["files"].items():
         assert hashlib.sha256((tmp_path / "x" / name).read_bytes()).hexdigest() == digest
     weights = (DEMO_DIRECTORY / "model.safetensors").read_bytes()
-    assert record["source_files"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert record["source_files"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert set(record["source_files"]) == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        *TOKENIZER_FILES,
+    }
+    assert record["options"] == {"quantize": True, "to": "mlx"}
+    assert record["parameters"] == 1_803_904
+    assert 0 < record["peak_memory"] < record["peak_resident_memory"] < 1e9
+    assert record["seconds"] > 0
     assert set(record["files"]) | {"conversion.json", "README.md"} == set(os.listdir(tmp_path / "x"))
 
 
@@ -321,7 +332,9 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     mx.eval(weights)  # they are read from the file that is about to be replaced
     mx.save_safetensors(str(source / "model.safetensors"), weights)
     helium_mlx.convert(str(source), str(tmp_path / "fine"))
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values in float16 that are not finite"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.norm\.weight has values that are not finite, in the source or in float16"
+    ):
         helium_mlx.convert(str(source), str(tmp_path / "x"), dtype="float16")
     assert sorted(os.listdir(tmp_path)) == ["fine", "source"]
 
@@ -346,8 +359,8 @@ def failing_source(directory: Path, name: str) -> tuple[Path, type[Exception]]:
         return source, TokenizerError
     if name == "quantized already":
         shutil.rmtree(source)
-        helium_mlx.convert("demo", str(source), quantize=True)
-        return source, CheckpointError
+        helium_mlx.convert("demo", str(source), quantize=True, verify=False)
+        return source, QuantizationError
     (source / "config.json").write_text("{}")
     return source, CheckpointError
 
@@ -404,13 +417,13 @@ def test_an_exception_while_writing_leaves_the_old_directory(tmp_path: Path) -> 
 def test_ctrl_c_in_the_command_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import sys, time
-from helium_mlx import weight_files
+from helium_mlx import slabs, weight_files
 from helium_mlx.convert import main
 original = weight_files.SafetensorsWriter.write
-def slow(self, name, tensor):
+def slow(self, name, tensor, **rows):
     print("writing", flush=True)
     time.sleep(0.2)
-    original(self, name, tensor)
+    original(self, name, tensor, **rows)
 weight_files.SafetensorsWriter.write = slow
 sys.exit(main(["--hf-path", "demo", "--mlx-path", sys.argv[1]]))
 """
@@ -433,3 +446,112 @@ def test_an_eos_that_only_the_generation_config_names_is_written_into_the_config
     assert json.loads((source / "generation_config.json").read_text())["eos_token_id"] == 2
     helium_mlx.convert(str(source), str(tmp_path / "x"))
     assert json.loads((tmp_path / "x/config.json").read_text())["eos_token_id"] == 2
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_a_size_for_shards_is_kept(tmp_path: Path, quantize: bool) -> None:
+    options: dict[str, object] = {"quantize": quantize, "verify": False}
+    helium_mlx.convert("demo", str(tmp_path / "one"), **options)  # pyright: ignore[reportArgumentType]
+    helium_mlx.convert("demo", str(tmp_path / "many"), max_shard_size=600_000, **options)  # pyright: ignore
+    index = json.loads((tmp_path / "many/model.safetensors.index.json").read_text())
+    shards = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert len(shards) > 1
+    tensors: dict[str, mx.array] = {}
+    for path in shards:
+        infos = read_header(path)
+        assert sum(info.end - info.start for info in infos.values()) <= 600_000
+        assert all(index["weight_map"][name] == path.name for name in infos)
+        loaded = mx.load(str(path))
+        assert isinstance(loaded, dict)
+        tensors |= loaded
+    whole = mx.load(str(tmp_path / "one/model.safetensors"))
+    assert isinstance(whole, dict)
+    assert whole.keys() == tensors.keys() == index["weight_map"].keys()
+    assert all(mx.array_equal(tensor, tensors[name]) for name, tensor in whole.items())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"quantize": True}, {"quantize": True, "q_mode": "mxfp8"}])
+def test_the_result_does_not_depend_on_the_sources_shards(tmp_path: Path, options: dict[str, object]) -> None:
+    for name, size in (("one", 10**9), ("few", 1_000_000), ("many", 1)):
+        helium_mlx.convert("demo", str(tmp_path / name), max_shard_size=size, verify=False)
+    digests = set()
+    for name in ("one", "few", "many"):
+        report = helium_mlx.convert(str(tmp_path / name), str(tmp_path / f"{name}-out"), **options)  # pyright: ignore
+        digests.add(tuple(sorted(report.files.items())))
+    assert len(digests) == 1
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) == 57
+
+
+@pytest.mark.parametrize("slab_bytes", [1, 5000])
+def test_the_result_does_not_depend_on_the_slabs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab_bytes: int
+) -> None:
+    source = write_checkpoint(tmp_path / "source", vocab_size=json_vocab_size())
+    for name in TOKENIZER_FILES:
+        shutil.copy(DEMO_DIRECTORY / name, source)
+    expected = helium_mlx.convert(str(source), str(tmp_path / "x"), quantize=True, q_group_size=32)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", slab_bytes)
+    report = helium_mlx.convert(str(source), str(tmp_path / "y"), quantize=True, q_group_size=32)
+    assert report.files == expected.files
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("to", ["mlx", "hf"])
+def test_dequantizing_gives_what_the_codes_stand_for(tmp_path: Path, mode: str, to: str) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "q"), quantize=True, q_mode=mode, verify=False)
+    report = helium_mlx.convert(str(tmp_path / "q"), str(tmp_path / "x"), dequantize=True, dtype="float32", to=to)
+    assert report.quantization is None
+    assert "quantization" not in json.loads((tmp_path / "x/config.json").read_text())
+    quantized, plain = load_model(tmp_path / "q", dtype="float32"), load_model(tmp_path / "x")
+    assert relative_error(plain(PROMPT).logits, quantized(PROMPT).logits) < 1e-5
+    with safe_open(tmp_path / "x/model.safetensors", framework="mlx") as file:
+        assert file.metadata() == {"format": "pt" if to == "hf" else "mlx"}
+
+
+def test_a_full_precision_conversion_can_be_quantized_as_its_source(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "plain"))
+    again = helium_mlx.convert(str(tmp_path / "plain"), str(tmp_path / "x"), quantize=True)
+    direct = helium_mlx.convert("demo", str(tmp_path / "y"), quantize=True)
+    assert again.files == direct.files
+
+
+def test_a_place_that_is_too_small_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, 10**6))  # pyright: ignore
+    with pytest.raises(CheckpointError, match=r"take 0\.004 GB, and 0\.001 GB are free"):
+        helium_mlx.convert("demo", str(tmp_path / "x"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_code_that_the_source_names_is_not_carried_on(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    values = json.loads((source / "config.json").read_text())
+    values |= {"auto_map": {"AutoModel": "modeling.Trap"}, "model_file": "modeling.py", "trust_remote_code": True}
+    (source / "config.json").write_text(json.dumps(values | {"kept": 1}))
+    (source / "modeling.py").write_text("raise SystemExit")
+    report = helium_mlx.convert(str(source), str(tmp_path / "x"))
+    written = json.loads((tmp_path / "x/config.json").read_text())
+    assert written["kept"] == 1
+    assert not {"auto_map", "model_file", "trust_remote_code"} & written.keys()
+    assert not (tmp_path / "x/modeling.py").exists()
+    assert len(report.warnings) == 1
+    assert all(name in report.warnings[0] for name in ("auto_map", "model_file", "trust_remote_code"))
+
+
+def test_memory_does_not_grow_with_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1 << 16)
+    peaks, sizes = [], []
+    for layers in (2, 12):
+        source = write_checkpoint(
+            tmp_path / str(layers), vocab_size=json_vocab_size(), hidden_size=256, intermediate_size=512,
+            num_attention_heads=4, num_key_value_heads=4, head_dim=64, num_hidden_layers=layers,
+        )  # fmt: skip
+        for name in TOKENIZER_FILES:
+            shutil.copy(DEMO_DIRECTORY / name, source)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        report = helium_mlx.convert(str(source), str(tmp_path / f"{layers}-out"), quantize=True)
+        peaks.append(report.peak_memory - before)
+        sizes.append((source / "model.safetensors").stat().st_size)
+    # What is left are the caches and hidden states of the verification.
+    assert peaks[1] - peaks[0] < 0.03 * (sizes[1] - sizes[0])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helium_mlx.errors import CheckpointError
-from helium_mlx.safetensors_header import MAX_HEADER_BYTES, read_header
+from helium_mlx.safetensors_header import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, read_header
 
 
 def file_with(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -41,6 +41,19 @@ BROKEN = {
     "not UTF-8": (b'{"\xff": 1}', b"", None),
     "a list": ([], b"", None),
     "a deep nest": (b"[" * 100_000, b"", None),
+    "a deep nest in an entry": (b'{"a":' * 100_000, b"", None),
+    "a header larger than is read": (b" " * MAX_HEADER_BYTES + b"{}", b"", None),
+    "a size of a million digits": (b'{"a":{"dtype":"U8","shape":[' + b"1" * 10**6 + b"]}}", b"", None),
+    "a size of 1.0": ({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, b"\0" * 4, None),
+    "nine axes": ({"a": entry(0, 4, [1] * 9)}, b"\0" * 4, None),
+    "a name without letters": ({"": entry(0, 4, [1])}, b"\0" * 4, None),
+    "a name with a line break": ({"a\nb": entry(0, 4, [1])}, b"\0" * 4, None),
+    "a name with a terminal escape": ({"\x1b[2J": entry(0, 4, [1])}, b"\0" * 4, None),
+    "a name with a zero": ({"a\0b": entry(0, 4, [1])}, b"\0" * 4, None),
+    "a long name": ({"a" * (MAX_NAME + 1): entry(0, 4, [1])}, b"\0" * 4, None),
+    "more tensors than are read": ({f"{i}": entry(0, 0, [0]) for i in range(MAX_TENSORS + 1)}, b"", None),
+    "metadata that is a list": ({"__metadata__": [], "a": entry(0, 4, [1])}, b"\0" * 4, None),
+    "metadata that is nested": ({"__metadata__": {"a": {"b": "c"}}, "a": entry(0, 4, [1])}, b"\0" * 4, None),
     "a name twice": (
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
         b"\0",
@@ -69,7 +82,14 @@ def test_a_broken_header_is_refused_in_one_line(tmp_path: Path, name: str) -> No
     path = file_with(tmp_path / "model.safetensors", header, data, length)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: ") as caught:
         read_header(path)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_metadata_may_be_text_or_null(tmp_path: Path) -> None:
+    for metadata in ({"format": "pt"}, {}, None):
+        path = file_with(tmp_path / "a", {"__metadata__": metadata, "a": entry(0, 4, [1])}, b"\0" * 4)
+        assert list(read_header(path)) == ["a"]
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""What a conversion is asked for: checked for sense before any work, and turned into settings for each module."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from helium_mlx import layout
+from helium_mlx.checkpoint import Checkpoint
+from helium_mlx.config import DTYPES
+from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError
+from helium_mlx.quantization import (
+    DEFAULT_BITS,
+    DEFAULT_GROUP_SIZE,
+    MODES,
+    ModuleSettings,
+    QuantizationSettings,
+    require_divisible,
+    unquantized,
+)
+from helium_mlx.recipes import RECIPES, recipe_settings
+from helium_mlx.saving import parse_size
+
+Target = Literal["mlx", "hf"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """The options of `conversion.convert` that shape its result; see there.
+
+    Raises QuantizationError, ConfigError, CheckpointError or ArgumentError, one line, for those that exclude each other
+    or that there are not.
+    """
+
+    quantize: bool = False
+    q_bits: int | None = None
+    q_group_size: int | None = None
+    q_mode: str | None = None
+    recipe: str | None = None
+    dequantize: bool = False
+    dtype: str | None = None
+    to: str = "mlx"
+    max_shard_size: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.to not in TARGETS:
+            raise CheckpointError(f"to is {self.to!r}; known are {', '.join(TARGETS)}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; known are {', '.join(DTYPES)}")
+        _ = self.max_shard_bytes
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise QuantizationError(f"recipe is {self.recipe!r}; known are {', '.join(RECIPES)}")
+        if self.is_quantizing:
+            self._require_consistent()
+        else:
+            given = [name for name in ("q_bits", "q_group_size", "q_mode") if getattr(self, name) is not None]
+            if given:
+                raise QuantizationError(
+                    f"{given[0]} is given, but the checkpoint is not to be quantized; add -q (quantize)"
+                )
+
+    @property
+    def max_shard_bytes(self) -> int | None:
+        """The size at which weight files are cut; None is the usual one."""
+        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
+
+    @property
+    def is_quantizing(self) -> bool:
+        """Whether the result is to be quantized; a recipe alone says so too."""
+        return self.quantize or self.recipe is not None
+
+    def given(self) -> dict[str, object]:
+        """Return the options that were given, for the record."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+
+    def settings_for(self, source: Checkpoint) -> ModuleSettings:
+        """Return how each module of the result is packed.
+
+        Raises QuantizationError where the source's own quantization is in the way, or groups do not fit its matrices.
+        """
+        if self.is_quantizing and source.is_quantized:
+            raise QuantizationError(
+                f"{source.directory} is quantized already, and rounding twice costs quality; "
+                "convert the full-precision checkpoint that it was made from"
+            )
+        if self.dequantize and not source.is_quantized:
+            raise QuantizationError(f"{source.directory} is not quantized, so there is nothing to dequantize; drop -d")
+        if not self.is_quantizing:
+            if source.is_quantized and not self.dequantize and self.to == "mlx":
+                raise QuantizationError(
+                    f"{source.directory} is quantized already, and in MLX's format; dequantize it with -d, or convert "
+                    "the full-precision checkpoint that it was made from"
+                )
+            return unquantized
+        shapes = dict(layout.weight_shapes(source.config, source.architecture))
+        settings = self._settings(source, shapes)
+        require_divisible(((path, columns) for path, (_, columns) in shapes.items()), settings)
+        return settings
+
+    def _settings(self, source: Checkpoint, shapes: Mapping[str, tuple[int, int]]) -> ModuleSettings:
+        if self.recipe is not None:
+            group_size = DEFAULT_GROUP_SIZE["affine"] if self.q_group_size is None else self.q_group_size
+            by_recipe = recipe_settings(self.recipe, source.config, group_size=group_size)
+            return {path: by_recipe(path) for path in shapes}.get
+        return dict.fromkeys(shapes, self._uniform()).get
+
+    def _uniform(self) -> QuantizationSettings:
+        mode = "affine" if self.q_mode is None else self.q_mode
+        if mode not in MODES:
+            raise QuantizationError(f"q_mode is {mode!r}; MLX has {', '.join(MODES)}")
+        return QuantizationSettings(
+            group_size=DEFAULT_GROUP_SIZE[mode] if self.q_group_size is None else self.q_group_size,
+            bits=DEFAULT_BITS[mode] if self.q_bits is None else self.q_bits,
+            mode=mode,
+        )
+
+    def _require_consistent(self) -> None:
+        if self.dequantize:
+            raise QuantizationError("quantize and dequantize (-q and -d) exclude each other; keep one")
+        if self.to == "hf":
+            raise QuantizationError("transformers cannot read MLX's quantization; drop -q, or write to mlx")
+        if self.recipe is None:
+            self._uniform()
+        elif self.q_bits is not None or self.q_mode is not None:
+            name = "q_bits" if self.q_bits is not None else "q_mode"
+            raise QuantizationError(f"{name} and recipe are both given, but a recipe says that itself; keep one")
