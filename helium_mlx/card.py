@@ -4,6 +4,7 @@ from pathlib import Path
 
 from helium_mlx.checkpoint import DEMO_DIRECTORY
 from helium_mlx.config import HeliumConfig
+from helium_mlx.json_files import MAX_JSON_BYTES, UnreadableFile, read_bytes
 from helium_mlx.layout import Architecture
 from helium_mlx.saving import architecture_name
 
@@ -70,9 +71,10 @@ def interoperability_warnings(config: HeliumConfig, architecture: Architecture =
 
 def _licence_lines(directory: Path) -> list[str]:
     """Return the `license` lines of a card's front matter, as they are."""
-    card = directory / "README.md"
-    if not card.is_file():
+    try:
+        card = read_bytes(directory / "README.md", MAX_JSON_BYTES)
+    except UnreadableFile:
         return []
-    front_matter = card.read_text(encoding="utf-8", errors="replace").split("---")
+    front_matter = card.decode(errors="replace").split("---")
     lines = front_matter[1].splitlines() if len(front_matter) > 2 else []
     return [line for line in lines if line.startswith("license")]

@@ -10,8 +10,8 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +23,8 @@ from helium_mlx.card import interoperability_warnings, model_card
 from helium_mlx.checkpoint import CODE_KEYS, Checkpoint, open_checkpoint
 from helium_mlx.config import CONFIG_FILE, HeliumConfig
 from helium_mlx.conversion_options import ConversionOptions
-from helium_mlx.errors import CheckpointError, HeliumError
-from helium_mlx.file_hashes import file_hashes
+from helium_mlx.errors import CheckpointError, HeliumError, TokenizerError
+from helium_mlx.file_hashes import file_hashes, hashing
 from helium_mlx.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
 from helium_mlx.hub import resolve
 from helium_mlx.memory import peak_resident_memory
@@ -124,17 +124,18 @@ def convert(
     total_bytes = sum(map(plan_bytes, plans.values()))
 
     # Hashed while the tensors are converted, which reads the same bytes.
-    with ThreadPoolExecutor(1, "helium-mlx-hash") as hasher, new_directory(destination, replace=overwrite) as directory:
+    source_files = _source_files(source, tokenizer)
+    with new_directory(destination, replace=overwrite) as directory, hashing(source_files) as source_hashes:
         _require_space(directory, total_bytes, destination)
-        source_hashes = hasher.submit(file_hashes, _source_files(source, tokenizer))
-        tokenizer.save_pretrained(directory)
+        with _without_hidden_name(directory, destination):
+            tokenizer.save_pretrained(directory)
         write_json(directory / CONFIG_FILE, config.to_dict())
         _write_generation_config(source, directory)
         _write_weights(source, config, plans, settings, options, directory, on_progress)
         hashes = file_hashes(sorted(directory.iterdir()))
         figures = None
         if verify:
-            copies = {path.name: source_hashes.result()[path.name] for path in tokenizer.files}
+            copies = {path.name: source_hashes()[path.name] for path in tokenizer.files}
             expected = Expected(plans, settings, copies, hashes)
             figures = _verified(directory, source, expected, destination, on_verification)
         parameters = _parameter_count(config, source)
@@ -142,7 +143,7 @@ def convert(
             mlx_path=str(destination),
             source=str(hf_path),
             revision=_commit(source.directory) or revision,
-            source_files=source_hashes.result(),
+            source_files=source_hashes(),
             files=hashes,
             options=options.given(),
             dtype=str(config.dtype),
@@ -162,14 +163,15 @@ def convert(
         write_json(directory / CONVERSION_FILE, record)
         card = model_card(destination.name, source.directory, config, report.source, report.revision, to=to)
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
+        # Again: somebody may have put a file there meanwhile.
+        _require_free(destination, overwrite=overwrite)
     return report
 
 
 def _require_free(destination: Path, *, overwrite: bool) -> None:
-    if not destination.exists() and not destination.is_symlink():
-        return
+    """Raise CheckpointError where a directory is in the way; links and files are `new_directory`'s to refuse."""
     if destination.is_symlink() or not destination.is_dir():
-        raise CheckpointError(f"{destination} is there already and no directory; choose another name")
+        return
     if not overwrite:
         raise CheckpointError(f"{destination} is there already; choose another name, or replace it with --overwrite")
     strangers = sorted(p.name for p in destination.iterdir() if p.is_dir() or not _CHECKPOINT_FILE.fullmatch(p.name))
@@ -248,9 +250,17 @@ def _verified(
     try:
         return verify(directory, source, expected, on_progress=on_progress)
     except HeliumError as error:
-        # What is named is the directory that the user knows.
         said = str(error).replace(f"{directory}/", "").replace(str(directory), "the result")
         raise CheckpointError(f"{destination}: verification failed, so nothing is kept: {said}") from None
+
+
+@contextmanager
+def _without_hidden_name(directory: Path, destination: Path) -> Iterator[None]:
+    """Let errors name the directory that the user knows rather than the one that is written to."""
+    try:
+        yield
+    except TokenizerError as error:
+        raise TokenizerError(str(error).replace(str(directory), str(destination))) from None
 
 
 def _parameter_count(config: HeliumConfig, source: Checkpoint) -> int:

@@ -1,14 +1,20 @@
 """SHA-256 of files, as the Hub and `sha256sum` give it."""
 
 import hashlib
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from helium_mlx.errors import CheckpointError
 
 
-def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file, keyed by its name. Raises CheckpointError for one that cannot be read."""
+def file_hashes(paths: Iterable[Path], *, cancelled: threading.Event | None = None) -> dict[str, str]:
+    """Return the SHA-256 of each file, keyed by its name; of those read so far, once `cancelled` is set.
+
+    Raises CheckpointError for a file that cannot be read.
+    """
     hashes: dict[str, str] = {}
     for path in paths:
         try:
@@ -16,7 +22,21 @@ def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
+                    if cancelled is not None and cancelled.is_set():
+                        return hashes
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
         hashes[path.name] = digest.hexdigest()
     return hashes
+
+
+@contextmanager
+def hashing(paths: Iterable[Path]) -> Iterator[Callable[[], dict[str, str]]]:
+    """Hash files in a thread; what is given waits for the hashes. Leaving the context ends the work."""
+    cancelled = threading.Event()
+    with ThreadPoolExecutor(1, "helium-mlx-hash") as thread:
+        future = thread.submit(file_hashes, paths, cancelled=cancelled)
+        try:
+            yield future.result
+        finally:
+            cancelled.set()

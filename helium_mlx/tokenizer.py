@@ -496,7 +496,7 @@ class HeliumTokenizer:
                 saved.append(str(target))
         except OSError as error:
             raise TokenizerError(
-                f"the tokenizer cannot be saved in {directory}: {error}; name another place"
+                f"the tokenizer cannot be saved in {directory}: {error.strerror}; name another place"
             ) from error
         return tuple(saved)
 

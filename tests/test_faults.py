@@ -482,26 +482,31 @@ def test_killed_again_and_again_at_random_moments_the_output_is_old_or_new(
     first, last = duration_of_work(overwrites[False], command(source, overwrites[False] / "x", overwrite=False))
     shutil.rmtree(overwrites[False] / "x")
     n_at_work = 0
-    for _ in range(30):
-        running = {}
-        for overwrite, parent in overwrites.items():
-            if overwrite:
-                shutil.rmtree(parent / "x")
-                shutil.copytree(old, parent / "x")
-            running[parent] = start(command(source, parent / "x", overwrite=overwrite))
-        begin = time.monotonic()
-        delays = [moments.uniform(0.7 * first, 1.2 * last) for _ in running]
-        for delay, process in sorted(zip(delays, running.values(), strict=True), key=lambda pair: pair[0]):
-            time.sleep(max(0.0, begin + delay - time.monotonic()))
+
+    def kill(overwrite: bool, delay: float, *, at_work: bool) -> int:
+        parent = overwrites[overwrite]
+        with start(command(source, parent / "x", overwrite=overwrite)) as process:
+            while at_work and process.poll() is None and not is_at_work(parent):
+                time.sleep(0.0005)
+            time.sleep(delay)
             process.kill()
-        for process in running.values():
             process.communicate()
-            assert process.returncode in (0, -signal.SIGKILL)
+        return process.returncode
+
+    for attempt in range(30):
+        shutil.rmtree(overwrites[True] / "x")
+        shutil.copytree(old, overwrites[True] / "x")
+        # Two of three kills are timed from when the run begins to write, most of them soon after.
+        at_work = attempt % 3 > 0
+        longest = last - first if at_work else 1.2 * last
+        delays = {overwrite: longest * moments.random() ** 2 for overwrite in overwrites}
+        statuses = in_parallel(lambda item: kill(*item, at_work=at_work), delays.items())  # noqa: B023
+        assert {0, -signal.SIGKILL} >= set(statuses)
         for overwrite, parent in overwrites.items():
             n_at_work += is_at_work(parent)
             require_sound(parent, source, old, new, overwrite=overwrite)
         shutil.rmtree(overwrites[False] / "x")
-    assert n_at_work >= 5, "hardly any run was killed while it wrote"
+    assert n_at_work >= 5, f"{n_at_work} runs were killed while they wrote"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -522,7 +527,7 @@ def test_interrupted_at_random_moments_nothing_is_left(
             _, errors = process.communicate()
         return process.returncode, errors, output, overwrite
 
-    delays = [moments.uniform(0, 0.15) for _ in range(14)]
+    delays = [0.15 * moments.random() ** 2 for _ in range(14)]
     for returned, errors, output, overwrite in in_parallel(lambda pair: interrupt(*pair), enumerate(delays)):
         n_interrupted += returned == status
         # The last two are for a signal that comes when all is done.
@@ -531,7 +536,7 @@ def test_interrupted_at_random_moments_nothing_is_left(
         if output.exists():
             is_new(output, old, new)
         assert listing(output.parent) == (["x"] if overwrite or output.exists() else [])
-    assert n_interrupted >= 4, "hardly any run was interrupted"
+    assert n_interrupted >= 3, "hardly any run was interrupted"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
