@@ -214,8 +214,10 @@ class HeliumConfig:
         """
         # Imported here: models are built from configs, so imports point the other way.
         from helium_mlx.hub import resolve_file
+        from helium_mlx.kyutai_layout import inferred_config
 
-        return cls.from_json_file(resolve_file(path_or_repo, CONFIG_FILE, revision=revision))
+        path = resolve_file(path_or_repo, CONFIG_FILE, revision=revision)
+        return inferred_config(path.parent) or cls.from_json_file(path)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` into `directory`, which is made if need be. Raises CheckpointError if it cannot be."""

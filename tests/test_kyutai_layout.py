@@ -128,6 +128,7 @@ def test_the_config_is_the_previews_in_the_size_of_the_shapes(pair: tuple[Path, 
     theirs, kyutais = (open_checkpoint(directory).config for directory in pair)
     theirs.extra = {}
     assert kyutais == theirs
+    assert HeliumConfig.from_pretrained(pair[1]) == kyutais
 
 
 def test_sizes_and_bytes_of_the_preview_itself() -> None:
