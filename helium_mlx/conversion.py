@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx import __version__, layout
-from helium_mlx.card import interoperability_warnings, model_card
+from helium_mlx.card import CardFacts, interoperability_warnings, model_card
 from helium_mlx.checkpoint import CODE_KEYS, Checkpoint, open_checkpoint
 from helium_mlx.config import CONFIG_FILE, HeliumConfig
 from helium_mlx.conversion_options import ConversionOptions
@@ -161,7 +161,9 @@ def convert(
         record = asdict(report)
         del record["mlx_path"]
         write_json(directory / CONVERSION_FILE, record)
-        card = model_card(destination.name, source.directory, config, report.source, report.revision, to=to)
+        facts = CardFacts(destination.name, report.source, report.revision, recipe, report.bits_per_weight,
+                          to == "hf", source.architecture, report.warnings)  # fmt: skip
+        card = model_card(facts, source.directory, config)
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
         # Again: somebody may have put a file there meanwhile.
         _require_free(destination, overwrite=overwrite)

@@ -60,6 +60,7 @@ class HeliumAttention(nn.Module):
     q_proj: Projection
     k_proj: Projection
     v_proj: Projection
+    o_proj: Projection
 
     def __init__(self, config: HeliumConfig, layer: str, settings: ModuleSettings, attention_factor: float) -> None:
         super().__init__()
@@ -126,6 +127,7 @@ class HeliumMLP(nn.Module):
     gate_up_proj: Projection
     gate_proj: Projection
     up_proj: Projection
+    down_proj: Projection
 
     def __init__(self, config: HeliumConfig, layer: str, settings: ModuleSettings) -> None:
         super().__init__()

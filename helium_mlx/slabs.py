@@ -5,7 +5,7 @@ memory, however large the checkpoint.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ def slabs_of(checkpoint: Checkpoint, places: Places, name: str) -> Iterator[Slab
         yield Slab(name, stored, settings if suffix == "weight" else None, first_row, n_rows)
 
 
-def read_ahead(slabs: Iterator[Slab]) -> Iterator[tuple[Slab, dict[str, bytes]]]:
+def read_ahead(slabs: Iterator[Slab]) -> Generator[tuple[Slab, dict[str, bytes]], None, None]:
     """Yield slabs with their bytes; a thread reads the next ones meanwhile."""
     with ThreadPoolExecutor(1, "helium-mlx-reader") as reader:
         reading: deque[tuple[Slab, Future[dict[str, bytes]]]] = deque()

@@ -65,7 +65,8 @@ def streamed_model(checkpoint: Checkpoint) -> Iterator[HeliumPreTrainedModel]:
         slabs = stack.enter_context(closing(read_ahead(slab for each in cycle(linears) for slab in each.slabs)))
         for each in linears:
             each.source = slabs
-        yield model.eval()
+        model.eval()
+        yield model
 
 
 class StreamedLinear:

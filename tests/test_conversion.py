@@ -200,6 +200,20 @@ def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     assert "toy" in card
 
 
+def test_the_card_of_a_recipe_names_it(tmp_path: Path) -> None:
+    report = helium_mlx.convert("demo", str(tmp_path / "x"), recipe="mixed_4_6", verify=False)
+    card = (tmp_path / "x/README.md").read_text()
+    assert f"at {report.bits_per_weight:.2f} bits per weight by the recipe `mixed_4_6`." in card
+
+
+def test_the_card_of_a_checkpoint_for_transformers_says_so(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"), to="hf", verify=False)
+    card = (tmp_path / "x/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "to the form that transformers reads from `demo`" in card
+    assert "mlx_lm" not in card
+
+
 def test_the_licence_of_the_source_is_carried_on(tmp_path: Path) -> None:
     source = demo_source(tmp_path)
     (source / "README.md").write_text("---\nlicense: cc-by-4.0\nlanguage: fr\n---\n# A model\n")

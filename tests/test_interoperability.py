@@ -14,7 +14,9 @@ from swift_loader import problems
 from tiny_checkpoints import CASES, LLAMA, write_checkpoint
 
 import helium_mlx
-from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model
+from helium_mlx import layout
+from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model, open_checkpoint
+from helium_mlx.quantization import QuantizationSettings, config_entry
 from helium_mlx.recipes import RECIPES
 
 Options = dict[str, object]
@@ -183,6 +185,25 @@ def test_mlx_lm_reads_the_same_ids_and_writes_the_same_text(tmp_path: Path, outp
     expected = [chunk.token for chunk in helium_mlx.stream_generate(ours, tokenizer, prompt, max_tokens=40)]
     found = [chunk.token for chunk in mlx_lm.stream_generate(theirs, their_tokenizer, prompt, max_tokens=40)]
     assert found == expected
+
+
+def test_a_module_that_stays_unquantized_is_read_as_that_by_all(tmp_path: Path) -> None:
+    directory = converted_into(tmp_path, "llama", OUTPUTS["-q"])
+    before = our_logits(directory)
+
+    def unpack_the_head(tensors: dict[str, mx.array]) -> None:
+        parts = [tensors.pop(f"lm_head.{suffix}") for suffix in ("weight", "scales", "biases")]
+        tensors["lm_head.weight"] = mx.dequantize(*parts, group_size=64, bits=4)
+
+    edit_tensors(directory, unpack_the_head)
+    paths = [path for path, _ in layout.weight_shapes(open_checkpoint(directory).config)]
+    packings = {path: QuantizationSettings(64, 4) for path in paths if path != "lm_head"}
+    entry = config_entry(packings.get, paths)
+    assert entry["lm_head"] is False
+    edit_json(directory / "config.json", lambda config: config.update(quantization=entry, quantization_config=entry))
+    assert problems(directory) == []
+    assert relative_error(our_logits(directory), before) <= 1e-5
+    assert relative_error(mlx_lm_logits(directory), before) <= 1e-5
 
 
 # The checker itself: a good directory, broken in each way.
