@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
@@ -71,7 +72,8 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     is_kyutai: bool = False
 
-    @property
+    # Cached: a file may hold thousands of tensors, and each is asked about.
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor that the model uses, keyed by its name in a causal LM."""
         return {
@@ -81,7 +83,7 @@ class Checkpoint:
             if not self.is_ignored(name)
         }
 
-    @property
+    @cached_property
     def is_bare(self) -> bool:
         """Whether the directory holds the bare decoder, whose names on disk lack the `model.`."""
         return not any(name.startswith(BODY_PREFIX) for infos in self.files.values() for name in infos)
@@ -104,7 +106,11 @@ class Checkpoint:
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor may be in the files without the model using it, as transformers ignores it."""
         tied = self.config.tie_word_embeddings and name.startswith("lm_head.")
-        return tied or name.endswith("rotary_emb.inv_freq") or name in self.foreign_heads
+        return tied or name.endswith("rotary_emb.inv_freq") or name in self._foreign_heads
+
+    @cached_property
+    def _foreign_heads(self) -> frozenset[str]:
+        return frozenset(self.foreign_heads)
 
 
 def open_checkpoint(
@@ -240,8 +246,8 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
     tensors: dict[str, mx.array] = {}
     for path, infos in checkpoint.files.items():
         if checkpoint.is_kyutai:
-            with TensorReader(path) as reader:
-                tensors |= {name: reader.read(info) for name, info in infos.items() if not checkpoint.is_ignored(name)}
+            reader = TensorReader(path)
+            tensors |= {name: reader.read(info) for name, info in infos.items() if not checkpoint.is_ignored(name)}
             continue
         try:
             loaded = mx.load(str(path))

@@ -10,8 +10,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ import mlx.core as mx
 
 from helium_mlx import __version__, layout
 from helium_mlx.card import CardFacts, interoperability_warnings, model_card
-from helium_mlx.checkpoint import CODE_KEYS, Checkpoint, open_checkpoint
+from helium_mlx.checkpoint import CODE_KEYS, INDEX_FILE, Checkpoint, open_checkpoint
 from helium_mlx.config import CONFIG_FILE, HeliumConfig
 from helium_mlx.conversion_options import ConversionOptions
 from helium_mlx.errors import CheckpointError, HeliumError, TokenizerError
@@ -29,10 +28,12 @@ from helium_mlx.generation_config import GENERATION_CONFIG_FILE, GenerationConfi
 from helium_mlx.hub import resolve
 from helium_mlx.memory import peak_resident_memory
 from helium_mlx.quantization import ModuleSettings, config_entry, unquantized
+from helium_mlx.safetensors_header import FLOAT_DTYPES
 from helium_mlx.safetensors_writer import TensorPlan, plan_bytes
 from helium_mlx.saving import architecture_name, generation_values
 from helium_mlx.tokenizer import JSON_FILE, HeliumTokenizer
-from helium_mlx.verification import Expected, verify
+from helium_mlx.verification import NOTE, Expected, prompt_ids
+from helium_mlx.verification import verify as compare_with_source
 from helium_mlx.weight_conversion import converted_rows
 from helium_mlx.weight_files import new_directory, open_weights, write_json
 
@@ -114,60 +115,98 @@ def convert(
     mx.reset_peak_memory()
     destination = Path(mlx_path)
     _require_free(destination, overwrite=overwrite)
-    source = open_checkpoint(resolve(hf_path, revision=revision), architecture=None)
+    plan = _plan(open_checkpoint(resolve(hf_path, revision=revision), architecture=None), options)
+    source, config = plan.source, plan.config
     if destination.resolve() == source.directory.resolve():
         raise CheckpointError(f"{destination} is the source itself; write to another directory")
-    settings = options.settings_for(source)
-    tokenizer = HeliumTokenizer.from_pretrained(source.directory)
-    config = _converted_config(source, settings, dtype)
-    plans = _plans(config, settings, source.architecture)
-    total_bytes = sum(map(plan_bytes, plans.values()))
+    _require_encodable(plan)
 
-    # Hashed while the tensors are converted, which reads the same bytes.
-    source_files = _source_files(source, tokenizer)
-    with new_directory(destination, replace=overwrite) as directory, hashing(source_files) as source_hashes:
-        _require_space(directory, total_bytes, destination)
-        with _without_hidden_name(directory, destination):
-            tokenizer.save_pretrained(directory)
-        write_json(directory / CONFIG_FILE, config.to_dict())
-        _write_generation_config(source, directory)
-        _write_weights(source, config, plans, settings, options, directory, on_progress)
-        hashes = file_hashes(sorted(directory.iterdir()))
+    # The source is hashed while its tensors are converted, which reads the same bytes.
+    with new_directory(destination, replace=overwrite) as directory, hashing(plan.source_files) as source_hashes:
+        _require_space(directory, plan.total_bytes, destination)
+        _write_configs(plan, directory, destination)
+        _write_weights(plan, directory, on_progress)
+        files = file_hashes(sorted(directory.iterdir()))
         figures = None
         if verify:
-            copies = {path.name: source_hashes()[path.name] for path in tokenizer.files}
-            expected = Expected(plans, settings, copies, hashes)
+            expected = _expected(plan, files, source_hashes())
             figures = _verified(directory, source, expected, destination, on_verification)
-        parameters = _parameter_count(config, source)
+        facts = CardFacts(
+            name=destination.name,
+            source=str(hf_path),
+            revision=_commit(source.directory),
+            recipe=recipe,
+            bits_per_weight=round(8 * plan.total_bytes / plan.parameters, 3),
+            for_transformers=to == "hf",
+            architecture=source.architecture,
+            warnings=_warnings(plan, figures),
+        )
+        card = model_card(facts, source.directory, config)
+        # "replace": a path that is no UTF-8 may be in it.
+        (directory / CARD_FILE).write_text(card, encoding="utf-8", errors="replace")
         report = ConversionReport(
             mlx_path=str(destination),
-            source=str(hf_path),
-            revision=_commit(source.directory) or revision,
+            source=facts.source,
+            revision=facts.revision,
             source_files=source_hashes(),
-            files=hashes,
-            options=options.given(),
+            files=files | file_hashes([directory / CARD_FILE]),
+            options=options.given() | {"verify": verify, "overwrite": overwrite},
             dtype=str(config.dtype),
             quantization=config.quantization,
-            parameters=parameters,
-            bits_per_weight=round(8 * total_bytes / parameters, 3),
-            total_bytes=total_bytes,
+            parameters=plan.parameters,
+            bits_per_weight=facts.bits_per_weight,
+            total_bytes=plan.total_bytes,
             seconds=round(time.perf_counter() - start, 3),
             peak_memory=mx.get_peak_memory(),
             peak_resident_memory=peak_resident_memory(),
             versions={"helium_mlx": __version__, "mlx": version("mlx"), "python": platform.python_version()},
             verification=figures,
-            warnings=_warnings(source, config, tokenizer, to),
+            warnings=list(facts.warnings),
         )
         record = asdict(report)
         del record["mlx_path"]
         write_json(directory / CONVERSION_FILE, record)
-        facts = CardFacts(destination.name, report.source, report.revision, recipe, report.bits_per_weight,
-                          to == "hf", source.architecture, report.warnings)  # fmt: skip
-        card = model_card(facts, source.directory, config)
-        (directory / CARD_FILE).write_text(card, encoding="utf-8")
-        # Again: somebody may have put a file there meanwhile.
-        _require_free(destination, overwrite=overwrite)
+        if overwrite:
+            # Again: somebody may have put a file there meanwhile.
+            _require_free(destination, overwrite=True)
     return report
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done: the source, and the result's config and tensors (by name on disk, in forward order)."""
+
+    source: Checkpoint
+    tokenizer: HeliumTokenizer
+    options: ConversionOptions
+    settings: ModuleSettings
+    config: HeliumConfig
+    tensors: dict[str, TensorPlan]
+    parameters: int
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return getattr(mx, str(self.config.dtype))
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(map(plan_bytes, self.tensors.values()))
+
+    @property
+    def source_files(self) -> list[Path]:
+        """What the result is made from."""
+        names = [CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE]
+        beside = [path for name in names if (path := self.source.directory / name).is_file()]
+        return [*beside, *self.tokenizer.files, *self.source.files]
+
+
+def _plan(source: Checkpoint, options: ConversionOptions) -> _Plan:
+    settings = options.settings_for(source)
+    tokenizer = HeliumTokenizer.from_pretrained(source.directory)
+    config = _converted_config(source, settings, options.dtype)
+    tensors = _tensor_plans(config, settings, source.architecture)
+    parameters = sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized, source.architecture))
+    return _Plan(source, tokenizer, options, settings, config, tensors, parameters)
 
 
 def _require_free(destination: Path, *, overwrite: bool) -> None:
@@ -181,6 +220,16 @@ def _require_free(destination: Path, *, overwrite: bool) -> None:
         raise CheckpointError(
             f"{destination} holds {strangers[0]}, which is no part of a checkpoint, so --overwrite leaves it alone; "
             "choose another name, or move that away"
+        )
+
+
+def _require_encodable(plan: _Plan) -> None:
+    """Raise TokenizerError, before any work, for a tokenizer that fails at a prompt or gives ids the model lacks."""
+    largest, vocab_size = prompt_ids(plan.tokenizer).max().item(), plan.config.vocab_size
+    if largest >= vocab_size:  # pyright: ignore[reportOperatorIssue]
+        raise TokenizerError(
+            f"the tokenizer in {plan.source.directory} gives the id {largest}, and the model has {vocab_size} rows; "
+            "take both from one checkpoint"
         )
 
 
@@ -210,7 +259,9 @@ def _converted_config(source: Checkpoint, settings: ModuleSettings, dtype: str |
     return config
 
 
-def _plans(config: HeliumConfig, settings: ModuleSettings, architecture: layout.Architecture) -> dict[str, TensorPlan]:
+def _tensor_plans(
+    config: HeliumConfig, settings: ModuleSettings, architecture: layout.Architecture
+) -> dict[str, TensorPlan]:
     """Return dtype and shape of every tensor of the result, by its name on disk, in the order of the forward pass."""
     plans: dict[str, TensorPlan] = {}
     for name, shape in layout.tensor_shapes(config, settings, architecture):
@@ -224,71 +275,69 @@ def _plans(config: HeliumConfig, settings: ModuleSettings, architecture: layout.
     return plans
 
 
-def _write_weights(
-    source: Checkpoint,
-    config: HeliumConfig,
-    plans: dict[str, TensorPlan],
-    settings: ModuleSettings,
-    options: ConversionOptions,
-    directory: Path,
-    on_progress: OnProgress | None,
-) -> None:
-    total, done = sum(map(plan_bytes, plans.values())), 0
-    metadata_format = "pt" if options.to == "hf" else "mlx"
-    with open_weights(
-        directory, plans, max_shard_bytes=options.max_shard_bytes, metadata_format=metadata_format
-    ) as writers:
-        for name, first_row, rows in converted_rows(source, settings, getattr(mx, str(config.dtype))):
-            name_on_disk = layout.name_on_disk(name, source.architecture)
+def _write_configs(plan: _Plan, directory: Path, destination: Path) -> None:
+    try:
+        plan.tokenizer.save_pretrained(directory)
+    except TokenizerError as error:
+        # What is named is the directory that the user knows.
+        raise TokenizerError(str(error).replace(str(directory), str(destination))) from None
+    write_json(directory / CONFIG_FILE, plan.config.to_dict())
+    path = plan.source.directory / GENERATION_CONFIG_FILE
+    if path.is_file():
+        shutil.copyfile(path, directory / GENERATION_CONFIG_FILE)
+    else:
+        write_json(directory / GENERATION_CONFIG_FILE, generation_values(plan.source.config))
+
+
+def _write_weights(plan: _Plan, directory: Path, on_progress: OnProgress | None) -> None:
+    total, done, architecture = plan.total_bytes, 0, plan.source.architecture
+    metadata_format = "pt" if plan.options.to == "hf" else "mlx"
+    limit = plan.options.max_shard_bytes
+    with open_weights(directory, plan.tensors, max_shard_bytes=limit, metadata_format=metadata_format) as writers:
+        for name, first_row, rows in converted_rows(plan.source, plan.settings, plan.dtype):
+            name_on_disk = layout.name_on_disk(name, architecture)
             writers[name_on_disk].write(name_on_disk, rows, first_row=first_row)
             done += rows.nbytes
             if on_progress:
                 on_progress(done, total)
 
 
+def _expected(plan: _Plan, files: dict[str, str], source_files: dict[str, str]) -> Expected:
+    copies = {path.name: source_files[path.name] for path in plan.tokenizer.files}
+    json_files = {CONFIG_FILE: plan.config.to_dict()}
+    if GENERATION_CONFIG_FILE in source_files:
+        copies[GENERATION_CONFIG_FILE] = source_files[GENERATION_CONFIG_FILE]
+    else:
+        json_files[GENERATION_CONFIG_FILE] = generation_values(plan.source.config)
+    return Expected(plan.tensors, plan.settings, plan.dtype, json_files, copies, files)
+
+
 def _verified(
     directory: Path, source: Checkpoint, expected: Expected, destination: Path, on_progress: OnProgress | None
 ) -> dict[str, object]:
     try:
-        return verify(directory, source, expected, on_progress=on_progress)
+        return compare_with_source(directory, source, expected, on_progress=on_progress)
     except HeliumError as error:
         said = str(error).replace(f"{directory}/", "").replace(str(directory), "the result")
         raise CheckpointError(f"{destination}: verification failed, so nothing is kept: {said}") from None
 
 
-@contextmanager
-def _without_hidden_name(directory: Path, destination: Path) -> Iterator[None]:
-    """Let errors name the directory that the user knows rather than the one that is written to."""
-    try:
-        yield
-    except TokenizerError as error:
-        raise TokenizerError(str(error).replace(str(directory), str(destination))) from None
-
-
-def _parameter_count(config: HeliumConfig, source: Checkpoint) -> int:
-    return sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized, source.architecture))
-
-
-def _source_files(source: Checkpoint, tokenizer: HeliumTokenizer) -> list[Path]:
-    """Return what the result is made from."""
-    configs = [source.directory / name for name in (CONFIG_FILE, GENERATION_CONFIG_FILE)]
-    return [*(path for path in configs if path.is_file()), *tokenizer.files, *source.files]
-
-
-def _write_generation_config(source: Checkpoint, directory: Path) -> None:
-    path = source.directory / GENERATION_CONFIG_FILE
-    if path.is_file():
-        shutil.copyfile(path, directory / GENERATION_CONFIG_FILE)
-        return
-    write_json(directory / GENERATION_CONFIG_FILE, generation_values(source.config))
-
-
-def _warnings(source: Checkpoint, config: HeliumConfig, tokenizer: HeliumTokenizer, to: str) -> list[str]:
+def _warnings(plan: _Plan, figures: dict[str, object] | None) -> list[str]:
+    source, config = plan.source, plan.config
     warnings = list(source.warnings)
-    if to == "mlx":
+    others = {FLOAT_DTYPES[info.dtype] for info in source.tensors.values() if info.dtype in FLOAT_DTYPES}
+    if plan.options.dtype is None and len(others) > 1:
+        warnings.append(
+            f"the source has tensors in {' and '.join(sorted(others))}; all are in {config.dtype} now, --dtype picks"
+            " another"
+        )
+    if plan.options.to == "mlx":
         warnings += interoperability_warnings(config, source.architecture)
-        if JSON_FILE not in (path.name for path in tokenizer.files):
+        if JSON_FILE not in (path.name for path in plan.tokenizer.files):
             warnings.append(f"there is no {JSON_FILE}, without which mlx-lm and mlx-swift-lm cannot open it")
+    logits = (figures or {}).get("logits")
+    if isinstance(logits, dict) and NOTE in logits:
+        warnings.append(str(logits[NOTE]))
     return warnings
 
 

@@ -4,11 +4,12 @@ The network is used only for a repository that is not in the local cache. `huggi
 downloads, tokens, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
 
-from helium_mlx.checkpoint import DEMO_DIRECTORY, DEMO_NAME
+from helium_mlx.checkpoint import DEMO_DIRECTORY, DEMO_NAME, INDEX_FILE
 from helium_mlx.errors import CheckpointError
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -22,7 +23,12 @@ def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
 
     Raises CheckpointError, one line, if there is no such directory or the Hub cannot give it.
     """
-    return _local_directory(str(path_or_repo)) or _download(str(path_or_repo), revision)
+    directory = _local_directory(str(path_or_repo))
+    if directory is not None and revision is not None:
+        raise CheckpointError(
+            f"{path_or_repo} is a directory on this machine, which has no revision {revision}; leave that out"
+        )
+    return directory or _download(str(path_or_repo), revision)
 
 
 def resolve_file(path_or_repo: str | Path, file: str, *, revision: str | None = None) -> Path:
@@ -57,12 +63,14 @@ def _local_directory(name: str) -> Path | None:
 
 def _download(repo: str, revision: str | None) -> Path:
     # Imported here: 0.2 s that a local checkpoint need not pay.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS, local_files_only=True))
+        cached = Path(snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS, local_files_only=True))
+        if _is_whole(cached) or constants.HF_HUB_OFFLINE:
+            return cached
     except LocalEntryNotFoundError:
         pass
     except ValueError as error:
@@ -76,6 +84,17 @@ def _download(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS))
     except (HfHubHTTPError, OSError) as error:
         raise _download_error(repo, revision, error) from None
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether a cached snapshot has what a checkpoint needs; somebody may have fetched its config only."""
+    try:
+        index = json.loads((snapshot / INDEX_FILE).read_bytes()) if (snapshot / INDEX_FILE).exists() else {}
+        shards = set(index["weight_map"].values()) if index else set()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return True  # for `open_checkpoint` to refuse
+    has_weights = any(snapshot.glob("*.safetensors")) and all((snapshot / str(name)).exists() for name in shards)
+    return has_weights and any(snapshot.glob("tokenizer*"))
 
 
 def _download_error(repo: str, revision: str | None, error: Exception) -> CheckpointError:

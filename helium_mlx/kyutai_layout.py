@@ -44,7 +44,7 @@ def is_kyutai(infos: Infos) -> bool:
 
 def find_file(directory: Path) -> Path | None:
     """Return the only safetensors file of a directory if it is in this layout, whatever it is called, else None."""
-    paths = list(directory.glob("*.safetensors"))
+    paths = [path for path in directory.glob("*.safetensors") if path.name.isprintable()]
     return paths[0] if len(paths) == 1 and is_kyutai(read_header(paths[0])) else None
 
 
@@ -55,7 +55,7 @@ def inferred_config(directory: Path) -> HeliumConfig | None:
     """
     if os.path.lexists(directory / CONFIG_FILE):
         return None
-    paths = sorted(directory.glob("*.safetensors"))
+    paths = sorted(path for path in directory.glob("*.safetensors") if path.name.isprintable())
     headers = {path: infos for path in paths if is_kyutai(infos := read_header(path))}
     if headers and len(paths) > 1:
         names = ", ".join(shown(path.name) for path in paths[:9])

@@ -28,14 +28,14 @@ def plan_bytes(plan: TensorPlan) -> int:
 
 
 class SafetensorsWriter:
-    """One file, open for writing; every planned tensor must be written once before it is closed."""
+    """One file in the making; every planned tensor must be written once before the context ends."""
 
     def __init__(self, path: Path, plans: Mapping[str, TensorPlan], *, metadata_format: str = "mlx") -> None:
         self.path = path
         header, self._places = _header(plans, metadata_format)
         self._missing_bytes = {name: plan_bytes(plan) for name, plan in plans.items()}
-        self._file = path.open("wb")
-        self._file.write(header)
+        # Opened for each tensor, so that any number of shards can be written in turn.
+        path.write_bytes(header)
 
     def write(self, name: str, tensor: mx.array, *, first_row: int = 0) -> None:
         """Put a tensor, or the rows of it from `first_row` on, at its place; dtype and row shape are the planned ones.
@@ -47,10 +47,11 @@ class SafetensorsWriter:
         row_bytes = (place.end - place.start) // place.shape[0] if first_row else 0
         self._missing_bytes[name] -= tensor.nbytes
         assert self._missing_bytes[name] >= 0, name
-        self._file.seek(place.start + first_row * row_bytes)
         # As bytes: bfloat16 has no buffer format of its own.
         octets: object = mx.contiguous(tensor.reshape(-1)).view(mx.uint8)
-        self._file.write(cast(bytes, octets))
+        with self.path.open("r+b") as file:
+            file.seek(place.start + first_row * row_bytes)
+            file.write(cast(bytes, octets))
 
     def __enter__(self) -> "SafetensorsWriter":
         return self
@@ -58,7 +59,6 @@ class SafetensorsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         missing = [name for name, count in self._missing_bytes.items() if count]
         assert error is not None or not missing, f"not written: {missing[:3]}"
 

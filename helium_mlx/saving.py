@@ -56,10 +56,12 @@ def push_model(
 def parse_size(size: int | str) -> int:
     """Return bytes: a number, or text such as "5GB" or "200MiB", as transformers' `max_shard_size`."""
     found = (
-        re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B", size.strip(), re.IGNORECASE) if isinstance(size, str) else None
+        re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) *(?:([KMGT]?)(i?)B)?", size.strip(), re.IGNORECASE)
+        if isinstance(size, str)
+        else None
     )
     if found:
-        number, prefix, binary = found.groups()
+        number, prefix, binary = found.groups("")
         size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ArgumentError(f"max_shard_size is {size!r}; expected a number of bytes, or text such as '5GB'")

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -48,11 +47,12 @@ class Slab:
         }
 
 
-def places_of(checkpoint: Checkpoint, readers: Mapping[Path, TensorReader]) -> Places:
+def places_of(checkpoint: Checkpoint) -> Places:
     """Return where the tensors that the model uses lie."""
     return {
-        checkpoint.name_of(name): (readers[path], info)
+        checkpoint.name_of(name): (reader, info)
         for path, infos in checkpoint.files.items()
+        for reader in [TensorReader(path)]
         for name, info in infos.items()
         if not checkpoint.is_ignored(name)
     }

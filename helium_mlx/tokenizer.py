@@ -21,6 +21,7 @@ It does not know chat templates, pairs of texts, or training.
 
 import functools
 import json
+import math
 import operator
 import os
 import re
@@ -51,9 +52,14 @@ from helium_mlx.json_files import (
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import tokenizers
 
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
+# What a tokenizer.json may hold beside its vocabulary; Helium's has a dozen parts, and its texts grow by nothing.
+MAX_STEPS = 1000
+MAX_GROWTH = 100
+
 _COMPANION_FILES = (JSON_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # Helium's have 3.5 MB and 0.8 MB.
@@ -121,6 +127,9 @@ class _JsonVocabulary:
             self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(data)
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
+        excess = _excess(self._tokenizer)
+        if excess is not None:
+            raise TokenizerError(f"{path} has {excess}, which no Helium's has; fetch it again")
         undefined = _undefined_token(self._tokenizer.post_processor)
         if undefined is not None:
             raise TokenizerError(
@@ -135,10 +144,12 @@ class _JsonVocabulary:
         self._piece_of = functools.cache(self._read_piece)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        with _named_failures(f"{self._path} cannot encode a text"):
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        with _named_failures(f"{self._path} cannot decode ids"):
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def token(self, index: int) -> str | None:
         return self._tokenizer.id_to_token(index)
@@ -653,6 +664,44 @@ def _require_readable(path: Path, max_bytes: int) -> None:
         raise TokenizerError(f"{path} {problem}") from None
 
 
+def _excess(tokenizer: "tokenizers.Tokenizer") -> str | None:
+    """Say what in a tokenizer would make much of little text, and so take any amount of memory; None for nothing."""
+    steps = {
+        name: json.loads(part.__getstate__())
+        for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+        if (part := getattr(tokenizer, name)) is not None
+    }
+    growth = dict.fromkeys(steps, 1.0)
+    for name, step in steps.items():
+        nodes = list(_objects(step))
+        if len(nodes) > MAX_STEPS:
+            return f"{len(nodes)} parts in its {name}"
+        for node in nodes:
+            ids = node.get("ids")
+            if isinstance(ids, list) and len(ids) > MAX_STEPS:
+                return f"{len(ids)} ids for one token in its {name}"
+            if node.get("type") == "Replace":
+                pattern = node.get("pattern")
+                found = pattern.get("String") if isinstance(pattern, dict) else None
+                # A regular expression may match a single character, or none.
+                growth[name] *= max(1.0, len(str(node.get("content"))) / len(found) if found else math.inf)
+        if growth[name] > MAX_GROWTH:
+            return f"replacements in its {name} that make a text more than {MAX_GROWTH} times as long"
+    return None
+
+
+def _objects(value: object) -> Iterator[dict[str, object]]:
+    """Yield every object in a JSON value, however deep."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield cast("dict[str, object]", value)
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
 def _undefined_token(processor: object) -> object | None:
     """Return a token that a template of the post-processor names without defining it, over which Rust would panic."""
     getstate = getattr(processor, "__getstate__", None)
@@ -674,10 +723,8 @@ def _named_failures(what: str) -> Iterator[None]:
     """Turn what a tokenizer library makes of a malformed file into one line that begins with `what`."""
     try:
         yield
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise TokenizerError(f"{what}: {one_line(str(error), 300)}; fetch it again") from error
     except BaseException as error:
-        # A panic in Rust derives from BaseException, in a module that cannot be imported.
-        if type(error).__name__ != "PanicException":
+        # `tokenizers` raises bare Exceptions; a panic in Rust derives from BaseException, and cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise TokenizerError(f"{what}: {one_line(str(error), 300)}; fetch it again") from error

@@ -5,7 +5,6 @@ One thread reads ahead, MLX computes (on two cores of a CPU, see `backend.py`), 
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import cycle
 
 import mlx.core as mx
@@ -15,7 +14,7 @@ from helium_mlx.checkpoint import Checkpoint
 from helium_mlx.errors import CheckpointError
 from helium_mlx.quantization import PARTS, ModuleSettings, QuantizationSettings
 from helium_mlx.slabs import Slab, all_finite, dequantized, places_of, read_ahead, slabs_of
-from helium_mlx.tensor_reader import TensorReader, as_array
+from helium_mlx.tensor_reader import as_array
 
 
 def converted_rows(
@@ -28,27 +27,25 @@ def converted_rows(
     Raises CheckpointError for values that are not finite, or that `dtype` cannot hold, and for a file that changes
     while it is read.
     """
-    with ExitStack() as stack:
-        readers = {path: stack.enter_context(TensorReader(path)) for path in checkpoint.files}
-        places = places_of(checkpoint, readers)
-        slabs = (slab for name in places for slab in slabs_of(checkpoint, places, name))
-        streams = backend.conversion_streams()
-        started: deque[tuple[Slab, dict[str, mx.array], mx.array]] = deque()
-        for (slab, octets), stream in zip(read_ahead(slabs), cycle(streams)):
-            path, _, suffix = slab.name.rpartition(".")
-            with mx.stream(stream):
-                rows, is_sound = _convert(slab, octets, settings(path) if suffix == "weight" else None, dtype)
-            mx.async_eval(rows, is_sound)
-            started.append((slab, rows, is_sound))
-            if len(started) > 2 * len(streams):
-                yield from _finish(*started.popleft(), dtype)
-        while started:
+    places = places_of(checkpoint)
+    slabs = (slab for name in places for slab in slabs_of(checkpoint, places, name))
+    streams = backend.conversion_streams()
+    started: deque[tuple[Slab, dict[str, mx.array], mx.array]] = deque()
+    for (slab, octets), stream in zip(read_ahead(slabs), cycle(streams)):
+        path, _, suffix = slab.name.rpartition(".")
+        with mx.stream(stream):
+            rows, is_sound = converted_parts(slab, octets, settings(path) if suffix == "weight" else None, dtype)
+        mx.async_eval(rows, is_sound)
+        started.append((slab, rows, is_sound))
+        if len(started) > 2 * len(streams):
             yield from _finish(*started.popleft(), dtype)
-        for reader in readers.values():
-            reader.require_unchanged()
+    while started:
+        yield from _finish(*started.popleft(), dtype)
+    for reader in {reader for reader, _ in places.values()}:
+        reader.require_unchanged()
 
 
-def _convert(
+def converted_parts(
     slab: Slab, octets: dict[str, bytes], packing: QuantizationSettings | None, dtype: mx.Dtype
 ) -> tuple[dict[str, mx.array], mx.array]:
     """Return the parts that the rows become, keyed by suffix, and whether all is finite; nothing is evaluated."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx.atomic_exchange import exchange
-from helium_mlx.checkpoint import INDEX_FILE, WEIGHTS_FILE
+from helium_mlx.checkpoint import INDEX_FILE, MAX_SHARDS, WEIGHTS_FILE
 from helium_mlx.errors import CheckpointError
 from helium_mlx.safetensors_writer import SafetensorsWriter, TensorPlan, plan_bytes, shards
 
@@ -48,6 +48,10 @@ def open_weights(
     """
     files = shards(plans.items(), MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes)
     names = [WEIGHTS_FILE]
+    if len(files) > MAX_SHARDS:
+        raise CheckpointError(
+            f"the shard size makes {len(files)} files, of which at most {MAX_SHARDS} are read; take a larger one"
+        )
     if len(files) > 1:
         names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
     with ExitStack() as stack:

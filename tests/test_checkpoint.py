@@ -7,6 +7,7 @@ import pytest
 from conftest import relative_error
 from tiny_checkpoints import CASES, config_values, random_weights, write_checkpoint, write_tensors
 
+from helium_mlx import checkpoint as checkpoint_module
 from helium_mlx.checkpoint import load_model, open_checkpoint
 from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import CheckpointError, ConfigError
@@ -163,3 +164,21 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_unknown_dtype_is_refused(directory: Path) -> None:
     with pytest.raises(ConfigError, match="float64"):
         load_model(directory, dtype="float64")
+
+
+def test_thousands_of_tensors_are_refused_without_delay(directory: Path) -> None:
+    tensors = {f"a{index}": mx.zeros((1,)) for index in range(5000)}
+    mx.save_safetensors(str(directory / "model.safetensors"), tensors)
+    calls = 0
+    original = checkpoint_module._is_head
+
+    def counted(name: str) -> bool:
+        nonlocal calls
+        calls += 1
+        return original(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_module, "_is_head", counted)
+        with pytest.raises(CheckpointError, match="missing"):
+            open_checkpoint(directory)
+    assert calls < 5 * len(tensors)

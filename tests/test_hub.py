@@ -61,6 +61,15 @@ def test_a_cached_repository_opens_without_a_network(tmp_path: Path, hub: HubSta
     assert generate(tmp_path / "home", hub.url, HF_HUB_OFFLINE="1").stdout == online.stdout
 
 
+def test_a_cache_that_holds_the_config_only_is_completed(tmp_path: Path, hub: HubStandIn) -> None:
+    code = f"import helium_mlx; helium_mlx.HeliumConfig.from_pretrained({REPO!r})"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=kept)
+    result = generate(tmp_path / "home", hub.url)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_revision_is_asked_for_by_name(tmp_path: Path, hub: HubStandIn) -> None:
     assert generate(tmp_path / "home", hub.url, "--revision", "v1").returncode == 0
     assert any(path.endswith("/revision/v1") for path in hub.requests)

@@ -584,3 +584,52 @@ def test_a_pad_id_of_minus_one_is_none(tmp_path: Path) -> None:
     samples.write_json_checkpoint(tmp_path)
     samples.write_config(tmp_path, vocab_size=1000, pad_token_id=-1)  # pyright: ignore[reportArgumentType]
     assert HeliumTokenizer.from_pretrained(tmp_path).pad_token_id is None
+
+
+def tokenizer_with(directory: Path, **parts: object) -> Path:
+    samples.write_json_checkpoint(directory)
+    values = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps(values | parts))
+    return directory
+
+
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+BOMBS: dict[str, dict[str, object]] = {
+    "a normalizer that doubles": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 24}},
+    "a replacement of nothing": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 10_000}},
+    "a long replacement by pattern": {
+        "normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 10_000}
+    },
+    "a decoder that grows": {"decoder": {"type": "Sequence", "decoders": [DOUBLING] * 24}},
+    "a template of many ids": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1] * 2000, "tokens": ["<s>"] * 2000}},
+        }
+    },
+    "a template of many tokens": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * 2000,
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_tokenizer_that_makes_much_of_little_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TokenizerError, match="which no Helium's has") as caught:
+        HeliumTokenizer.from_pretrained(tokenizer_with(tmp_path, **BOMBS[name]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_fails_at_a_text_is_one_line(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, "unk_token": "nope"}
+    directory = tokenizer_with(tmp_path, model=model, added_tokens=[], normalizer=None, pre_tokenizer=None)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json (cannot encode a text|is not|has)") as caught:
+        HeliumTokenizer.from_pretrained(directory).encode("what it does not know")
+    assert "\n" not in str(caught.value)
