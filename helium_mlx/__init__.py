@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         HeliumForTokenClassification,
         HeliumModel,
     )
+    from helium_mlx.scoring import Score, score
     from helium_mlx.text_streamer import TextStreamer
     from helium_mlx.tokenizer import HeliumTokenizer
 
@@ -51,6 +52,8 @@ _HOMES = {
     "GenerationChunk": "generation",
     "convert": "conversion",
     "ConversionReport": "conversion",
+    "score": "scoring",
+    "Score": "scoring",
     "GenerationConfig": "generation_config",
     "TextStreamer": "text_streamer",
     "HeliumConfig": "config",
@@ -98,6 +101,7 @@ __all__ = [
     "HeliumTokenizer",
     "KVCache",
     "QuantizationError",
+    "Score",
     "TextStreamer",
     "TokenizerError",
     "UploadError",
@@ -105,6 +109,7 @@ __all__ = [
     "generate",
     "load",
     "make_cache",
+    "score",
     "stream_generate",
 ]
 

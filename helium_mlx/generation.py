@@ -7,7 +7,7 @@ by eos or a stop string has the one step in flight behind it, which is thrown aw
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, ParamSpec, cast
 
@@ -61,6 +61,8 @@ def stream_generate(
     repetition_penalty: float = 1.0,
     repetition_context_size: int | None = None,
     seed: int | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    banned_ids: Collection[int] = (),
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     logprobs: int = 0,
@@ -73,16 +75,19 @@ def stream_generate(
     The text is the new tokens decoded, so it begins, as in transformers, without the space that parts it from the
     prompt.
 
-    `temperature` 0 is greedy. `stop` strings end the text before they appear in it. `logprobs` asks for that many
-    alternatives a token. `cache` holds what precedes the prompt; afterwards it also holds the prompt and every token
-    but the last, however the run ended. `prefill_step_size` tokens of the prompt are run at a time, and
-    `on_progress(done, total)` is called after each step. A completion ends, with reason
-    "length", where the model's context does.
+    `temperature` 0 is greedy. `logit_bias` is added to the logits of the ids it names; `banned_ids` are not generated,
+    and while sampling, nor are the tokenizer's reserved ids, but for those that `logit_bias` names. `stop` strings end
+    the text before they appear in it. `logprobs` asks for that many alternatives a token. `cache` holds what precedes
+    the prompt; afterwards it also holds the prompt and every token but the last, however the run ended.
+    `prefill_step_size` tokens of the prompt are run at a time, and `on_progress(done, total)` is called after each
+    step. A completion ends, with reason "length", where the model's context does.
 
     Raises GenerationError for options out of range and ContextOverflowError for a prompt longer than the context,
     both at the call and not at the first chunk.
     """
-    options = SamplingOptions(temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed)
+    options = SamplingOptions(
+        temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids
+    )
     for name, value, least in (("max_tokens", max_tokens, 1), ("prefill_step_size", prefill_step_size, 1)):
         if not isinstance(value, int) or value < least:
             raise GenerationError(f"{name} is {value}; it must be a whole number, at least {least}")
@@ -92,8 +97,14 @@ def stream_generate(
     cache = make_cache(model) if cache is None else cache
     room = _room_after(model, length_of_past(cache, model.config), len(tokens))
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
+    sampler = Sampler(
+        options,
+        mx.array(tokens, dtype=mx.int32),
+        vocab_size=model.config.vocab_size,
+        reserved_ids=tokenizer.reserved_ids if temperature > 0 else (),
+    )
     return _stream(
-        Decoding(model, cache, options, logprobs),
+        Decoding(model, cache, sampler, logprobs),
         _Text(tokenizer, StopStrings(stop), eos),
         tokens,
         count=min(max_tokens, room),
@@ -146,34 +157,31 @@ class DecodedToken:
 class Decoding:
     """One request on its way through a model: its cache, its sampler, and one step in flight."""
 
-    def __init__(
-        self, model: HeliumForCausalLM, cache: list[KVCache], options: SamplingOptions, top_logprobs: int
-    ) -> None:
+    def __init__(self, model: HeliumForCausalLM, cache: list[KVCache], sampler: Sampler, top_logprobs: int) -> None:
         self.model = model
         self.cache = cache
-        self.options = options
+        self.sampler = sampler
         self.top_logprobs = top_logprobs
 
-    def tokens(self, logits: mx.array, prompt: Sequence[int], count: int) -> Iterator[DecodedToken]:
+    def tokens(self, logits: mx.array, count: int) -> Iterator[DecodedToken]:
         """Yield `count` tokens, the first from `logits`; while one is read, the next is being computed."""
-        sampler = Sampler(self.options, mx.array(list(prompt), dtype=mx.int32))
-        step = self._sample(sampler, logits)
+        step = self._sample(logits)
         for remaining in range(count - 1, -1, -1):
-            following = self._sample(sampler, self._forward(step[0])) if remaining else step
+            following = self._sample(self._forward(step[0])) if remaining else step
             yield self._read(step)
             step = following
 
     def _forward(self, token: mx.array) -> mx.array:
         return self.model.next_logits(token[None], self.cache)
 
-    def _sample(self, sampler: Sampler, logits: mx.array) -> list[mx.array]:
+    def _sample(self, logits: mx.array) -> list[mx.array]:
         """Start computing a token: [token], or [token, its log-probability, top ids, their log-probabilities]."""
-        step = [sampler(logits)]
+        step = [self.sampler(logits)]
         if self.top_logprobs:
             scores = logprobs(logits)[0]
             top = mx.argpartition(-scores, self.top_logprobs - 1)[: self.top_logprobs]
             step += [scores[step[0]], top, scores[top]]
-        mx.async_eval(step, sampler.state)
+        mx.async_eval(step, self.sampler.state)
         return step
 
     def _read(self, step: list[mx.array]) -> DecodedToken:
@@ -224,7 +232,7 @@ def _stream(
         layer.reserve(held + count - 1)
     logits = prefill(decoding.model, prompt, decoding.cache, step_size=prefill_step_size, on_progress=on_progress)
     try:
-        for decoded in decoding.tokens(logits, prompt, count):
+        for decoded in decoding.tokens(logits, count):
             now, generated = time.perf_counter(), generated + 1
             if generated == 1:
                 prompt_seconds, start = now - start, now

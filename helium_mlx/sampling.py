@@ -1,23 +1,46 @@
-"""From logits to the next token: penalties, filters and the draw, all on the device, none of it evaluated here.
+"""From logits to the next token: bias, bans, penalty, filters and the draw, all on the device, none evaluated here.
 
-The order is transformers': repetition penalty, temperature, top-k, top-p, min-p. Randomness comes from a key of the
-request's own; MLX's global random state is neither read nor changed.
+The order is transformers': bias, bans, repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the
+one before it left, renormalised. All of it is float32, whatever the logits are in; greedy without bias, bans and
+penalty is an argmax of the logits themselves.
+
+The draw is a race: token i arrives after an exponential time of rate p_i, and the first one is taken, which is i with
+probability p_i (the Gumbel-max trick without logarithms of p). The times behind the n-th token of a request depend on
+its seed, on n and on i alone, so the same seed gives the same text however many positions a pass draws, and logits that
+differ in the last bit give another token hardly ever. MLX's global random state is neither read nor changed.
+
+Deviates from transformers: a token's probability may be as small as float32 has it, top-k keeps exactly k where several
+are equal to the k-th, and reserved ids are banned from sampled text. It does not know beams, presence and frequency
+penalties, or several requests at once: `logits_processing.py` is transformers' `generate` for batches.
 """
 
+import copy
+import hashlib
 import math
+import operator
 import secrets
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import SupportsIndex, cast
 
 import mlx.core as mx
 
 from helium_mlx.errors import GenerationError
 
+# Beyond these nothing changes any more, and float32 stays finite: 1e9 / 1e-20 is far below its 3e38.
+MAX_BIAS = 1e9
+MIN_TEMPERATURE = 1e-20
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What shapes the draw. Temperature 0 is greedy: then only the repetition penalty has an effect.
+    """What shapes the draw. Temperature 0 is greedy: then only bias, bans and the repetition penalty have an effect.
 
-    `repetition_context_size` tokens, prompt included, are penalised; None is all of them.
+    `repetition_context_size` tokens, prompt included, are penalised; None is all of them. `logit_bias`, token id to
+    what is added to its logit, -1e9 to 1e9. `banned_ids` are never generated; the ids that a tokenizer reserves are
+    not either while the temperature is above 0, but for those that `logit_bias` names, be it with 0.
+
+    Raises GenerationError for a value out of range.
     """
 
     temperature: float = 0.0
@@ -27,6 +50,8 @@ class SamplingOptions:
     repetition_penalty: float = 1.0
     repetition_context_size: int | None = None
     seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    banned_ids: Collection[int] = ()
 
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number, 0 or more")
@@ -45,81 +70,225 @@ class SamplingOptions:
         if self.seed is not None:
             seed_holds = isinstance(self.seed, int) and 0 <= self.seed < 2**64
             _require("seed", self.seed, seed_holds, "a whole number from 0 to 2^64 - 1")
+        # Copies: the caller's may change while the request runs.
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+        object.__setattr__(self, "banned_ids", _checked_bans(self.banned_ids))
 
 
-def _require(name: str, value: float, holds: bool, allowed: str) -> None:
+def _require(name: str, value: object, holds: bool, allowed: str) -> None:
     if not holds:
         raise GenerationError(f"{name} is {value}; it must be {allowed}")
 
 
-class Sampler:
-    """Draws one token after another for one request. It remembers the tokens that the repetition penalty looks at."""
+def _checked_bias(bias: object) -> dict[int, float] | None:
+    if bias is None:
+        return None
+    if not isinstance(bias, Mapping):
+        raise GenerationError(f"logit_bias is {type(bias).__name__}; it must be a mapping from token ids to numbers")
+    checked: dict[int, float] = {}
+    for token, value in cast("Mapping[object, object]", bias).items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not -MAX_BIAS <= cast(float, value) <= MAX_BIAS:
+            raise GenerationError(
+                f"logit_bias has {value!r} for token {token!r}; it must be a number from -1e9 to 1e9 (banned_ids "
+                "rules a token out)"
+            )
+        checked[_token_id("logit_bias", token)] = float(cast(float, value))
+    return checked
 
-    def __init__(self, options: SamplingOptions, prompt: mx.array) -> None:
+
+def _checked_bans(ids: object) -> frozenset[int]:
+    if not isinstance(ids, Collection) or isinstance(ids, (str, bytes, Mapping)):
+        raise GenerationError(f"banned_ids is {ids!r}; it must be a sequence or set of token ids")
+    return frozenset(_token_id("banned_ids", token) for token in cast("Collection[object]", ids))
+
+
+def _token_id(name: str, token: object) -> int:
+    if isinstance(token, bool) or not isinstance(token, SupportsIndex) or operator.index(token) < 0:
+        raise GenerationError(f"{name} has the token {token!r}; token ids are whole numbers, 0 or more")
+    return operator.index(token)
+
+
+class Sampler:
+    """Draws one token after another for one request, whose prompt is `prompt`, integers of shape (T,).
+
+    What it remembers are a count and, for the repetition penalty, an array, so a copy is cheap. To draw for several
+    positions in one pass, of which only the first may turn out to hold: `draw` all, then `take` those that do.
+
+    Raises GenerationError for a bias or ban of an id that `vocab_size` does not reach, and if nothing is left.
+    """
+
+    def __init__(
+        self,
+        options: SamplingOptions,
+        prompt: mx.array,
+        *,
+        vocab_size: int,
+        reserved_ids: Collection[int] = (),
+    ) -> None:
         self.options = options
-        self.key = mx.random.key(secrets.randbits(64) if options.seed is None else options.seed)
-        self.history = self._latest(prompt) if options.repetition_penalty != 1 else None
+        self.drawn = 0
+        self._seed = secrets.randbits(64) if options.seed is None else options.seed
+        self._adjustment = logit_adjustment(options, vocab_size, reserved_ids)
+        self._past = int(prompt.size)
+        self._last_seen = _last_seen(prompt, vocab_size) if options.repetition_penalty != 1 else None
 
     def __call__(self, logits: mx.array) -> mx.array:
-        """Return the next token, int32 of shape (1,), for logits of shape (1, vocab_size)."""
-        if self.history is not None:
-            logits = penalize(logits, self.history, self.options.repetition_penalty)
-        token = mx.argmax(logits, axis=-1) if self.options.temperature == 0 else self._draw(logits)
-        token = token.astype(mx.int32)
-        if self.history is not None:
-            self.history = self._latest(mx.concatenate([self.history, token]))
+        """Return the next token, uint32 of shape (1,), for logits of shape (1, vocab_size), and take it."""
+        token = self.draw(logits)
+        self.take(token)
         return token
+
+    def draw(self, logits: mx.array) -> mx.array:
+        """Return the tokens, uint32 (K,), of the next K positions for their logits (K, vocab_size), taking none.
+
+        Each is what the sampler would draw if those before it had been taken.
+        """
+        if self._last_seen is not None and logits.shape[0] > 1:
+            ahead = self.copy()
+            return mx.concatenate([ahead(logits[row : row + 1]) for row in range(logits.shape[0])])
+        if self._adjustment is not None:
+            logits = logits.astype(mx.float32) + self._adjustment
+        if self._last_seen is not None:
+            logits = penalize(logits, self._is_penalized(self._last_seen), self.options.repetition_penalty)
+        if self.options.temperature == 0:
+            return mx.argmax(logits, axis=-1)
+        keys = [key_of(self._seed, self.drawn + row) for row in range(logits.shape[0])]
+        return race(*weights(logits, self.options), random_bits(keys, logits.shape[-1]))
+
+    def take(self, tokens: mx.array) -> None:
+        """Go on behind `tokens`, integers (K,): those that the next positions came to have."""
+        count = tokens.size
+        if self._last_seen is not None:
+            places = mx.arange(self._past + 1, self._past + count + 1) if count > 1 else mx.array(self._past + 1)
+            self._last_seen = self._last_seen.at[tokens].maximum(places)
+        self._past += count
+        self.drawn += count
+
+    def copy(self) -> "Sampler":
+        """Return one that goes on from here by itself."""
+        return copy.copy(self)
 
     @property
     def state(self) -> list[mx.array]:
         """The arrays kept from draw to draw, for `mx.async_eval`: left lazy, they would belong to one thread."""
-        return [self.key] if self.history is None else [self.key, self.history]
+        return [] if self._last_seen is None else [self._last_seen]
 
-    def _draw(self, logits: mx.array) -> mx.array:
-        self.key, key = mx.random.split(self.key)
-        return mx.random.categorical(filtered_logits(logits, self.options), key=key)
-
-    def _latest(self, tokens: mx.array) -> mx.array:
+    def _is_penalized(self, last_seen: mx.array) -> mx.array:
         size = self.options.repetition_context_size
-        return tokens if size is None else tokens[-size:]
+        return last_seen > (0 if size is None else max(self._past - size, 0))
 
 
-def penalize(logits: mx.array, tokens: mx.array, penalty: float) -> mx.array:
-    """Divide the positive logits of `tokens` by `penalty` and multiply the negative ones (arXiv:1909.05858).
+def logit_adjustment(options: SamplingOptions, vocab_size: int, reserved_ids: Collection[int] = ()) -> mx.array | None:
+    """Return what is added to logits, float32 (1, vocab_size): biases, and -inf for bans; None if there are none.
 
-    `logits`: (1, vocab_size); `tokens`: integers of shape (T,), repeats allowed, penalised once.
+    Raises GenerationError for an id out of the vocabulary, and if every one is banned.
     """
-    scores = logits[:, tokens]
-    scores = mx.where(scores < 0, scores * penalty, scores / penalty)
-    return mx.put_along_axis(logits, tokens[None], scores, axis=-1)
+    bias = options.logit_bias or {}
+    banned = frozenset(options.banned_ids)
+    for name, ids in (("logit_bias", bias), ("banned_ids", banned)):
+        highest = max(ids, default=0)
+        if highest >= vocab_size:
+            raise GenerationError(
+                f"{name} has the token {highest}; the model's ids are 0 to vocab_size - 1 = {vocab_size - 1}"
+            )
+    if options.temperature > 0:
+        banned = banned | (frozenset(reserved_ids) - bias.keys())
+    if not bias and not banned:
+        return None
+    if len(banned) >= vocab_size:
+        raise GenerationError(f"banned_ids has all {vocab_size} tokens of the vocabulary; leave at least one")
+    values = {**bias, **dict.fromkeys(banned, -math.inf)}
+    adjustment = mx.zeros((1, vocab_size))
+    adjustment[:, mx.array(list(values))] = mx.array(list(values.values()))
+    # Left lazy, it would belong to this thread.
+    mx.eval(adjustment)
+    return adjustment
 
 
-def filtered_logits(logits: mx.array, options: SamplingOptions) -> mx.array:
-    """Return float32 logits (1, vocab_size) at the given temperature, with -inf where a filter takes a token out.
+def penalize(logits: mx.array, penalized: mx.array, penalty: float) -> mx.array:
+    """Divide positive logits by `penalty` and multiply negative ones where `penalized` (arXiv:1909.05858), in float32.
 
-    The most probable token always stays.
+    `logits`: (1, vocab_size); `penalized`: booleans (vocab_size,).
     """
     logits = logits.astype(mx.float32)
-    # The largest becomes 0 first, so that no temperature, however small, overflows.
-    logits = (logits - logits.max(axis=-1, keepdims=True)) / options.temperature
+    # Of the product and the quotient, a penalty above 1 takes the smaller, whatever the sign, and one below the larger.
+    choose = mx.minimum if penalty > 1 else mx.maximum
+    return mx.where(penalized, choose(logits * penalty, logits / penalty), logits)
+
+
+def weights(logits: mx.array, options: SamplingOptions) -> tuple[mx.array, mx.array | None]:
+    """Return what the filters leave of the probabilities, float32 (K, C), and the tokens they belong to, (K, C).
+
+    None for the tokens is the vocabulary in its order. A token that was filtered out has the weight 0; the most
+    probable one always stays. The weights are not normalised again. `logits`: (K, vocab_size).
+    """
+    logits, tokens = logits.astype(mx.float32), None
     vocab_size = logits.shape[-1]
+    if options.temperature != 1:
+        logits = logits / max(options.temperature, MIN_TEMPERATURE)
     if 0 < options.top_k < vocab_size:
-        # Exactly k stay, also where several are equal to the smallest of them.
-        dropped = mx.argpartition(-logits, options.top_k - 1, axis=-1)[:, options.top_k :]
-        logits = mx.put_along_axis(logits, dropped, mx.array(-math.inf), axis=-1)
+        tokens = mx.argpartition(logits, vocab_size - options.top_k, axis=-1)[:, vocab_size - options.top_k :]
+        logits = mx.take_along_axis(logits, tokens, axis=-1)
+    left = mx.softmax(logits, axis=-1)
     if options.top_p < 1:
-        order = mx.argsort(-logits, axis=-1)
-        probabilities = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
-        before = mx.cumsum(probabilities, axis=-1) - probabilities
-        kept = mx.put_along_axis(mx.zeros_like(logits), order, (before < options.top_p).astype(mx.float32), axis=-1)
-        logits = mx.where(kept > 0, logits, -math.inf)
+        if tokens is None:
+            # Tokens below this cannot even together reach 1 - top_p. Equal zeros make sorting twice as fast or more.
+            left = mx.where(left < (1 - options.top_p) / vocab_size, 0.0, left)
+        order = mx.argsort(left, axis=-1)
+        left = mx.take_along_axis(left, order, axis=-1)
+        more_probable = mx.cumsum(left, axis=-1, reverse=True, inclusive=False)
+        left = mx.where(more_probable < options.top_p, left, 0.0)
+        tokens = order if tokens is None else mx.take_along_axis(tokens, order, axis=-1)
     if options.min_p > 0:
-        floor = logits.max(axis=-1, keepdims=True) + math.log(options.min_p)
-        logits = mx.where(logits >= floor, logits, -math.inf)
-    return logits
+        left = mx.where(left < options.min_p * left.max(axis=-1, keepdims=True), 0.0, left)
+    return left, tokens
+
+
+def race(left: mx.array, tokens: mx.array | None, bits: mx.array) -> mx.array:
+    """Return one token a row, uint32 (K,), with probability proportional to its weight.
+
+    `left` and `tokens` are what `weights` gives; `bits`: random uint32 (K, vocab_size), each token's own.
+    """
+    if tokens is not None:
+        bits = mx.take_along_axis(bits, tokens, axis=-1)
+    # Minus a number between 0 and 1, neither included: float32 is finest near 0, where the winners are.
+    uniform = bits * -_BITS_TO_UNIT - 2.0**-33
+    # Minus the times. Where the weight is 0 it takes forever.
+    times = mx.log1p(uniform) / left
+    if tokens is None:
+        return mx.argmax(times, axis=-1)
+    first = mx.argmax(times, axis=-1, keepdims=True)
+    return mx.take_along_axis(tokens, first, axis=-1)[:, 0]
+
+
+# 2^32, which the largest bits round to, becomes the largest float32 below 1.
+_BITS_TO_UNIT = 2.0**-32 * (1 - 2.0**-24)
+
+
+def key_of(seed: int, n: int) -> mx.array:
+    """Return the key of the n-th token, counted from 0, of a request with `seed`: the same on every machine."""
+    digest = hashlib.blake2b(seed.to_bytes(8, "little") + n.to_bytes(8, "little"), digest_size=8).digest()
+    return mx.random.key(int.from_bytes(digest, "little"))
+
+
+def random_bits(keys: list[mx.array], size: int) -> mx.array:
+    """Return random uint32 of shape (len(keys), size), each row by its key alone."""
+    pairs = (size + 1) // 2
+    # Splitting a key is the one way to MLX's random bits as they are: each half of a new key has 32 of them.
+    rows = [mx.random.split(key, pairs) for key in keys]
+    bits = (rows[0] if len(rows) == 1 else mx.concatenate(rows)).reshape(len(keys), 2 * pairs)
+    return bits if size == 2 * pairs else bits[:, :size]
 
 
 def logprobs(logits: mx.array) -> mx.array:
     """Return float32 log-probabilities, same shape as `logits`, before any filter or temperature."""
     logits = logits.astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _last_seen(prompt: mx.array, vocab_size: int) -> mx.array:
+    """Return for each token its last place in the prompt, counted from 1, 0 if it has none: int32 (vocab_size,)."""
+    places = mx.zeros(vocab_size, dtype=mx.int32).at[prompt].maximum(mx.arange(1, prompt.size + 1))
+    mx.eval(places)
+    return places

@@ -11,7 +11,7 @@ import helium_mlx
 from helium_mlx.cache import make_cache
 from helium_mlx.generation import Decoding, prefill
 from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.sampling import SamplingOptions
+from helium_mlx.sampling import Sampler, SamplingOptions
 from helium_mlx.tokenizer import HeliumTokenizer
 
 TOLERANCE = 1e-5
@@ -40,9 +40,10 @@ def test_tiny_checkpoints_give_transformers_outputs(load_case: CaseLoader, name:
 def test_greedy_ids_of_tiny_checkpoints_are_transformers_for_200_tokens(load_case: CaseLoader, name: str) -> None:
     model, reference = load_case(name), stored("tiny.safetensors")
     prompt: list[int] = TINY_PROMPT[0].tolist()  # pyright: ignore[reportAssignmentType]
-    decoding = Decoding(model, make_cache(model), SamplingOptions(), 0)
+    sampler = Sampler(SamplingOptions(), mx.array(prompt), vocab_size=model.config.vocab_size)
+    decoding = Decoding(model, make_cache(model), sampler, 0)
     logits = prefill(model, prompt, decoding.cache, step_size=16)
-    ids = [decoded.token for decoded in decoding.tokens(logits, prompt, 200)]
+    ids = [decoded.token for decoded in decoding.tokens(logits, 200)]
     assert ids == reference[f"{name}.greedy"].tolist()
     assert len(set(ids)) > 1
 

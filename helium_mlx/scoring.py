@@ -1,0 +1,154 @@
+"""`score`: the log-probability of every token of a text, given those before it. Nothing is generated.
+
+The text runs through the model in chunks with a cache, and the head over a few positions of a chunk at a time, so
+that the logits of the whole text, 48,000 numbers a token in Helium, never exist together. Log-softmax is in float32,
+whatever the model computes in. It does not batch texts and keeps no cache from one to the next.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+
+from helium_mlx import arguments
+from helium_mlx.cache import make_cache
+from helium_mlx.errors import ContextOverflowError, GenerationError
+from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.tokenizer import HeliumTokenizer
+
+# 12 MB of float32 logits in Helium's vocabulary.
+HEAD_POSITIONS = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    """The tokens of a text and their natural log-probabilities; those of the first, which nothing precedes, are None.
+
+    `top_logprobs` holds, a token, the most probable ids of its position with their log-probabilities, best first, as
+    many as were asked for; none for the first token. `texts`, the text that each token made certain, as in
+    `stream_generate`: joined, they are the text as the tokenizer decodes it. `bytes`: UTF-8 bytes that were scored.
+    """
+
+    tokens: list[int]
+    logprobs: list[float | None]
+    top_logprobs: list[dict[int, float]]
+    texts: list[str]
+    bytes: int
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the text: the sum over all tokens but the first."""
+        return math.fsum(value for value in self.logprobs if value is not None)
+
+    @property
+    def perplexity(self) -> float:
+        """e to the mean negative log-probability of a token; infinite where that overflows."""
+        mean = -self.total / (len(self.tokens) - 1)
+        return math.exp(mean) if mean < 709 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits to encode a byte of the text with; comparable between tokenizers. NaN for a text of no bytes."""
+        return -self.total / math.log(2) / self.bytes if self.bytes else math.nan
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where the text of each token begins in the texts joined, in characters."""
+        return list(itertools.accumulate(map(len, self.texts[:-1]), initial=0))
+
+
+def score(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    text: str | Sequence[int] | mx.array,
+    *,
+    top_logprobs: int = 0,
+    prefill_step_size: int = 512,
+) -> Score:
+    """Return the log-probability of each token of `text`, and the `top_logprobs` most probable ones in its place.
+
+    A text is encoded with exactly one BOS in front, so that all of it is scored. Token ids are used as they are; the
+    first of them is not scored. `prefill_step_size` tokens are run at a time.
+
+    Raises ContextOverflowError for a text longer than the model's context, and GenerationError, TokenizerError or
+    ArgumentError for fewer than two tokens, ids that the model lacks and options out of range.
+    """
+    vocab_size = model.config.vocab_size
+    if not _is_whole(prefill_step_size) or prefill_step_size < 1:
+        raise GenerationError(f"prefill_step_size is {prefill_step_size}; it must be a whole number, at least 1")
+    if not _is_whole(top_logprobs) or not 0 <= top_logprobs <= vocab_size:
+        raise GenerationError(f"top_logprobs is {top_logprobs}; it must be from 0 to vocab_size = {vocab_size}")
+    tokens = _tokens_of(model, tokenizer, text)
+    logprobs: list[float] = []
+    tops: list[dict[int, float]] = []
+    cache = make_cache(model)
+    ids = mx.array([tokens], dtype=mx.int32)
+    # Nothing follows the last token, which therefore is not run.
+    for start in range(0, len(tokens) - 1, prefill_step_size):
+        end = min(start + prefill_step_size, len(tokens) - 1)
+        h = model.model.run(model.model.embed(ids[:, start:end]), cache).last_hidden_state[0]
+        mx.eval(h, [layer.state for layer in cache])
+        for first in range(start, end, HEAD_POSITIONS):
+            last = min(first + HEAD_POSITIONS, end)
+            logits = model.logits(h[first - start : last - start])
+            values, top_ids, top_values = _picked(logits, ids[0, first + 1 : last + 1], top_logprobs)
+            logprobs += values
+            tops += [_ranked(*pair) for pair in zip(top_ids, top_values, strict=True)]
+    texts = _texts_of(tokenizer, tokens)
+    scored = text if isinstance(text, str) else "".join(texts[1:])
+    return Score(tokens, [None, *logprobs], [{}, *tops], texts, len(scored.encode()))
+
+
+def _picked(logits: mx.array, following: mx.array, top: int) -> tuple[list[float], list[list[int]], list[list[float]]]:
+    """Evaluate the log-probabilities of `following` (K,), and the `top` most probable, from logits (K, vocab_size)."""
+    logits = logits.astype(mx.float32)
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    values = (mx.take_along_axis(logits, following[:, None], axis=-1) - total)[:, 0]
+    if not top:
+        K = logits.shape[0]
+        return cast("list[float]", values.tolist()), [[]] * K, [[]] * K
+    ids = mx.argpartition(logits, logits.shape[-1] - top, axis=-1)[:, logits.shape[-1] - top :]
+    top_values = mx.take_along_axis(logits, ids, axis=-1) - total
+    mx.eval(values, ids, top_values)
+    return (
+        cast("list[float]", values.tolist()),
+        cast("list[list[int]]", ids.tolist()),
+        cast("list[list[float]]", top_values.tolist()),
+    )
+
+
+def _ranked(ids: list[int], values: list[float]) -> dict[int, float]:
+    return dict(sorted(zip(ids, values, strict=True), key=lambda pair: -pair[1]))
+
+
+def _tokens_of(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, text: str | Sequence[int] | mx.array) -> list[int]:
+    if isinstance(text, (bytes, bytearray)):
+        raise GenerationError("the text is bytes; give a string (decode it) or a list of token ids")
+    given = cast("list[int]", text.tolist()) if isinstance(text, mx.array) else text
+    tokens = tokenizer.encode(given) if isinstance(given, str) else list(given)
+    for token in tokens:
+        if not _is_whole(token):
+            raise GenerationError(f"the token {token!r} is no id; give a string or a flat list of whole numbers")
+    context = model.config.max_position_embeddings
+    if len(tokens) > context:
+        raise ContextOverflowError(
+            f"the text has {len(tokens)} tokens and the model's context is {context}; score it in parts"
+        )
+    if len(tokens) < 2:
+        raise GenerationError(f"the text has {len(tokens)} tokens; a score needs two, the first of them usually BOS")
+    arguments.check_inputs(model.config, None, mx.array([tokens]), None, None, None, None)
+    return tokens
+
+
+def _texts_of(tokenizer: HeliumTokenizer, tokens: list[int]) -> list[str]:
+    detokenizer = tokenizer.detokenizer()
+    texts = [detokenizer.add_token(token) for token in tokens]
+    texts[-1] += detokenizer.finish()
+    return texts
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
