@@ -17,7 +17,7 @@ from helium_mlx.arguments import length_of_past
 from helium_mlx.cache import KVCache, make_cache
 from helium_mlx.errors import ContextOverflowError, GenerationError
 from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.sampling import Sampler, SamplingOptions, logprobs
+from helium_mlx.sampling import Sampler, SamplingOptions, token_logprobs
 from helium_mlx.stopping import StopStrings
 from helium_mlx.tokenizer import HeliumTokenizer
 
@@ -178,9 +178,7 @@ class Decoding:
         """Start computing a token: [token], or [token, its log-probability, top ids, their log-probabilities]."""
         step = [self.sampler(logits)]
         if self.top_logprobs:
-            scores = logprobs(logits)[0]
-            top = mx.argpartition(-scores, self.top_logprobs - 1)[: self.top_logprobs]
-            step += [scores[step[0]], top, scores[top]]
+            step += token_logprobs(logits, step[0], self.top_logprobs)
         mx.async_eval(step, self.sampler.state)
         return step
 
@@ -189,7 +187,7 @@ class Decoding:
         if not self.top_logprobs:
             return DecodedToken(token, None, {})
         logprob = cast(float, step[1].item())
-        top, scores = cast(list[int], step[2].tolist()), cast(list[float], step[3].tolist())
+        top, scores = cast(list[int], step[2][0].tolist()), cast(list[float], step[3][0].tolist())
         ranked = sorted(zip(top, scores, strict=True), key=lambda pair: -pair[1])
         return DecodedToken(token, logprob, dict(ranked))
 

@@ -9,9 +9,9 @@ probability p_i (the Gumbel-max trick without logarithms of p). The times behind
 its seed, on n and on i alone, so the same seed gives the same text however many positions a pass draws, and logits that
 differ in the last bit give another token hardly ever. MLX's global random state is neither read nor changed.
 
-Deviates from transformers: a token's probability may be as small as float32 has it, top-k keeps exactly k where several
-are equal to the k-th, and reserved ids are banned from sampled text. It does not know beams, presence and frequency
-penalties, or several requests at once: `logits_processing.py` is transformers' `generate` for batches.
+Deviates from transformers: top-k keeps exactly k tokens where several are equal to the k-th, top-p sums from the most
+probable on, and reserved ids are banned from sampled text. It does not know beams, presence and frequency penalties, or
+several requests at once: `logits_processing.py` has transformers' steps for batches.
 """
 
 import copy
@@ -193,11 +193,14 @@ def logit_adjustment(options: SamplingOptions, vocab_size: int, reserved_ids: Co
                 f"{name} has the token {highest}; the model's ids are 0 to vocab_size - 1 = {vocab_size - 1}"
             )
     if options.temperature > 0:
-        banned = banned | (frozenset(reserved_ids) - bias.keys())
+        # A model may have fewer ids than the tokenizer it is run with.
+        banned |= {token for token in reserved_ids if token < vocab_size} - bias.keys()
     if not bias and not banned:
         return None
     if len(banned) >= vocab_size:
-        raise GenerationError(f"banned_ids has all {vocab_size} tokens of the vocabulary; leave at least one")
+        raise GenerationError(
+            f"all {vocab_size} tokens are banned, by banned_ids or as reserved ones; leave at least one"
+        )
     values = {**bias, **dict.fromkeys(banned, -math.inf)}
     adjustment = mx.zeros((1, vocab_size))
     adjustment[:, mx.array(list(values))] = mx.array(list(values.values()))
@@ -281,10 +284,19 @@ def random_bits(keys: list[mx.array], size: int) -> mx.array:
     return bits if size == 2 * pairs else bits[:, :size]
 
 
-def logprobs(logits: mx.array) -> mx.array:
-    """Return float32 log-probabilities, same shape as `logits`, before any filter or temperature."""
-    logits = logits.astype(mx.float32)
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+def token_logprobs(logits: mx.array, tokens: mx.array, top: int) -> list[mx.array]:
+    """Return the log-probabilities of `tokens`, integers (K,), under logits (K, vocab_size): float32 (K,), lazily.
+
+    If `top` is above 0, also the ids of that many most probable tokens, uint32 (K, top), in no order, and their
+    log-probabilities, float32 (K, top). All are the model's own, before temperature and filters.
+    """
+    logits, vocab_size = logits.astype(mx.float32), logits.shape[-1]
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    values = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - total)[:, 0]
+    if not top:
+        return [values]
+    ids = mx.argpartition(logits, vocab_size - top, axis=-1)[:, vocab_size - top :]
+    return [values, ids, mx.take_along_axis(logits, ids, axis=-1) - total]
 
 
 def _last_seen(prompt: mx.array, vocab_size: int) -> mx.array:

@@ -17,6 +17,7 @@ from helium_mlx import arguments
 from helium_mlx.cache import make_cache
 from helium_mlx.errors import ContextOverflowError, GenerationError
 from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.sampling import token_logprobs
 from helium_mlx.tokenizer import HeliumTokenizer
 
 # 12 MB of float32 logits in Helium's vocabulary.
@@ -94,34 +95,19 @@ def score(
         for first in range(start, end, HEAD_POSITIONS):
             last = min(first + HEAD_POSITIONS, end)
             logits = model.logits(h[first - start : last - start])
-            values, top_ids, top_values = _picked(logits, ids[0, first + 1 : last + 1], top_logprobs)
-            logprobs += values
-            tops += [_ranked(*pair) for pair in zip(top_ids, top_values, strict=True)]
+            picked = token_logprobs(logits, ids[0, first + 1 : last + 1], top_logprobs)
+            mx.eval(picked)
+            logprobs += cast("list[float]", picked[0].tolist())
+            tops += _ranked(*picked[1:]) if top_logprobs else [{} for _ in range(first, last)]
     texts = _texts_of(tokenizer, tokens)
     scored = text if isinstance(text, str) else "".join(texts[1:])
     return Score(tokens, [None, *logprobs], [{}, *tops], texts, len(scored.encode()))
 
 
-def _picked(logits: mx.array, following: mx.array, top: int) -> tuple[list[float], list[list[int]], list[list[float]]]:
-    """Evaluate the log-probabilities of `following` (K,), and the `top` most probable, from logits (K, vocab_size)."""
-    logits = logits.astype(mx.float32)
-    total = mx.logsumexp(logits, axis=-1, keepdims=True)
-    values = (mx.take_along_axis(logits, following[:, None], axis=-1) - total)[:, 0]
-    if not top:
-        K = logits.shape[0]
-        return cast("list[float]", values.tolist()), [[]] * K, [[]] * K
-    ids = mx.argpartition(logits, logits.shape[-1] - top, axis=-1)[:, logits.shape[-1] - top :]
-    top_values = mx.take_along_axis(logits, ids, axis=-1) - total
-    mx.eval(values, ids, top_values)
-    return (
-        cast("list[float]", values.tolist()),
-        cast("list[list[int]]", ids.tolist()),
-        cast("list[list[float]]", top_values.tolist()),
-    )
-
-
-def _ranked(ids: list[int], values: list[float]) -> dict[int, float]:
-    return dict(sorted(zip(ids, values, strict=True), key=lambda pair: -pair[1]))
+def _ranked(ids: mx.array, values: mx.array) -> list[dict[int, float]]:
+    """Return the tokens of each row with their log-probabilities, the most probable first."""
+    rows = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", values.tolist()), strict=True)
+    return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
 
 
 def _tokens_of(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, text: str | Sequence[int] | mx.array) -> list[int]:

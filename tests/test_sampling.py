@@ -11,7 +11,7 @@ import pytest
 
 import helium_mlx
 from helium_mlx import GenerationError, stream_generate
-from helium_mlx.sampling import Sampler, SamplingOptions, key_of, logprobs, penalize, race, random_bits, weights
+from helium_mlx.sampling import Sampler, SamplingOptions, key_of, penalize, race, random_bits, token_logprobs, weights
 
 PROBABILITIES = [0.15, 0.3, 0.05, 0.4, 0.1]
 LOGITS = [math.log(p) for p in PROBABILITIES]
@@ -242,6 +242,13 @@ def test_explicit_bans_hold_when_greedy_too_and_come_beside_the_reserved_ids() -
     assert set(sampled) == {2, 4}
 
 
+def test_reserved_ids_that_the_model_does_not_have_are_nothing_to_ban() -> None:
+    sampler = sampler_of(5, temperature=5.0, seed=1, reserved=range(3, 105))
+    assert set(tokens_from(sampler, LOGITS, 100)) == {0, 1, 2}
+    with pytest.raises(GenerationError, match="all 5 tokens are banned"):
+        sampler_of(5, temperature=5.0, reserved=range(105))
+
+
 def test_a_bias_lifts_the_ban_of_a_reserved_id_and_not_an_explicit_one() -> None:
     options: Changes = {"temperature": 5.0, "seed": 1, "logit_bias": {0: 0.0, 1: 9.0}, "banned_ids": [1]}
     assert set(tokens_from(sampler_of(5, reserved=[0, 3], **options), LOGITS, 300)) == {0, 2, 4}
@@ -307,15 +314,23 @@ def test_without_a_seed_no_two_requests_are_alike() -> None:
     assert len({tuple(run) for run in runs}) == 4
 
 
-def test_a_draw_is_the_first_to_arrive_in_a_race() -> None:
-    """The definition in double precision: exponential times, from the bits behind the key of (seed, n)."""
+@pytest.mark.parametrize(
+    "changes", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 6, "top_p": 0.9, "min_p": 0.1}], ids=str
+)
+def test_a_draw_is_the_first_to_arrive_in_a_race(changes: Changes) -> None:
+    """The definition in double precision: each token's time, from its bits behind the key of (seed, n), and a filter
+    only takes tokens out of the race."""
     chance = random.Random(9)
-    sampler = sampler_of(11, temperature=1.0, seed=2**63 + 5)
+    options = make_options(temperature=1.0, seed=2**63 + 5, **changes)
+    sampler = sampler_of(11, temperature=1.0, seed=2**63 + 5, **changes)
     for n in range(60):
         logits = [chance.gauss(0, 2) for _ in range(11)]
         digest = hashlib.blake2b((2**63 + 5).to_bytes(8, "little") + n.to_bytes(8, "little"), digest_size=8).digest()
         bits = mx.random.split(mx.random.key(int.from_bytes(digest, "little")), 6).reshape(-1).tolist()
-        times = [-math.log1p(-b / 2**32) / math.exp(x) for b, x in zip(cast("list[int]", bits), logits, strict=False)]
+        times = [
+            -math.log1p(-b / 2**32) / p if p else math.inf
+            for b, p in zip(cast("list[int]", bits), plain_distribution(logits, options), strict=False)
+        ]
         assert tokens_from(sampler, logits, 1) == [times.index(min(times))]
 
 
@@ -399,10 +414,16 @@ def test_a_copy_goes_its_own_way() -> None:
 # --- log-probabilities and refusals
 
 
-def test_logprobs_are_float32_and_sum_to_one() -> None:
-    scores = logprobs(mx.array([LOGITS]).astype(mx.bfloat16))
-    assert scores.dtype == mx.float32
-    assert mx.exp(scores).sum().item() == pytest.approx(1.0, abs=1e-6)
+def test_log_probabilities_are_float32_whatever_the_logits_are() -> None:
+    rows = [[2.0, -1.0, 0.5], [0.25, 8.0, -3.0]]
+    values, ids, tops = token_logprobs(mx.array(rows, dtype=mx.bfloat16), mx.array([1, 0]), 2)
+    plain = [[x - math.log(sum(math.exp(y) for y in row)) for x in row] for row in rows]
+    assert values.dtype == tops.dtype == mx.float32
+    assert values.tolist() == pytest.approx([plain[0][1], plain[1][0]], abs=1e-6)
+    found = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", tops.tolist()), strict=True)
+    for (row_ids, row_values), row, expected in zip(found, plain, [{0, 2}, {0, 1}], strict=True):
+        assert set(row_ids) == expected
+        assert row_values == pytest.approx([row[token] for token in row_ids], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +468,7 @@ def test_options_out_of_range_are_refused_by_name(name: str, value: float) -> No
         ({"banned_ids": "12"}, "banned_ids is '12'; it must be a sequence or set"),
         ({"banned_ids": [5]}, "banned_ids has the token 5; the model's ids are 0 to vocab_size - 1 = 4"),
         ({"logit_bias": {7: 1.0}}, "logit_bias has the token 7; the model's ids are 0 to vocab_size - 1 = 4"),
-        ({"banned_ids": range(5)}, "banned_ids has all 5 tokens of the vocabulary; leave at least one"),
+        ({"banned_ids": range(5)}, "all 5 tokens are banned, by banned_ids or as reserved ones; leave at least one"),
     ],
 )
 def test_bias_and_bans_that_cannot_be_are_refused_in_one_line(changes: Changes, message: str) -> None:
