@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from helium_mlx.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-    from helium_mlx.cache import KVCache, make_cache
+    from helium_mlx.cache import KVCache, QuantizedKVCache, copy_cache, make_cache
     from helium_mlx.config import HeliumConfig
     from helium_mlx.conversion import ConversionReport, convert
     from helium_mlx.errors import (
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         HeliumForTokenClassification,
         HeliumModel,
     )
+    from helium_mlx.prompt_cache import PromptCache, load_cache, save_cache
+    from helium_mlx.rotating_cache import RotatingKVCache
     from helium_mlx.scoring import Score, score
     from helium_mlx.text_streamer import TextStreamer
     from helium_mlx.tokenizer import HeliumTokenizer
@@ -67,7 +69,13 @@ _HOMES = {
     "AutoModelForCausalLM": "auto",
     "AutoTokenizer": "auto",
     "KVCache": "cache",
+    "QuantizedKVCache": "cache",
+    "RotatingKVCache": "rotating_cache",
     "make_cache": "cache",
+    "copy_cache": "cache",
+    "PromptCache": "prompt_cache",
+    "load_cache": "prompt_cache",
+    "save_cache": "prompt_cache",
     "HeliumError": "errors",
     "ArgumentError": "errors",
     "CheckpointError": "errors",
@@ -100,15 +108,21 @@ __all__ = [
     "HeliumModel",
     "HeliumTokenizer",
     "KVCache",
+    "PromptCache",
     "QuantizationError",
+    "QuantizedKVCache",
+    "RotatingKVCache",
     "Score",
     "TextStreamer",
     "TokenizerError",
     "UploadError",
     "convert",
+    "copy_cache",
     "generate",
     "load",
+    "load_cache",
     "make_cache",
+    "save_cache",
     "score",
     "stream_generate",
 ]

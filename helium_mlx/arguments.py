@@ -173,10 +173,11 @@ def check_flags(**flags: object) -> None:
 
 def check_dtypes(past_key_values: list[KVCache] | None, inputs_embeds: mx.array | None, dtype: mx.Dtype) -> None:
     """Raise ArgumentError unless embeddings and cached keys have the dtype that the model computes in."""
-    held = [entry.keys for entry in past_key_values or [] if entry.keys is not None]
-    for name, array in [("inputs_embeds", inputs_embeds), *(("past_key_values", keys) for keys in held)]:
-        if array is not None and array.dtype != dtype:
-            raise ArgumentError(f"{name} has dtype {_name(array.dtype)}; the model computes in {_name(dtype)}")
+    came = [("inputs_embeds", None if inputs_embeds is None else inputs_embeds.dtype)]
+    came += [("past_key_values", entry.dtype) for entry in past_key_values or []]
+    for name, given in came:
+        if given is not None and given != dtype:
+            raise ArgumentError(f"{name} has dtype {_name(given)}; the model computes in {_name(dtype)}")
 
 
 def _check_mask(mask: mx.array, B: int, L: int, T: int, heads: int) -> None:

@@ -6,7 +6,13 @@ attention has them: a row that may see nothing then attends evenly, where -inf w
 
 import mlx.core as mx
 
-from helium_mlx.cache import Mask
+Mask = str | mx.array | None
+"""What `mx.fast.scaled_dot_product_attention` takes: "causal", boolean (True = attend), additive, or nothing."""
+
+
+def causal_mask(length: int) -> Mask:
+    """Return the mask for `length` queries at the end of what is cached; a single query sees everything."""
+    return None if length == 1 else "causal"
 
 
 def attention_bias(

@@ -20,9 +20,10 @@ from typing import Protocol, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from helium_mlx.cache import KVCache, Mask
+from helium_mlx.cache import KVCache
 from helium_mlx.detokenizer import StreamingDetokenizer
 from helium_mlx.errors import HeliumError
+from helium_mlx.masks import Mask
 from helium_mlx.model import HeliumDecoderLayer, HeliumForCausalLM
 from helium_mlx.tokenizer import HeliumTokenizer
 

@@ -16,10 +16,10 @@ import mlx.nn as nn
 
 from helium_mlx import arguments, backend, layout, losses
 from helium_mlx.activations import ACTIVATIONS, make_activation
-from helium_mlx.cache import KVCache, Mask, causal_mask, new_cache
+from helium_mlx.cache import KVCache, new_cache
 from helium_mlx.config import HeliumConfig
 from helium_mlx.generation_config import GenerationConfig
-from helium_mlx.masks import attention_bias, explicit_mask, mask_of_last_query
+from helium_mlx.masks import Mask, attention_bias, causal_mask, explicit_mask, mask_of_last_query
 from helium_mlx.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -278,8 +278,10 @@ class HeliumModel(HeliumPreTrainedModel):
         # As in transformers, packed sequences are looked for only where there is no cache.
         packed = position_ids if past_key_values is None else None
         mask = attention_bias(attention_mask, packed, length=L, offset=offset, dtype=h.dtype)
-        if mask is None:
-            mask = causal_mask(L) if past_key_values is None else past_key_values[0].mask(L)
+        if past_key_values is not None:
+            mask = past_key_values[0].mask(L) if mask is None else past_key_values[0].restrict(mask, L)
+        elif mask is None:
+            mask = causal_mask(L)
         rotate = self._rope.at(offset, L) if position_ids is None else self._rope.at_positions(position_ids)
 
         hidden_states, attentions = [h], []

@@ -10,6 +10,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from helium_mlx.errors import CheckpointError
 from helium_mlx.json_files import MAX_JSON_BYTES, MalformedFile, UnreadableFile, open_file, parse_json_object, shown
@@ -56,6 +57,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises CheckpointError, one line with the file and what is wrong, for anything that the format does not allow.
     """
+    return read_header_and_metadata(path)[0]
+
+
+def read_header_and_metadata(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Return what `read_header` does, and the file's `__metadata__`."""
     try:
         with open_file(path) as file:
             file_size = os.fstat(file.fileno()).st_size
@@ -75,7 +81,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path}: {problem}") from None
     except MalformedFile as problem:
         raise CheckpointError(f"{path}: the safetensors header {problem}") from None
-    _require_metadata(path, entries.pop("__metadata__", {}))
+    metadata = _metadata(path, entries.pop("__metadata__", {}))
     if len(entries) > MAX_TENSORS:
         raise CheckpointError(
             f"{path}: has {len(entries)} tensors, more than the {MAX_TENSORS} that are read; download it again"
@@ -84,16 +90,17 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     infos = {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
     infos = dict(sorted(infos.items(), key=lambda item: (item[1].start, item[1].end)))
     _require_contiguous(path, infos, data_start, file_size)
-    return infos
+    return infos, metadata
 
 
-def _require_metadata(path: Path, metadata: object) -> None:
+def _metadata(path: Path, metadata: object) -> dict[str, str]:
     # MLX writes null where it was given none.
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(
             f"{path}: __metadata__ is {shown(metadata)}; it must map names to text; download it again"
         )
+    return cast("dict[str, str]", metadata)
 
 
 def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:

@@ -30,9 +30,16 @@ def plan_bytes(plan: TensorPlan) -> int:
 class SafetensorsWriter:
     """One file in the making; every planned tensor must be written once before the context ends."""
 
-    def __init__(self, path: Path, plans: Mapping[str, TensorPlan], *, metadata_format: str = "mlx") -> None:
+    def __init__(
+        self,
+        path: Path,
+        plans: Mapping[str, TensorPlan],
+        *,
+        metadata_format: str = "mlx",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
-        header, self._places = _header(plans, metadata_format)
+        header, self._places = _header(plans, {"format": metadata_format, **(metadata or {})})
         self._missing_bytes = {name: plan_bytes(plan) for name, plan in plans.items()}
         # Opened for each tensor, so that any number of shards can be written in turn.
         path.write_bytes(header)
@@ -63,10 +70,10 @@ class SafetensorsWriter:
         assert error is not None or not missing, f"not written: {missing[:3]}"
 
 
-def _header(plans: Mapping[str, TensorPlan], metadata_format: str) -> tuple[bytes, dict[str, TensorInfo]]:
+def _header(plans: Mapping[str, TensorPlan], metadata: dict[str, str]) -> tuple[bytes, dict[str, TensorInfo]]:
     """Return the header's bytes and each tensor's place in the file."""
     order = sorted(plans, key=lambda name: -plans[name][0].size)
-    entries: dict[str, object] = {"__metadata__": {"format": metadata_format}}
+    entries: dict[str, object] = {"__metadata__": metadata}
     infos: dict[str, TensorInfo] = {}
     position = 0
     for name in order:

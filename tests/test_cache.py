@@ -49,6 +49,18 @@ def test_trimmed_tokens_are_overwritten() -> None:
     assert cache.trim(100) == 4
 
 
+def test_a_copy_and_its_original_are_written_to_apart() -> None:
+    cache = KVCache()
+    cache.update_and_fetch(token(1, 5), token(1, 5))
+    other = cache.copy()
+    other.trim(2)
+    ours, _ = cache.update_and_fetch(token(2), token(2))
+    theirs, _ = other.update_and_fetch(token(3), token(3))
+    assert ours[0, 0, :, 0].tolist() == [1, 1, 1, 1, 1, 2]
+    assert theirs[0, 0, :, 0].tolist() == [1, 1, 1, 3]
+    assert cache.empty().state == []
+
+
 def test_nothing_is_evaluated() -> None:
     cache, big = KVCache(), mx.zeros((1, 2, 200_000, 4))
     before = mx.get_active_memory()

@@ -1,0 +1,469 @@
+"""Caches on disk: what a model made of a prompt, kept for the next run that begins alike.
+
+    prompts = PromptCache.open("story.safetensors", model, tokenizer)
+    cache, held = prompts.prepare(tokens)                   # `held` of the prompt's tokens need not be run again
+    for chunk in stream_generate(model, tokenizer, tokens[held:], cache=cache): tokens.append(chunk.token)
+    prompts.store(cache, tokens)
+
+A file is safetensors: the parts of each layer's cache (`kv_storage.py`), and one record in the metadata, JSON with the
+kind of cache, its place in the text, the token ids, and a fingerprint of model, tokenizer and dtype. It is read as a
+stranger's: nothing of it is believed before header, record and shapes have been found to agree. Numbers are not: who
+can write the file can make the model say anything.
+
+The fingerprint samples the weights, which takes milliseconds: it tells checkpoints apart, not single numbers.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+import mlx.core as mx
+
+from helium_mlx.cache import KVCache, QuantizedKVCache, copy_cache, make_cache
+from helium_mlx.config import HeliumConfig
+from helium_mlx.errors import CheckpointError, GenerationError
+from helium_mlx.json_files import MalformedFile, parse_json_object, shown
+from helium_mlx.pretrained import HeliumPreTrainedModel
+from helium_mlx.rotating_cache import SPARE, RotatingKVCache
+from helium_mlx.safetensors_header import TensorInfo, read_header_and_metadata
+from helium_mlx.safetensors_writer import DTYPE_NAMES, SafetensorsWriter
+from helium_mlx.tensor_reader import TensorReader
+from helium_mlx.tokenizer import HeliumTokenizer
+
+RECORD = "helium_mlx_cache"
+# To be raised with anything that changes what parts hold, `rotating_cache.SPARE` included.
+VERSION = 1
+
+MAX_LAYERS = 1000
+MAX_TOKENS = 2**30
+
+_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+_PART_NAMES = {1: ("",), 3: (".codes", ".scales", ".biases")}
+_SAMPLES = 16
+_PROBE = "Les œuvres d'art, 3,14 naïve façades: ¿dónde está? Straße — it's 中文 🙂\n\tfin."
+
+Cache = TypeVar("Cache", bound=KVCache)
+
+
+def save_cache(
+    path: str | Path,
+    cache: Sequence[KVCache],
+    *,
+    tokens: Sequence[int] = (),
+    fingerprint: Mapping[str, str] | None = None,
+) -> None:
+    """Write a cache of one kind in all layers, as `make_cache` makes it; a file of that name is replaced in one step.
+
+    `tokens` are the ids that it holds, for `reuse`; `fingerprint` is what `fingerprint_of` returns.
+
+    Raises GenerationError for a cache whose layers differ, or that holds another number of tokens, and CheckpointError
+    where the file cannot be written.
+    """
+    path = Path(path)
+    record = _record(cache, tokens, fingerprint or {})
+    arrays = {name: part for layer, one in enumerate(cache) for name, part in _named(layer, one.parts)}
+    plans = {name: (part.dtype, part.shape) for name, part in arrays.items()}
+    with _replacement(path) as temporary:
+        metadata = {RECORD: json.dumps(record, separators=(",", ":"))}
+        with SafetensorsWriter(temporary, plans, metadata=metadata) as writer:
+            for name, part in arrays.items():
+                writer.write(name, part)
+
+
+def load_cache(path: str | Path) -> list[KVCache]:
+    """Return the cache that `save_cache` wrote. Raises CheckpointError, one line, for anything else."""
+    return _read(Path(path)).cache
+
+
+def fingerprint_of(model: HeliumPreTrainedModel, tokenizer: HeliumTokenizer) -> dict[str, str]:
+    """Return what tells the cache of this model, tokenizer and dtype from that of others: texts by name."""
+    return {
+        "model": _digest_of_model(model),
+        "tokenizer": _digest_of_tokenizer(tokenizer),
+        "dtype": _dtype_name(model.body.norm.weight.dtype),
+    }
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin alike with."""
+    for count, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return count
+    return min(len(first), len(second))
+
+
+def reuse(cache: Sequence[Cache], cached: Sequence[int], prompt: Sequence[int]) -> tuple[list[Cache], int]:
+    """Return a copy of `cache` cut to what `prompt` begins with, and how many tokens that is; it holds `cached`.
+
+    At least one token of the prompt is left to run. A rotating cache that has dropped tokens goes back by a few only;
+    past that the copy is empty, and the count 0. The cache given is not changed.
+
+    Raises GenerationError for a cache that holds another number of tokens than there are in `cached`.
+    """
+    _require_tokens(cache, cached)
+    held = common_prefix(cached, prompt[:-1])
+    surplus = len(cached) - held
+    if any(layer.trimmable < surplus for layer in cache):
+        return [layer.empty() for layer in cache], 0
+    copies = copy_cache(cache) if held else [layer.empty() for layer in cache]
+    if held:
+        for layer in copies:
+            layer.trim(surplus)
+    return copies, held
+
+
+@dataclass
+class PromptCache:
+    """A cache file and what it holds: `cache` after the tokens `tokens`, both empty if there is no file yet."""
+
+    path: Path
+    fingerprint: dict[str, str]
+    cache: list[KVCache]
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        model: HeliumPreTrainedModel,
+        tokenizer: HeliumTokenizer,
+        *,
+        max_kv_size: int | None = None,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+    ) -> "PromptCache":
+        """Read the file, if there is one, for runs with these options of `make_cache`.
+
+        Raises GenerationError for options that do not fit, and CheckpointError for a file that is damaged, that was
+        written with another model, tokenizer, dtype or other options, or whose directory cannot be written to.
+        """
+        path = Path(path)
+        empty = make_cache(model, max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size)
+        fingerprint = fingerprint_of(model, tokenizer)
+        if not os.path.lexists(path):
+            _require_writable(path)
+            return cls(path, fingerprint, empty, ())
+        saved = _read(path)
+        _require_same(path, saved, fingerprint, empty)
+        _require_fit(path, saved, model.config)
+        return cls(path, fingerprint, saved.cache, saved.tokens)
+
+    def prepare(self, prompt: Sequence[int]) -> tuple[list[KVCache], int]:
+        """Return a cache for a run of `prompt`, and how many of its tokens are in it: the others are to be run.
+
+        At least one is. The cache is a copy; what this object holds stays as it is.
+        """
+        return reuse(self.cache, self.tokens, prompt)
+
+    def store(self, cache: Sequence[KVCache], tokens: Sequence[int]) -> None:
+        """Write a cache that has seen the first of `tokens`, prompt and completion, and hold a copy of it.
+
+        Raises CheckpointError where the file cannot be written; it then stays as it was.
+        """
+        held = tuple(tokens[: cache[0].offset])
+        save_cache(self.path, cache, tokens=held, fingerprint=self.fingerprint)
+        self.cache, self.tokens = copy_cache(cache), held
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a file holds. `kind` is `_kind`'s, `shape` (B, n_kv_heads, head_dim), None before the first token."""
+
+    cache: list[KVCache]
+    tokens: tuple[int, ...]
+    fingerprint: dict[str, str]
+    kind: dict[str, int]
+    shape: tuple[int, int, int] | None
+
+
+def _kind(cache: KVCache) -> dict[str, int]:
+    """Return the settings of a cache, those that it has, by their names in the record."""
+    kind: dict[str, int] = {}
+    if isinstance(cache, RotatingKVCache):
+        kind |= {"max_size": cache.max_size, "keep": cache.keep}
+    if cache.storage.bits is not None and cache.storage.group_size is not None:
+        kind |= {"bits": cache.storage.bits, "group_size": cache.storage.group_size}
+    return kind
+
+
+def _new(kind: Mapping[str, int]) -> KVCache:
+    bits, group_size = kind.get("bits"), kind.get("group_size", 64)
+    if "max_size" in kind:
+        return RotatingKVCache(kind["max_size"], kind["keep"], bits=bits, group_size=group_size)
+    return KVCache() if bits is None else QuantizedKVCache(bits, group_size)
+
+
+def _flags(kind: Mapping[str, int]) -> str:
+    names = {"max_size": "--max-kv-size", "keep": "keep", "bits": "--kv-bits", "group_size": "--kv-group-size"}
+    return " ".join(f"{names[key]} {value}" for key, value in kind.items() if key != "keep" or value != 1) or (
+        "neither --max-kv-size nor --kv-bits"
+    )
+
+
+def _named(layer: int, parts: Sequence[mx.array]) -> Iterator[tuple[str, mx.array]]:
+    half = len(parts) // 2
+    for side, arrays in (("keys", parts[:half]), ("values", parts[half:])):
+        for suffix, array in zip(_PART_NAMES[half] if half else (), arrays, strict=True):
+            yield f"layers.{layer}.{side}{suffix}", array
+
+
+# --- writing
+
+
+def _record(cache: Sequence[KVCache], tokens: Sequence[int], fingerprint: Mapping[str, str]) -> dict[str, object]:
+    if not cache or any((_kind(one), one.offset) != (_kind(cache[0]), cache[0].offset) for one in cache):
+        raise GenerationError("the cache has no layers, or layers of different kinds or lengths; make it by make_cache")
+    if tokens:
+        _require_tokens(cache, tokens)
+    first = cache[0]
+    heads_and_dim = first.heads_and_dim if first.slots else None
+    return {
+        "version": VERSION,
+        "kind": _kind(first),
+        "layers": len(cache),
+        "offset": first.offset,
+        "written": first.written,
+        "shape": None if heads_and_dim is None else [first.batch_size, *heads_and_dim],
+        "dtype": None if first.dtype is None or heads_and_dim is None else _dtype_name(first.dtype),
+        "tokens": [int(token) for token in tokens],
+        "fingerprint": dict(fingerprint),
+    }
+
+
+def _require_tokens(cache: Sequence[KVCache], tokens: Sequence[int]) -> None:
+    if any(layer.offset != len(tokens) for layer in cache):
+        raise GenerationError(
+            f"the cache holds {cache[0].offset} tokens, and {len(tokens)} came with it; give those that it has seen"
+        )
+
+
+@contextmanager
+def _replacement(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to; the file takes the place of `path` if all goes well."""
+    # What a link names is replaced, not the link.
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        if target.is_dir():
+            raise CheckpointError(f"{path}: is a directory; name a file for the prompt cache")
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise CheckpointError if a new file could not be put there, before an hour's work is."""
+    directory = Path(os.path.realpath(path)).parent
+    if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
+        reason = "may not be written to" if directory.is_dir() else "is no directory"
+        raise CheckpointError(f"{path}: cannot be written, since {directory} {reason}; name another place")
+
+
+# --- reading
+
+
+def _read(path: Path) -> _Saved:
+    """Return what a file holds, its arrays read. Raises CheckpointError for anything that does not fit together."""
+    # The user's own link may lead anywhere.
+    target = Path(os.path.realpath(path))
+    try:
+        infos, metadata = read_header_and_metadata(target)
+    except CheckpointError as error:
+        # What to do with it is another thing than with a checkpoint.
+        raise CheckpointError(f"{str(error).rpartition('; ')[0]}; delete it, or name another file") from None
+    try:
+        return _checked(infos, metadata, target)
+    except (MalformedFile, GenerationError) as error:
+        raise CheckpointError(
+            f"{path}: is no prompt cache that can be used: {error}; delete it, or name another file"
+        ) from None
+
+
+def _checked(infos: dict[str, TensorInfo], metadata: Mapping[str, str], path: Path) -> _Saved:
+    if RECORD not in metadata:
+        raise MalformedFile("its metadata has no record of one")
+    try:
+        record = parse_json_object(metadata[RECORD].encode())
+    except UnicodeEncodeError:
+        raise MalformedFile("its record is no UTF-8") from None
+    if record.get("version") != VERSION:
+        raise MalformedFile(f"its version is {shown(record.get('version'))}, and this program reads {VERSION}")
+    kind = _checked_kind(record.get("kind"))
+    layers = _whole(record, "layers", 1, MAX_LAYERS)
+    offset = _whole(record, "offset", 0, MAX_TOKENS)
+    written = _whole(record, "written", offset, MAX_TOKENS)
+    cache = [_new(kind) for _ in range(layers)]
+    if not _is_place(cache[0], offset, written):
+        raise MalformedFile(f"its offset {offset} does not go with the {written} tokens that were written")
+    tokens = _checked_tokens(record.get("tokens"), offset)
+    fingerprint = record.get("fingerprint")
+    if not isinstance(fingerprint, dict) or not all(isinstance(value, str) for value in fingerprint.values()):
+        raise MalformedFile(f"its fingerprint is {shown(fingerprint)}")
+    slots = cache[0].slots_for(written)
+    shape = None
+    if slots:
+        shape = _checked_shape(record.get("shape"))
+        dtype = _DTYPES.get(str(record.get("dtype")))
+        if dtype is None:
+            raise MalformedFile(f"its dtype is {shown(record.get('dtype'))}; it must be {', '.join(_DTYPES)}")
+        _fill(cache, infos, path, shape, dtype, offset, written, slots)
+    elif infos:
+        raise MalformedFile(f"it has {len(infos)} tensors and no tokens")
+    return _Saved(cache, tokens, cast("dict[str, str]", fingerprint), kind, shape)
+
+
+def _fill(
+    cache: list[KVCache],
+    infos: dict[str, TensorInfo],
+    path: Path,
+    shape: tuple[int, int, int],
+    dtype: mx.Dtype,
+    offset: int,
+    written: int,
+    slots: int,
+) -> None:
+    B, n_kv_heads, head_dim = shape
+    storage = cache[0].storage
+    storage.require_fit(head_dim)
+    layout = storage.part_layout(head_dim, dtype)
+    names = [
+        [f"layers.{layer}.{side}{suffix}" for side in ("keys", "values") for suffix in _PART_NAMES[len(layout)]]
+        for layer in range(len(cache))
+    ]
+    expected = {name: part for row in names for name, part in zip(row, layout * 2, strict=True)}
+    wrong = next(iter(expected.keys() ^ infos.keys()), None)
+    if wrong is not None:
+        raise MalformedFile(f"tensor {shown(wrong)} is {'missing' if wrong in expected else 'not one of a cache'}")
+    for name, (width, part_dtype) in expected.items():
+        info = infos[name]
+        # Scales and biases are float32 where a CPU wrote the file, whatever the model's dtype.
+        allowed = [DTYPE_NAMES[part_dtype]] if part_dtype == mx.uint32 or len(layout) == 1 else ["F32", "BF16", "F16"]
+        if info.shape != (B, n_kv_heads, slots, width) or info.dtype not in allowed:
+            raise MalformedFile(
+                f"tensor {name} is {info.dtype} of shape {shown(info.shape)}; "
+                f"expected {allowed[0]} of {shown((B, n_kv_heads, slots, width))}"
+            )
+    with TensorReader(path) as reader:
+        for one, row in zip(cache, names, strict=True):
+            parts = [reader.read(infos[name]).astype(expected[name][1]) for name in row]
+            one.restore(parts, offset=offset, written=written, dtype=dtype)
+            mx.eval(parts)
+        reader.require_unchanged()
+
+
+def _checked_kind(kind: object) -> dict[str, int]:
+    known = [(), ("max_size", "keep"), ("bits", "group_size"), ("max_size", "keep", "bits", "group_size")]
+    if not isinstance(kind, dict) or set(kind) not in map(set, known):
+        raise MalformedFile(f"its kind of cache is {shown(kind)}")
+    names = next(names for names in known if set(names) == set(kind))
+    return {name: _whole(kind, name, 0, MAX_TOKENS) for name in names}
+
+
+def _checked_tokens(tokens: object, offset: int) -> tuple[int, ...]:
+    if not isinstance(tokens, list) or len(tokens) not in (0, offset):
+        raise MalformedFile(f"its tokens are {shown(tokens)}; expected {offset} ids, or none")
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in tokens):
+        raise MalformedFile("its tokens are not all ids")
+    return tuple(tokens)
+
+
+def _checked_shape(shape: object) -> tuple[int, int, int]:
+    if not isinstance(shape, list) or len(shape) != 3:
+        raise MalformedFile(f"its shape is {shown(shape)}; expected rows, heads and head dimension")
+    sizes = {str(index): value for index, value in enumerate(shape)}
+    B, n_kv_heads, head_dim = (_whole(sizes, str(index), 1, 2**20) for index in range(3))
+    return B, n_kv_heads, head_dim
+
+
+def _is_place(cache: KVCache, offset: int, written: int) -> bool:
+    """Whether a cache of this kind can have seen `offset` tokens after `written` were written."""
+    if isinstance(cache, RotatingKVCache) and written > cache.max_slots:
+        return written - offset <= SPARE + 1
+    return written == offset
+
+
+def _whole(values: Mapping[str, object], name: str, low: int, high: int) -> int:
+    value = values.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise MalformedFile(f"its {name} is {shown(value)}; it must be a whole number from {low} to {high}")
+    return value
+
+
+def _require_same(path: Path, saved: _Saved, fingerprint: Mapping[str, str], empty: Sequence[KVCache]) -> None:
+    different = [name for name, value in fingerprint.items() if saved.fingerprint.get(name) != value]
+    if different:
+        raise CheckpointError(
+            f"{path}: was written with another {' and '.join(different)}; use what it was written with, delete it, or "
+            "name another file"
+        )
+    if saved.kind != _kind(empty[0]):
+        raise CheckpointError(
+            f"{path}: was written with {_flags(saved.kind)}, and this run has {_flags(_kind(empty[0]))}; give the "
+            "same, delete it, or name another file"
+        )
+
+
+def _require_fit(path: Path, saved: _Saved, config: HeliumConfig) -> None:
+    came = (len(saved.cache), None if saved.shape is None else saved.shape)
+    expected = (config.num_hidden_layers, (1, config.num_key_value_heads, config.head_dim))
+    if came[0] != expected[0] or came[1] not in (None, expected[1]):
+        raise CheckpointError(
+            f"{path}: has {came[0]} layers of (rows, heads, head_dim) {came[1]}; this model needs {expected[0]} of "
+            f"{expected[1]}; delete it, or name another file"
+        )
+    if len(saved.tokens) != saved.cache[0].offset or any(token >= config.vocab_size for token in saved.tokens):
+        raise CheckpointError(
+            f"{path}: does not name the {saved.cache[0].offset} tokens that it holds, or has ids from vocab_size "
+            f"{config.vocab_size} on; delete it, or name another file"
+        )
+    dtypes = {_dtype_name(one.dtype) for one in saved.cache if one.dtype is not None}
+    if dtypes - {saved.fingerprint["dtype"]}:
+        raise CheckpointError(
+            f"{path}: holds {', '.join(dtypes)}, and its fingerprint says {saved.fingerprint['dtype']}; delete it, or "
+            "name another file"
+        )
+
+
+# --- fingerprints
+
+
+def _digest_of_model(model: HeliumPreTrainedModel) -> str:
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    samples: list[mx.array] = []
+    for name, tensor in sorted(model.tensors().items()):
+        digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
+        values = tensor.reshape(-1)[:: max(1, tensor.size // _SAMPLES)]
+        samples.append(mx.contiguous(values).view(mx.uint8))
+    digest.update(cast(bytes, memoryview(cast(bytes, mx.concatenate(samples)))))
+    return digest.hexdigest()
+
+
+def _digest_of_tokenizer(tokenizer: HeliumTokenizer) -> str:
+    size = len(tokenizer)
+    ids = [*range(min(size, 128)), *range(128, size, max(1, size // 512))]
+    described = [
+        size,
+        tokenizer.vocab_size,
+        tokenizer.bos_token_id,
+        list(tokenizer.eos_token_ids),
+        tokenizer.pad_token_id,
+        tokenizer.encode(_PROBE),
+        tokenizer.convert_ids_to_tokens(ids),
+    ]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
