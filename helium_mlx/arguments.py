@@ -70,6 +70,8 @@ def length_of_past(past_key_values: object, config: HeliumConfig) -> int:
         )
     if len({id(entry) for entry in past_key_values}) < layers:
         raise ArgumentError("past_key_values has one cache in several layers; expected one for each: make_cache")
+    if any(entry.kind != past_key_values[0].kind for entry in past_key_values):
+        raise ArgumentError("past_key_values has caches of different kinds; expected one for all layers: make_cache")
     expected = (config.num_key_value_heads, config.head_dim)
     for entry in past_key_values:
         if entry.heads_and_dim is not None and entry.heads_and_dim != expected:

@@ -86,6 +86,13 @@ class KVCache:
         return other
 
     @property
+    def kind(self) -> dict[str, int]:
+        """The settings of a cache, those that it has: `max_size`, `keep`, `bits`, `group_size`."""
+        if self.storage.bits is None or self.storage.group_size is None:
+            return {}
+        return {"bits": self.storage.bits, "group_size": self.storage.group_size}
+
+    @property
     def parts(self) -> list[mx.array]:
         """The parts of keys, then of values, without spare room, (B, n_kv_heads, slots in use, width); empty at 0."""
         return [part[..., : self.slots, :] for part in self._held] if self.slots else []

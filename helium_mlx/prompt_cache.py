@@ -173,23 +173,13 @@ class PromptCache:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What a file holds. `kind` is `_kind`'s, `shape` (B, n_kv_heads, head_dim), None before the first token."""
+    """What a file holds. `kind` is `KVCache.kind`, `shape` (B, n_kv_heads, head_dim), None before the first token."""
 
     cache: list[KVCache]
     tokens: tuple[int, ...]
     fingerprint: dict[str, str]
     kind: dict[str, int]
     shape: tuple[int, int, int] | None
-
-
-def _kind(cache: KVCache) -> dict[str, int]:
-    """Return the settings of a cache, those that it has, by their names in the record."""
-    kind: dict[str, int] = {}
-    if isinstance(cache, RotatingKVCache):
-        kind |= {"max_size": cache.max_size, "keep": cache.keep}
-    if cache.storage.bits is not None and cache.storage.group_size is not None:
-        kind |= {"bits": cache.storage.bits, "group_size": cache.storage.group_size}
-    return kind
 
 
 def _new(kind: Mapping[str, int]) -> KVCache:
@@ -217,7 +207,7 @@ def _named(layer: int, parts: Sequence[mx.array]) -> Iterator[tuple[str, mx.arra
 
 
 def _record(cache: Sequence[KVCache], tokens: Sequence[int], fingerprint: Mapping[str, str]) -> dict[str, object]:
-    if not cache or any((_kind(one), one.offset) != (_kind(cache[0]), cache[0].offset) for one in cache):
+    if not cache or any((one.kind, one.offset) != (cache[0].kind, cache[0].offset) for one in cache):
         raise GenerationError("the cache has no layers, or layers of different kinds or lengths; make it by make_cache")
     if tokens:
         _require_tokens(cache, tokens)
@@ -225,7 +215,7 @@ def _record(cache: Sequence[KVCache], tokens: Sequence[int], fingerprint: Mappin
     heads_and_dim = first.heads_and_dim if first.slots else None
     return {
         "version": VERSION,
-        "kind": _kind(first),
+        "kind": first.kind,
         "layers": len(cache),
         "offset": first.offset,
         "written": first.written,
@@ -408,9 +398,9 @@ def _require_same(path: Path, saved: _Saved, fingerprint: Mapping[str, str], emp
             f"{path}: was written with another {' and '.join(different)}; use what it was written with, delete it, or "
             "name another file"
         )
-    if saved.kind != _kind(empty[0]):
+    if saved.kind != empty[0].kind:
         raise CheckpointError(
-            f"{path}: was written with {_flags(saved.kind)}, and this run has {_flags(_kind(empty[0]))}; give the "
+            f"{path}: was written with {_flags(saved.kind)}, and this run has {_flags(empty[0].kind)}; give the "
             "same, delete it, or name another file"
         )
 

@@ -40,6 +40,11 @@ class RotatingKVCache(KVCache):
         self.keep = keep
         self._written = 0
 
+    @property
+    def kind(self) -> dict[str, int]:
+        """The settings of a cache, those that it has: `max_size`, `keep`, `bits`, `group_size`."""
+        return {"max_size": self.max_size, "keep": self.keep, **super().kind}
+
     def slots_for(self, tokens: int) -> int:
         """Return how many tokens' memory is in use once so many were written."""
         return min(tokens, self.max_slots)

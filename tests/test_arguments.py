@@ -17,6 +17,7 @@ from helium_mlx.model import (
     HeliumForTokenClassification,
     HeliumModel,
 )
+from helium_mlx.rotating_cache import RotatingKVCache
 
 IDS = mx.array([[1, 5, 6, 7], [1, 8, 9, 3]])
 EMBEDS = mx.zeros((2, 4, 64))
@@ -164,6 +165,7 @@ CACHES: dict[str, tuple[Callable[[HeliumForCausalLM], object], list[str]]] = {
     "too many layers": (lambda model: [*filled_cache(model), *filled_cache(model)], ["4 layers", "expected 2"]),
     "no layers": (lambda model: [], ["0 layers", "expected 2"]),
     "layers at different tokens": (uneven_cache, ["[2, 3]"]),
+    "caches of different kinds": (lambda model: [KVCache(), RotatingKVCache(9)], ["caches of different kinds"]),
     "one cache in all layers": (lambda model: [KVCache()] * 2, ["one cache in several layers"]),
     "other key-value heads": (
         lambda model: filled_cache(HeliumForCausalLM(HeliumConfig.from_dict(config_values(num_hidden_layers=2)))),

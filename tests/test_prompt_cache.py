@@ -413,6 +413,17 @@ def test_a_record_that_does_not_fit_is_refused(demo: Demo, tmp_path: Path, edit:
     assert "delete it" in str(caught.value)
 
 
+def test_a_place_that_a_rotating_cache_cannot_be_in_is_refused(model: HeliumForCausalLM, tmp_path: Path) -> None:
+    path, cache = tmp_path / "cache", make_cache(model, max_kv_size=9)
+    run(model, ids(80), cache)
+    save_cache(path, cache)
+    rewrite(path, lambda record: record.update(offset=80 - SPARE - 1))
+    assert load_cache(path)[0].trimmable == 0
+    rewrite(path, lambda record: record.update(offset=80 - SPARE - 2))
+    with pytest.raises(CheckpointError, match="its offset 46 does not go with the 80 tokens"):
+        load_cache(path)
+
+
 def test_files_that_are_no_caches_are_refused(demo: Demo, tmp_path: Path) -> None:
     path = tmp_path / "cache"
     mx.save_safetensors(str(tmp_path / "weights.safetensors"), {"a": mx.zeros(3)})
