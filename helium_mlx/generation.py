@@ -93,9 +93,9 @@ def stream_generate(
             raise GenerationError(f"{name} is {value}; it must be a whole number, at least {least}")
     if not isinstance(logprobs, int) or not 0 <= logprobs <= model.config.vocab_size:
         raise GenerationError(f"logprobs is {logprobs}; it must be from 0 to vocab_size = {model.config.vocab_size}")
-    tokens = _prompt_tokens(model, tokenizer, prompt)
+    tokens = tokens_of_prompt(model, tokenizer, prompt)
     cache = make_cache(model) if cache is None else cache
-    room = _room_after(model, length_of_past(cache, model.config), len(tokens))
+    room = room_after(model, length_of_past(cache, model.config), len(tokens))
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
     sampler = Sampler(
         options,
@@ -105,7 +105,7 @@ def stream_generate(
     )
     return _stream(
         Decoding(model, cache, sampler, logprobs),
-        _Text(tokenizer, StopStrings(stop), eos),
+        CompletionText(tokenizer, StopStrings(stop), eos),
         tokens,
         count=min(max_tokens, room),
         prefill_step_size=prefill_step_size,
@@ -192,7 +192,7 @@ class Decoding:
         return DecodedToken(token, logprob, dict(ranked))
 
 
-class _Text:
+class CompletionText:
     """Turns the tokens of a completion into text, and says when it ends and why."""
 
     def __init__(self, tokenizer: HeliumTokenizer, stops: StopStrings, eos: frozenset[int]) -> None:
@@ -216,7 +216,7 @@ class _Text:
 
 def _stream(
     decoding: Decoding,
-    text_of: _Text,
+    text_of: CompletionText,
     prompt: Sequence[int],
     *,
     count: int,
@@ -258,9 +258,10 @@ def _stream(
             layer.trim(max(layer.offset - held - max(generated - 1, 0), 0))
 
 
-def _prompt_tokens(
+def tokens_of_prompt(
     model: HeliumForCausalLM, tokenizer: HeliumTokenizer, prompt: str | Sequence[int] | mx.array
 ) -> list[int]:
+    """Return the ids of a prompt. Raises GenerationError for an empty one and for what is no id of the model's."""
     if isinstance(prompt, (bytes, bytearray)):
         raise GenerationError("prompt is bytes; give text (decode it) or a list of token ids")
     if isinstance(prompt, mx.array):
@@ -275,7 +276,7 @@ def _prompt_tokens(
     return tokens
 
 
-def _room_after(model: HeliumForCausalLM, held: int, prompt: int) -> int:
+def room_after(model: HeliumForCausalLM, held: int, prompt: int) -> int:
     """Return how many tokens fit behind the prompt, at least one."""
     context = model.config.max_position_embeddings
     room = context - held - prompt

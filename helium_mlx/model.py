@@ -7,7 +7,7 @@ call, and the cache carries out the attention. Arguments that do not fit are ref
 What this file does not know: files, dtypes on disk, tokenizers, sampling; `generate` brings in what does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache as memoized
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
@@ -263,11 +263,14 @@ class HeliumModel(HeliumPreTrainedModel):
         *,
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
+        row_offsets: Sequence[int] | None = None,
         attentions_wanted: bool = False,
         hidden_states_wanted: bool = False,
         last_only: bool = False,
     ) -> BaseModelOutputWithPast:
         """Run embeddings (B, L, D), unchecked: the forward pass itself, and what generation calls.
+
+        `row_offsets` are the positions of each row's first token, where the cache's rows differ in length.
 
         With `last_only` the last layer computes its keys and values of all positions, and the rest of the last one
         only: `last_hidden_state` is then (B, 1, D).
@@ -282,7 +285,10 @@ class HeliumModel(HeliumPreTrainedModel):
             mask = past_key_values[0].mask(L) if mask is None else past_key_values[0].restrict(mask, L)
         elif mask is None:
             mask = causal_mask(L)
-        rotate = self._rope.at(offset, L) if position_ids is None else self._rope.at_positions(position_ids)
+        if position_ids is not None:
+            rotate = self._rope.at_positions(position_ids)
+        else:
+            rotate = self._rope.at(offset, L) if row_offsets is None else self._rope.at_rows(row_offsets, L)
 
         hidden_states, attentions = [h], []
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -352,9 +358,11 @@ class HeliumForCausalLM(HeliumPreTrainedModel):
         """Return the logits (..., vocab_size) of normed hidden states (..., hidden_size)."""
         return self.model.embed_tokens.as_linear(h) if self.config.tie_word_embeddings else self.lm_head(h)
 
-    def next_logits(self, input_ids: mx.array, cache: list[KVCache]) -> mx.array:
+    def next_logits(
+        self, input_ids: mx.array, cache: list[KVCache], row_offsets: Sequence[int] | None = None
+    ) -> mx.array:
         """Run `input_ids` (B, L), unchecked; return the last position's logits (B, vocab_size): what decoding needs."""
-        output = self.model.run(self.model.embed(input_ids), cache, last_only=True)
+        output = self.model.run(self.model.embed(input_ids), cache, row_offsets=row_offsets, last_only=True)
         return self.logits(output.last_hidden_state[:, -1])
 
     def generate(

@@ -11,7 +11,7 @@ remembers the longest call it has seen.
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import mlx.core as mx
@@ -136,6 +136,31 @@ class RotaryEmbedding:
         positions = mx.arange(offset, offset + length, dtype=mx.float32)
         return self._table_rotation(positions[:, None] / wavelengths)
 
+    def at_rows(self, offsets: Sequence[int], length: int) -> Rotation:
+        """Rotate each row as `at` would with its own offset; one below 0 is padding, where any rotation does."""
+        if len(set(offsets)) == 1:
+            return self.at(offsets[0], length)
+        starts = mx.array(list(offsets), dtype=mx.int32)
+        if len({self._frequency_key(offset + length) for offset in offsets}) > 1:
+            rows = mx.stack([self._wavelengths_for(offset + length) for offset in offsets])
+            return self._rows_rotation(starts, length, rows[:, None])
+        wavelengths = self._wavelengths_for(offsets[0] + length)
+        if backend.has_fused_kernels():
+            return lambda x: mx.fast.rope(
+                x,
+                self.head_dim,
+                traditional=self.interleaved,
+                base=None,
+                scale=1.0,
+                offset=starts,
+                freqs=wavelengths,
+            )
+        return self._rows_rotation(starts, length, wavelengths)
+
+    def _rows_rotation(self, starts: mx.array, length: int, wavelengths: mx.array) -> Rotation:
+        positions = (starts[:, None] + mx.arange(length)).astype(mx.float32)
+        return self._table_rotation((positions[..., None] / wavelengths)[:, None])
+
     def at_positions(self, position_ids: mx.array) -> Rotation:
         """Rotate to the given positions: `position_ids` has shape (B, L) or (1, L), any integers from 0 on."""
         # Only these two types look at the longest position, and only for them is the array read.
@@ -160,8 +185,10 @@ class RotaryEmbedding:
         """Return 1 / inverse frequency per pair, shape (head_dim / 2,): the form that mx.fast.rope takes."""
         key = self._frequency_key(length)
         if key not in self._wavelengths:
-            # `dynamic` has a key a length: keep the last only.
-            self._wavelengths = {key: mx.array(self._compute_wavelengths(key), dtype=mx.float32)}
+            if self.rope_type == "dynamic":
+                # It has a key a length: keep the last only.
+                self._wavelengths = {}
+            self._wavelengths[key] = mx.array(self._compute_wavelengths(key), dtype=mx.float32)
         return self._wavelengths[key]
 
     def _frequency_key(self, length: int) -> int:

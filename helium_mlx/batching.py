@@ -1,0 +1,380 @@
+"""Many completions at once: rows that end leave the batch, waiting prompts take their place (continuous batching).
+
+`batch_generate` yields each completion when it ends; `generate_many` returns all texts in order. Prompts are read as
+places become free, so that they may be more than memory holds. Those that join together and fit one step of prefill
+are run together; all rows then decode together, and one step is always in flight, as in `generation`: while a step's
+tokens are read and turned into text, the device computes the next.
+
+Each row is its solo run: same positions, same options, its own stop strings, seed and context. Only its sums are
+rounded in another order, so that in float32 logits agree to 1e-5, and greedy ids are the same but where two tokens are
+all but equally probable.
+
+mlx-lm's `BatchGenerator`, which the adapter lends the model to, is not used here: mlx-lm is no dependency, takes two
+seconds to import, and draws all rows from one random state, so that a row's text depends on who is beside it; nor has
+it stop strings in the text or a context that ends.
+
+Not here: transformers' `model.generate` on a padded batch (`batch_generation`), log-probabilities, prompt caches.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+
+from helium_mlx.batch_cache import BatchKVCache, regrouped
+from helium_mlx.errors import GenerationError, HeliumError
+from helium_mlx.generation import CompletionText, FinishReason, room_after, tokens_of_prompt
+from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.sampling import Sampler, SamplingOptions
+from helium_mlx.stopping import StopStrings
+from helium_mlx.tokenizer import HeliumTokenizer
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt with what it has of its own. `index` None is its place among the prompts; None is the batch's option."""
+
+    prompt: Prompt
+    index: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completion that has ended. `tokens` are the generated ones, an eos included; `sample` counts from 0."""
+
+    index: int
+    sample: int
+    prompt: Prompt
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    generated_tokens: int
+
+
+def batch_generate(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompts: Iterable[Prompt | Request],
+    *,
+    batch_size: int = 16,
+    samples: int = 1,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    repetition_context_size: int | None = None,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+    ignore_eos: bool = False,
+    prefill_step_size: int = 512,
+) -> Iterator[Completion]:
+    """Yield the completions of `prompts`, each when it ends; options are those of `stream_generate`.
+
+    At most `batch_size` rows decode at a time. `samples` completions of each prompt share its prefill. Sample s of the
+    prompt with index i draws as `stream_generate` does with the seed `seed + i * samples + s`, modulo 2^64.
+
+    The prompts of a list are all checked at the call. Of any other iterable they are read and checked as their turn
+    comes: a wrong one raises when the rows before it have ended, so that none of them is lost.
+
+    Closing the iterator stops at once.
+
+    Raises GenerationError and ContextOverflowError as `stream_generate`, with the index of the prompt.
+    """
+    for name, value in (
+        ("batch_size", batch_size),
+        ("samples", samples),
+        ("max_tokens", max_tokens),
+        ("prefill_step_size", prefill_step_size),
+    ):
+        _require_count(name, value)
+    if isinstance(prompts, str) or (isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int)):
+        raise GenerationError("prompts is a single prompt; give a list of prompts: [prompt]")
+    options = SamplingOptions(temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed)
+    stops = StopStrings(stop).stop
+    eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
+
+    def rows_of(index: int, request: Prompt | Request) -> list[_Row]:
+        request = request if isinstance(request, Request) else Request(request)
+        index = index if request.index is None else request.index
+        limit = max_tokens if request.max_tokens is None else request.max_tokens
+        try:
+            _require_count("max_tokens", limit)
+            tokens = tokens_of_prompt(model, tokenizer, request.prompt)
+            count = min(limit, room_after(model, 0, len(tokens)))
+        except HeliumError as error:
+            raise type(error)(f"prompt {index}: {error}") from None
+        rows = []
+        for sample in range(samples):
+            own_seed = None if seed is None else (seed + index * samples + sample) % 2**64
+            row_options = dataclasses.replace(options, seed=own_seed)
+            text = CompletionText(tokenizer, StopStrings(stops), eos)
+            rows.append(_Row(index, sample, request.prompt, tokens, count, row_options, text))
+        return rows
+
+    requests = (rows_of(index, request) for index, request in enumerate(prompts))
+    if isinstance(prompts, Sequence):
+        for _ in requests:
+            pass
+        requests = (rows_of(index, request) for index, request in enumerate(prompts))
+    return _complete(model, requests, batch_size=batch_size, step_size=prefill_step_size)
+
+
+def generate_many(
+    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, prompts: Sequence[Prompt], **options: object
+) -> list[str]:
+    """Return the completions of `prompts` in their order; `options` are `batch_generate`'s.
+
+    With `samples`, those of a prompt stand one behind the other.
+    """
+    completions = list(batch_generate(model, tokenizer, prompts, **options))  # pyright: ignore[reportArgumentType]
+    return [completion.text for completion in sorted(completions, key=lambda each: (each.index, each.sample))]
+
+
+class _Row:
+    """One completion on its way: how many tokens were begun, which of them were read, and the text so far."""
+
+    def __init__(
+        self,
+        index: int,
+        sample: int,
+        prompt: Prompt,
+        prompt_tokens: list[int],
+        count: int,
+        options: SamplingOptions,
+        text: CompletionText,
+    ) -> None:
+        self.index = index
+        self.sample = sample
+        self.prompt = prompt
+        self.prompt_tokens = prompt_tokens
+        self.count = count
+        self.options = options
+        self.text_of = text
+        self.sampler: Sampler | None = None
+        self.begun = 0
+        self.tokens: list[int] = []
+        self.text = ""
+        self.reason: FinishReason | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another token is to be computed."""
+        return self.reason is None and self.begun < self.count
+
+    def add(self, token: int) -> Completion | None:
+        """Take a token that was read; return the completion if it was the last."""
+        self.tokens.append(token)
+        text, self.reason = self.text_of.add(token, is_last=len(self.tokens) == self.count)
+        self.text += text
+        if self.reason is None:
+            return None
+        return Completion(
+            index=self.index,
+            sample=self.sample,
+            prompt=self.prompt,
+            text=self.text,
+            tokens=self.tokens,
+            finish_reason=self.reason,
+            prompt_tokens=len(self.prompt_tokens),
+            generated_tokens=len(self.tokens),
+        )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Rows, and the newest token of each, (B,), perhaps still being computed."""
+
+    rows: list[_Row]
+    tokens: mx.array
+
+    def read(self) -> Iterator[Completion]:
+        """Wait for the tokens; yield the completions that end with them."""
+        # A row that has ended may be here still: its token was begun before that was known.
+        tokens = cast(list[int], self.tokens.tolist())
+        for row, token in zip(self.rows, tokens, strict=True):
+            if row.reason is None and (completion := row.add(token)):
+                yield completion
+
+
+@dataclass(frozen=True)
+class _Prefilled:
+    """A row that waits to join: where its prompt is, and the logits behind it, (1, vocab_size)."""
+
+    row: _Row
+    layers: list[BatchKVCache]
+    place: int
+    logits: mx.array
+
+
+def _complete(
+    model: HeliumForCausalLM, requests: Iterator[list[_Row]], *, batch_size: int, step_size: int
+) -> Iterator[Completion]:
+    waiting = _Waiting(model, requests, step_size)
+    step, layers = _Step([], mx.zeros(0, mx.int32)), list[BatchKVCache]()
+    while True:
+        kept = [place for place, row in enumerate(step.rows) if row.goes_on]
+        arrivals = waiting.take(batch_size - len(kept))
+        first = _sampled([each.row for each in arrivals], [each.logits for each in arrivals])
+        joining = [each for each in arrivals if each.row.goes_on]
+        rows = [*(step.rows[place] for place in kept), *(each.row for each in joining)]
+        following = _Step([], mx.zeros(0, mx.int32))
+        if rows:
+            tokens = step.tokens
+            if joining or len(kept) < len(step.rows):
+                layers = regrouped(layers, kept, _by_cache(joining), room=max(row.count - row.begun for row in rows))
+                places = [*kept, *(len(step.rows) + i for i, each in enumerate(arrivals) if each.row.goes_on)]
+                tokens = mx.concatenate([step.tokens, first.tokens])[mx.array(places, dtype=mx.int32)]
+            logits = model.next_logits(tokens[:, None], list(layers), layers[0].lengths)
+            following = _sampled(rows, [logits])
+        else:
+            layers = []
+        # The caches of those who have joined are let go before anybody waits.
+        del arrivals, joining
+        yield from step.read()
+        yield from first.read()
+        if not following.rows and waiting.is_over:
+            break
+        step = following
+    waiting.raise_error()
+
+
+class _Waiting:
+    """The prompts that have not joined yet. Prefills just as many as there are places for."""
+
+    def __init__(self, model: HeliumForCausalLM, requests: Iterator[list[_Row]], step_size: int) -> None:
+        self.model = model
+        self.requests = requests
+        self.step_size = step_size
+        self.ready: deque[_Prefilled] = deque()
+        self.exhausted = False
+        self.error: HeliumError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody will come any more."""
+        return self.exhausted and not self.ready
+
+    def take(self, places: int) -> list[_Prefilled]:
+        """Return the next rows, at most `places`, in the order of the prompts."""
+        fetched, count = list[list[_Row]](), len(self.ready)
+        while count < places and (samples := self._next()):
+            fetched.append(samples)
+            count += len(samples)
+        if fetched:
+            self._prefill(fetched)
+        return [self.ready.popleft() for _ in range(min(places, len(self.ready)))]
+
+    def raise_error(self) -> None:
+        """Raise what reading the prompts ended with, if it was an error."""
+        if self.error:
+            raise self.error
+
+    def _next(self) -> list[_Row] | None:
+        if self.exhausted:
+            return None
+        try:
+            samples = next(self.requests, None)
+        except HeliumError as error:
+            samples, self.error = None, error
+        self.exhausted = samples is None
+        return samples
+
+    def _prefill(self, requests: list[list[_Row]]) -> None:
+        prefilled = list[tuple[int, list[_Prefilled]]]()
+        for group in _groups([len(samples[0].prompt_tokens) for samples in requests], self.step_size):
+            layers, logits = prefill_rows(
+                self.model, [requests[place][0].prompt_tokens for place in group], step_size=self.step_size
+            )
+            mx.async_eval(logits)
+            for row, place in enumerate(group):
+                own = logits[row : row + 1]
+                prefilled.append((place, [_Prefilled(sample, layers, row, own) for sample in requests[place]]))
+        for _, samples in sorted(prefilled, key=lambda each: each[0]):
+            self.ready.extend(samples)
+
+
+def prefill_rows(
+    model: HeliumForCausalLM, prompts: Sequence[Sequence[int]], *, step_size: int
+) -> tuple[list[BatchKVCache], mx.array]:
+    """Run prompts through the model together, padded on the left, `step_size` columns at a time.
+
+    Return their caches and their last logits, (B, vocab_size), lazily.
+    """
+    columns = max(map(len, prompts))
+    padding = [columns - len(prompt) for prompt in prompts]
+    ids = mx.array([[0] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)], dtype=mx.int32)
+    layers = [BatchKVCache(padding) for _ in range(model.config.num_hidden_layers)]
+    for layer in layers:
+        layer.reserve(columns)
+    last = (columns - 1) // step_size * step_size
+    for start in range(0, last, step_size):
+        embeddings = model.model.embed(ids[:, start : start + step_size])
+        model.model.run(embeddings, list(layers), row_offsets=layers[0].lengths)
+        mx.eval([layer.state for layer in layers])
+    return layers, model.next_logits(ids[:, last:], list(layers), layers[0].lengths)
+
+
+def _groups(lengths: Sequence[int], step_size: int) -> list[list[int]]:
+    """Return which prompts to run together: those of similar length that fit one step; a long one is on its own."""
+    groups = list[list[int]]()
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if groups and (len(groups[-1]) + 1) * longest <= step_size and 2 * lengths[place] >= longest:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def _by_cache(joining: Sequence[_Prefilled]) -> list[tuple[list[BatchKVCache], list[int]]]:
+    parts = list[tuple[list[BatchKVCache], list[int]]]()
+    for each in joining:
+        if parts and parts[-1][0] is each.layers:
+            parts[-1][1].append(each.place)
+        else:
+            parts.append((each.layers, [each.place]))
+    return parts
+
+
+def _sampled(rows: list[_Row], logits: list[mx.array]) -> _Step:
+    """Start computing a token for each row from logits that are (len(rows), vocab_size) when put together."""
+    if not rows:
+        return _Step([], mx.zeros(0, mx.int32))
+    scores = logits[0] if len(logits) == 1 else mx.concatenate(logits)
+    for row in rows:
+        row.begun += 1
+    state = list[mx.array]()
+    if _is_plain_greedy(rows[0].options):
+        tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
+    else:
+        drawn = []
+        for place, row in enumerate(rows):
+            row.sampler = row.sampler or Sampler(row.options, mx.array(row.prompt_tokens, dtype=mx.int32))
+            drawn.append(row.sampler(scores[place : place + 1]))
+            state += row.sampler.state
+        tokens = mx.concatenate(drawn)
+    mx.async_eval(tokens, state)
+    return _Step(rows, tokens)
+
+
+def _is_plain_greedy(options: SamplingOptions) -> bool:
+    """Return whether the most probable token is taken as it is, so that all rows can be sampled as one."""
+    # What only shapes a draw is put aside; anything else that is set makes the options differ from the plain ones.
+    no_draw = dataclasses.replace(
+        options, top_p=1.0, top_k=0, min_p=0.0, repetition_context_size=None, seed=None
+    )
+    return no_draw == SamplingOptions()
+
+
+def _require_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise GenerationError(f"{name} is {value}; it must be a whole number, at least 1")
