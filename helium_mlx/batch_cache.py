@@ -42,7 +42,6 @@ class BatchKVCache(KVCache):
         new = columns[self.offset :, None]
         return (held & (columns <= new)) | (columns == new)
 
-
     def copy_rows(self, sources: "Sequence[tuple[BatchKVCache, Sequence[int]]]") -> None:
         """Start filling this empty cache with the last tokens of the given rows of each source, in that order."""
         columns = max(cache.lengths[row] for cache, rows in sources for row in rows)

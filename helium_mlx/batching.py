@@ -18,7 +18,7 @@ Not here: transformers' `model.generate` on a padded batch (`batch_generation`),
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,11 +37,15 @@ Prompt = str | Sequence[int]
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with what it has of its own. `index` None is its place among the prompts; None is the batch's option."""
+    """A prompt with what it has of its own: None is the batch's option, and for `index` its place among the prompts.
+
+    `samples` are the numbers of the samples wanted, where not all are.
+    """
 
     prompt: Prompt
     index: int | None = None
     max_tokens: int | None = None
+    samples: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def batch_generate(
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     prefill_step_size: int = 512,
-) -> Iterator[Completion]:
+) -> Generator[Completion, None, None]:
     """Yield the completions of `prompts`, each when it ends; options are those of `stream_generate`.
 
     At most `batch_size` rows decode at a time. `samples` completions of each prompt share its prefill. Sample s of the
@@ -102,9 +106,9 @@ def batch_generate(
     stops = StopStrings(stop).stop
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
 
-    def rows_of(index: int, request: Prompt | Request) -> list[_Row]:
+    def checked(place: int, request: Prompt | Request) -> _Checked:
         request = request if isinstance(request, Request) else Request(request)
-        index = index if request.index is None else request.index
+        index = place if request.index is None else request.index
         limit = max_tokens if request.max_tokens is None else request.max_tokens
         try:
             _require_count("max_tokens", limit)
@@ -112,20 +116,21 @@ def batch_generate(
             count = min(limit, room_after(model, 0, len(tokens)))
         except HeliumError as error:
             raise type(error)(f"prompt {index}: {error}") from None
+        return _Checked(request, index, tokens, count)
+
+    def rows_of(request: _Checked) -> list[_Row]:
+        wanted = range(samples) if request.request.samples is None else request.request.samples
         rows = []
-        for sample in range(samples):
-            own_seed = None if seed is None else (seed + index * samples + sample) % 2**64
-            row_options = dataclasses.replace(options, seed=own_seed)
+        for sample in wanted:
+            own_seed = None if seed is None else (seed + request.index * samples + sample) % 2**64
             text = CompletionText(tokenizer, StopStrings(stops), eos)
-            rows.append(_Row(index, sample, request.prompt, tokens, count, row_options, text))
+            rows.append(_Row(request, sample, dataclasses.replace(options, seed=own_seed), text))
         return rows
 
-    requests = (rows_of(index, request) for index, request in enumerate(prompts))
+    requests = (checked(place, prompt) for place, prompt in enumerate(prompts))
     if isinstance(prompts, Sequence):
-        for _ in requests:
-            pass
-        requests = (rows_of(index, request) for index, request in enumerate(prompts))
-    return _complete(model, requests, batch_size=batch_size, step_size=prefill_step_size)
+        requests = iter(list(requests))
+    return _complete(model, map(rows_of, requests), batch_size=batch_size, step_size=prefill_step_size)
 
 
 def generate_many(
@@ -139,26 +144,24 @@ def generate_many(
     return [completion.text for completion in sorted(completions, key=lambda each: (each.index, each.sample))]
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """A request with its prompt's ids and the number of tokens that its completion may have."""
+
+    request: Request
+    index: int
+    tokens: list[int]
+    count: int
+
+
 class _Row:
     """One completion on its way: how many tokens were begun, which of them were read, and the text so far."""
 
-    def __init__(
-        self,
-        index: int,
-        sample: int,
-        prompt: Prompt,
-        prompt_tokens: list[int],
-        count: int,
-        options: SamplingOptions,
-        text: CompletionText,
-    ) -> None:
-        self.index = index
+    def __init__(self, request: _Checked, sample: int, options: SamplingOptions, text_of: CompletionText) -> None:
+        self.request = request
         self.sample = sample
-        self.prompt = prompt
-        self.prompt_tokens = prompt_tokens
-        self.count = count
         self.options = options
-        self.text_of = text
+        self.text_of = text_of
         self.sampler: Sampler | None = None
         self.begun = 0
         self.tokens: list[int] = []
@@ -166,25 +169,30 @@ class _Row:
         self.reason: FinishReason | None = None
 
     @property
+    def to_come(self) -> int:
+        """How many tokens may still be begun."""
+        return self.request.count - self.begun
+
+    @property
     def goes_on(self) -> bool:
         """Whether another token is to be computed."""
-        return self.reason is None and self.begun < self.count
+        return self.reason is None and self.to_come > 0
 
     def add(self, token: int) -> Completion | None:
         """Take a token that was read; return the completion if it was the last."""
         self.tokens.append(token)
-        text, self.reason = self.text_of.add(token, is_last=len(self.tokens) == self.count)
+        text, self.reason = self.text_of.add(token, is_last=len(self.tokens) == self.request.count)
         self.text += text
         if self.reason is None:
             return None
         return Completion(
-            index=self.index,
+            index=self.request.index,
             sample=self.sample,
-            prompt=self.prompt,
+            prompt=self.request.request.prompt,
             text=self.text,
             tokens=self.tokens,
             finish_reason=self.reason,
-            prompt_tokens=len(self.prompt_tokens),
+            prompt_tokens=len(self.request.tokens),
             generated_tokens=len(self.tokens),
         )
 
@@ -217,7 +225,7 @@ class _Prefilled:
 
 def _complete(
     model: HeliumForCausalLM, requests: Iterator[list[_Row]], *, batch_size: int, step_size: int
-) -> Iterator[Completion]:
+) -> Generator[Completion, None, None]:
     waiting = _Waiting(model, requests, step_size)
     step, layers = _Step([], mx.zeros(0, mx.int32)), list[BatchKVCache]()
     while True:
@@ -230,7 +238,7 @@ def _complete(
         if rows:
             tokens = step.tokens
             if joining or len(kept) < len(step.rows):
-                layers = regrouped(layers, kept, _by_cache(joining), room=max(row.count - row.begun for row in rows))
+                layers = regrouped(layers, kept, _by_cache(joining), room=max(row.to_come for row in rows))
                 places = [*kept, *(len(step.rows) + i for i, each in enumerate(arrivals) if each.row.goes_on)]
                 tokens = mx.concatenate([step.tokens, first.tokens])[mx.array(places, dtype=mx.int32)]
             logits = model.next_logits(tokens[:, None], list(layers), layers[0].lengths)
@@ -290,9 +298,9 @@ class _Waiting:
 
     def _prefill(self, requests: list[list[_Row]]) -> None:
         prefilled = list[tuple[int, list[_Prefilled]]]()
-        for group in _groups([len(samples[0].prompt_tokens) for samples in requests], self.step_size):
+        for group in _groups([len(samples[0].request.tokens) for samples in requests], self.step_size):
             layers, logits = prefill_rows(
-                self.model, [requests[place][0].prompt_tokens for place in group], step_size=self.step_size
+                self.model, [requests[place][0].request.tokens for place in group], step_size=self.step_size
             )
             mx.async_eval(logits)
             for row, place in enumerate(group):
@@ -358,7 +366,7 @@ def _sampled(rows: list[_Row], logits: list[mx.array]) -> _Step:
     else:
         drawn = []
         for place, row in enumerate(rows):
-            row.sampler = row.sampler or Sampler(row.options, mx.array(row.prompt_tokens, dtype=mx.int32))
+            row.sampler = row.sampler or Sampler(row.options, mx.array(row.request.tokens, dtype=mx.int32))
             drawn.append(row.sampler(scores[place : place + 1]))
             state += row.sampler.state
         tokens = mx.concatenate(drawn)
@@ -369,9 +377,7 @@ def _sampled(rows: list[_Row], logits: list[mx.array]) -> _Step:
 def _is_plain_greedy(options: SamplingOptions) -> bool:
     """Return whether the most probable token is taken as it is, so that all rows can be sampled as one."""
     # What only shapes a draw is put aside; anything else that is set makes the options differ from the plain ones.
-    no_draw = dataclasses.replace(
-        options, top_p=1.0, top_k=0, min_p=0.0, repetition_context_size=None, seed=None
-    )
+    no_draw = dataclasses.replace(options, top_p=1.0, top_k=0, min_p=0.0, repetition_context_size=None, seed=None)
     return no_draw == SamplingOptions()
 
 
