@@ -193,12 +193,13 @@ class _Digests:
         self.samples = cast(int, shaping["samples"])
         stop = shaping["stop"]
         shaping["stop"] = [stop] if isinstance(stop, str) else list(cast(Sequence[str], stop))
-        self._common = _as_json([model_name, model.config.to_dict(), shaping])
+        self._common = hashlib.sha256(_as_json([model_name, model.config.to_dict(), shaping]))
 
     def of(self, line: FilePrompt) -> str:
         """Return the digest of a prompt's completions."""
-        whole = _as_json([self._common, line.prompt, line.max_tokens])
-        return hashlib.sha256(whole).hexdigest()[:16]
+        whole = self._common.copy()
+        whole.update(_as_json([line.prompt, line.max_tokens]))
+        return whole.hexdigest()[:16]
 
 
 @dataclass
