@@ -152,6 +152,7 @@ class DecodedToken:
     token: int
     logprob: float | None
     top_logprobs: dict[int, float]
+    from_draft: bool = False
 
 
 class Decoding:
@@ -242,7 +243,7 @@ def _stream(
                 token=decoded.token,
                 logprob=decoded.logprob,
                 top_logprobs=decoded.top_logprobs,
-                from_draft=False,
+                from_draft=decoded.from_draft,
                 finish_reason=reason,
                 prompt_tokens=len(prompt),
                 generated_tokens=generated,
