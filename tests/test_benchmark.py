@@ -1,0 +1,206 @@
+import json
+import os
+import signal
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from helium_mlx import benchmark_measures
+from helium_mlx.benchmark import build_parser, main, table
+from helium_mlx.benchmark_measures import (
+    DECODE,
+    MOVED,
+    NODES,
+    OURS,
+    PEAK,
+    PREFILL,
+    SHARE,
+    START,
+    START_PEAK,
+    Figure,
+    Report,
+    Row,
+    Worker,
+    benchmark,
+    tokens_behind,
+)
+from helium_mlx.checkpoint import DEMO_DIRECTORY
+from helium_mlx.conversion import convert
+from helium_mlx.errors import HeliumError
+
+
+@pytest.fixture
+def short_demo(tmp_path: Path) -> Path:
+    """The demo in float32, as converted, with a context of 40 tokens."""
+    directory = tmp_path / "demo"
+    convert(str(DEMO_DIRECTORY), str(directory), dtype="float32", verify=False)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
+    return directory
+
+
+@pytest.fixture
+def small_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the tests the array of 268 MB."""
+    ask = Worker.ask
+
+    def ask_small(self: Worker, measure: str, **arguments: int) -> float:
+        return ask(self, measure, **arguments, **({"elements": 2**20} if measure == "bandwidth" else {}))
+
+    monkeypatch.setattr(Worker, "ask", ask_small)
+
+
+@pytest.fixture
+def started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts each program once, not in both rounds: importing mlx-lm takes seconds."""
+    original = benchmark_measures.whole_process
+    started = cache(lambda *command: original(list(command)))
+    monkeypatch.setattr(benchmark_measures, "whole_process", lambda command: started(*command))
+
+
+@pytest.mark.usefixtures("small_bandwidth", "started_once")
+def test_both_programs_side_by_side(short_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mlx_lm")
+    lengths = ["--prompt-tokens", "9", "50", "--contexts", "5", "38", "--generation-tokens", "6"]
+    assert main(["--model", str(short_demo), "--against", "mlx-lm", "--runs", "1", "--json", *lengths]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["options"]["against"] == "mlx-lm"
+    assert set(report["machine"]) == {"device", "name", "cpus"}
+    assert set(report["versions"]) == {"helium_mlx", "mlx", "mlx-lm"}
+    assert report["bandwidth"] > 0
+    assert len(report["left_out"]) == 2
+    assert all("context is 40" in reason for reason in report["left_out"])
+    rows = {(row["quantity"], row["tokens"]): row for row in report["figures"]}
+    lengths_of = {START: None, START_PEAK: None, PREFILL: 9, DECODE: 5, PEAK: 39, NODES: None, MOVED: 5, SHARE: 5}
+    assert set(rows) == set(lengths_of.items())
+    for row in rows.values():
+        assert len(row["ours"]) == len(row["theirs"]) == 1
+        assert min(row["ours"] + row["theirs"]) > 0
+    nodes = rows[NODES, None]
+    assert nodes["ratio"] == nodes["theirs"][0] / nodes["ours"][0] > 1
+    decode, moved, share = (rows[quantity, 5] for quantity in (DECODE, MOVED, SHARE))
+    for whose in ("ours", "theirs"):
+        expected = 100 * moved[whose][0] * 1e6 * decode[whose][0] / report["bandwidth"]
+        assert share[whose][0] == pytest.approx(expected)
+    assert share["ratio"] is None
+
+
+def test_programs_take_turns_and_the_first_round_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    class Program:
+        directory = Path("nowhere")
+
+        def __init__(self, name: str) -> None:
+            self.program = name
+
+        def measured(self) -> float:
+            turns.append(self.program)
+            return float(len(turns))
+
+    monkeypatch.setattr(benchmark_measures, "whole_process", lambda command: (1.0, 2e6))
+    rows = [
+        Row("a", None, "s", False, Program.measured),  # pyright: ignore[reportArgumentType]
+        Row("b", None, "s", False, Program.measured, once=True),  # pyright: ignore[reportArgumentType]
+    ]
+    seen: list[tuple[int, int]] = []
+    workers = [Program("us"), Program("them")]
+    benchmark_measures._take_turns(workers, rows, 2, lambda *done: seen.append(done))  # pyright: ignore
+    assert turns == ["them", "us", "us", "them", "them", "us", "them", "us"]
+    assert {row.quantity: row.values for row in rows} == {
+        START: {"us": [1.0, 1.0], "them": [1.0, 1.0]},
+        START_PEAK: {"us": [2.0, 2.0], "them": [2.0, 2.0]},
+        "a": {"us": [3.0, 6.0], "them": [4.0, 5.0]},
+        "b": {"us": [8.0], "them": [7.0]},
+    }
+    assert seen[-1] == (14, 14)
+
+
+def test_the_table_has_a_row_a_figure() -> None:
+    figures = [
+        Figure(START, None, "s", False, [0.2, 0.1, 0.3], [0.4, 0.8, 0.6]),
+        Figure(DECODE, 1024, "tokens/s", True, [300.0], [1200.0]),
+        Figure(NODES, None, "nodes", False, [495], [830]),
+        Figure(SHARE, 1024, "%", None, [12.3], []),
+    ]
+    assert table(Report(figures, 1e9, ["prefill of 9: too long"]), "demo", "mlx-lm") == [
+        "| demo | helium_mlx | mlx-lm | ratio |",
+        "|--|--|--|--|",
+        "| start to first token, s | 0.20 (0.10 to 0.30) | 0.60 (0.40 to 0.80) | 3.00 |",
+        "| decode at context 1,024, tokens/s | 300 | 1,200 | 0.25 |",
+        "| graph nodes per token, nodes | 495 | 830 | 1.68 |",
+        "| share of the bandwidth at context 1,024, % | 12.3 |  |  |",
+        "",
+        "Left out: prefill of 9: too long",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("context", "limit", "wanted", "expected"),
+    [(16, 4096, 100, 100), (4000, 4096, 100, 96), (4080, 4096, 100, 16), (4081, 4096, 100, 0), (5, 40, 6, 6),
+     (35, 40, 6, 0), (5000, 4096, 100, 0)],
+)  # fmt: skip
+def test_what_fits_behind_a_context(context: int, limit: int, wanted: int, expected: int) -> None:
+    assert tokens_behind(context, limit, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--runs", "0"], "at least 1"),
+        (["--generation-tokens", "1"], "at least 2"),
+        (["--contexts", "16", "0"], "at least 1"),
+        (["--plot", "speed.txt"], "must end in .svg, .png, .pdf"),
+        (["--model", "no/such/directory"], "no/such/directory"),
+    ],
+)
+def test_bad_arguments_are_one_line(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert said in shown.err
+
+
+def test_wrong_usage_is_status_2() -> None:
+    for flags in (["--against", "llama.cpp"], ["--contexts", "many"], ["--prompt-tokens"]):
+        with pytest.raises(SystemExit) as ended:
+            main(flags)
+        assert ended.value.code == 2
+
+
+def test_a_missing_mlx_lm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(benchmark_measures, "find_spec", lambda name: None)
+    assert main(["--against", "mlx-lm"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --against mlx-lm needs mlx-lm; install it with: pip install mlx-lm"
+    ]
+
+
+def test_a_worker_that_dies_is_one_line() -> None:
+    with Worker(OURS, DEMO_DIRECTORY) as worker:
+        os.kill(worker._process.pid, signal.SIGKILL)
+        worker._process.wait()
+        with pytest.raises(HeliumError, match=f"{OURS} ended with status -9"):
+            worker.ask("nodes")
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(HeliumError) as raised:
+        benchmark(str(tmp_path))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_parser_names_the_functions_options_and_defaults() -> None:
+    import inspect
+
+    parser = build_parser()
+    parameters = inspect.signature(benchmark).parameters
+    given = {action.dest for action in parser._actions} - {"help", "json", "plot"}
+    assert given == set(parameters) - {"on_progress"}
+    defaults = vars(parser.parse_args([]))
+    for name in given - {"model"}:
+        default = parameters[name].default
+        assert defaults[name] == (list(default) if isinstance(default, tuple) else default), name
