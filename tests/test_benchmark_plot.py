@@ -20,6 +20,7 @@ def test_the_picture_shows_both_programs(tmp_path: Path) -> None:
     draw(str(path), FIGURES, against="mlx-lm", caption="a machine")
     first = path.read_bytes()
     text = first.decode()
+    assert "dc:date" not in text
     for shown in ("helium_mlx", "mlx-lm", "tokens of context", "tokens a second", "a machine"):
         assert f"<!-- {shown} -->" in text, shown
     draw(str(path), FIGURES, against="mlx-lm", caption="a machine")

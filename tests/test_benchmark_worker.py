@@ -87,7 +87,7 @@ def test_bytes_of_a_position_are_keys_and_values_of_all_layers(
 def test_peak_memory_holds_weights_and_cache() -> None:
     program = HeliumMlx(DEMO_DIRECTORY)
     weights = sum(array.nbytes for array in mx.load(str(DEMO_DIRECTORY / "model.safetensors")).values())  # pyright: ignore
-    short, long = (peak_memory(program, tokens=tokens, step_size=64) for tokens in (64, 640))
+    long, short = (peak_memory(program, tokens=tokens, step_size=64) for tokens in (640, 64))
     assert short > weights
     assert long > short + 500 * program.cache_bytes()
 

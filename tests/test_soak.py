@@ -27,7 +27,7 @@ def test_a_cache_that_is_kept_is_found(monkeypatch: pytest.MonkeyPatch, capsys: 
     kept, generate = [], soak.stream_generate
 
     def leak(model: object, *rest: object, **options: object) -> object:
-        kept.append(soak.mx.zeros((50_000,)))
+        kept.extend(soak.mx.zeros((20_000,)) for _ in range(4))
         soak.mx.eval(kept)
         return generate(model, *rest, **options)  # pyright: ignore
 
@@ -42,6 +42,8 @@ def test_growth_is_judged_behind_the_warm_up() -> None:
     flat = [Sample(10**8, 10**7, 10**8, 50)] * 4
     rising = [Sample(10**6, 0, 10**7, 5)] * 2
     assert growing(rising + flat) == []
+    spike, low = [Sample(10**9, 10**9, 10**9, 900)] * 2, [Sample(10**6, 0, 10**7, 5)] * 2
+    assert len(growing(spike + low + flat[:2])) == 4
     assert growing(flat + [Sample(10**8 + 2 * 10**6, 10**7, 10**8, 50)] * 2) == [
         "active from 100,000,000 to 102,000,000"
     ]
