@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from helium_mlx.cache import KVCache, Mask, causal_mask
+from helium_mlx.cache import KVCache
+from helium_mlx.masks import Mask, causal_mask
 
 
 class BatchKVCache(KVCache):
@@ -45,21 +46,22 @@ class BatchKVCache(KVCache):
     def copy_rows(self, sources: "Sequence[tuple[BatchKVCache, Sequence[int]]]") -> None:
         """Start filling this empty cache with the last tokens of the given rows of each source, in that order."""
         columns = max(cache.lengths[row] for cache, rows in sources for row in rows)
-        self.keys = self._copied([(cache.keys, cache, rows) for cache, rows in sources], columns)
-        self.values = self._copied([(cache.values, cache, rows) for cache, rows in sources], columns)
-        self.offset = columns
-        mx.async_eval(self.keys, self.values)
+        first = sources[0][0]
+        self._held = [self._copied(part, sources, columns) for part in range(len(first._held))]
+        self.offset, self.dtype = columns, first.dtype
+        mx.async_eval(self._held)
 
-    def _copied(
-        self, sources: "Sequence[tuple[mx.array | None, BatchKVCache, Sequence[int]]]", columns: int
-    ) -> mx.array:
-        held = sources[0][0]
-        assert held is not None
-        _, n_kv_heads, _, head_dim = held.shape
-        copy = mx.zeros((len(self.padding), n_kv_heads, self._capacity(columns), head_dim), held.dtype)
+    def clear(self) -> None:
+        """Let go of everything that is held."""
+        self._held, self.offset = [], 0
+
+    def _copied(self, part: int, sources: "Sequence[tuple[BatchKVCache, Sequence[int]]]", columns: int) -> mx.array:
+        _, n_kv_heads, _, width_of_part = sources[0][0]._held[part].shape
+        shape = (len(self.padding), n_kv_heads, self._capacity(columns), width_of_part)
+        copy = mx.zeros(shape, sources[0][0]._held[part].dtype)
         first = 0
-        for array, cache, rows in sources:
-            assert array is not None
+        for cache, rows in sources:
+            array = cache._held[part]
             width = max(cache.lengths[row] for row in rows)
             block = array[:, :, cache.offset - width : cache.offset]
             if list(rows) != list(range(len(cache.padding))):
@@ -91,5 +93,5 @@ def regrouped(
         cache.copy_rows([(layers[index], rows) for layers, rows in parts])
         regrouped.append(cache)
         if batch:
-            batch[index].keys = batch[index].values = None
+            batch[index].clear()
     return regrouped

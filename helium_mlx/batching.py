@@ -18,7 +18,7 @@ Not here: transformers' `model.generate` on a padded batch (`batch_generation`),
 
 import dataclasses
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -77,6 +77,8 @@ def batch_generate(
     repetition_penalty: float = 1.0,
     repetition_context_size: int | None = None,
     seed: int | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    banned_ids: Collection[int] = (),
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     prefill_step_size: int = 512,
@@ -102,7 +104,9 @@ def batch_generate(
         _require_count(name, value)
     if isinstance(prompts, str) or (isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int)):
         raise GenerationError("prompts is a single prompt; give a list of prompts: [prompt]")
-    options = SamplingOptions(temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed)
+    options = SamplingOptions(
+        temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids
+    )
     stops = StopStrings(stop).stop
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
 
@@ -121,10 +125,15 @@ def batch_generate(
     def rows_of(request: _Checked) -> list[_Row]:
         wanted = range(samples) if request.request.samples is None else request.request.samples
         rows = []
+        vocab_size, reserved = model.config.vocab_size, tokenizer.reserved_ids if temperature > 0 else ()
         for sample in wanted:
             own_seed = None if seed is None else (seed + request.index * samples + sample) % 2**64
             text = CompletionText(tokenizer, StopStrings(stops), eos)
-            rows.append(_Row(request, sample, dataclasses.replace(options, seed=own_seed), text))
+            prompt_ids = mx.array(request.tokens, dtype=mx.int32)
+            sampler = Sampler(
+                dataclasses.replace(options, seed=own_seed), prompt_ids, vocab_size=vocab_size, reserved_ids=reserved
+            )
+            rows.append(_Row(request, sample, sampler, text))
         return rows
 
     requests = (checked(place, prompt) for place, prompt in enumerate(prompts))
@@ -157,12 +166,11 @@ class _Checked:
 class _Row:
     """One completion on its way: how many tokens were begun, which of them were read, and the text so far."""
 
-    def __init__(self, request: _Checked, sample: int, options: SamplingOptions, text_of: CompletionText) -> None:
+    def __init__(self, request: _Checked, sample: int, sampler: Sampler, text_of: CompletionText) -> None:
         self.request = request
         self.sample = sample
-        self.options = options
+        self.sampler = sampler
         self.text_of = text_of
-        self.sampler: Sampler | None = None
         self.begun = 0
         self.tokens: list[int] = []
         self.text = ""
@@ -227,14 +235,14 @@ def _complete(
     model: HeliumForCausalLM, requests: Iterator[list[_Row]], *, batch_size: int, step_size: int
 ) -> Generator[Completion, None, None]:
     waiting = _Waiting(model, requests, step_size)
-    step, layers = _Step([], mx.zeros(0, mx.int32)), list[BatchKVCache]()
+    step, layers = _Step([], mx.zeros(0, mx.uint32)), list[BatchKVCache]()
     while True:
         kept = [place for place, row in enumerate(step.rows) if row.goes_on]
         arrivals = waiting.take(batch_size - len(kept))
         first = _sampled([each.row for each in arrivals], [each.logits for each in arrivals])
         joining = [each for each in arrivals if each.row.goes_on]
         rows = [*(step.rows[place] for place in kept), *(each.row for each in joining)]
-        following = _Step([], mx.zeros(0, mx.int32))
+        following = _Step([], mx.zeros(0, mx.uint32))
         if rows:
             tokens = step.tokens
             if joining or len(kept) < len(step.rows):
@@ -356,17 +364,16 @@ def _by_cache(joining: Sequence[_Prefilled]) -> list[tuple[list[BatchKVCache], l
 def _sampled(rows: list[_Row], logits: list[mx.array]) -> _Step:
     """Start computing a token for each row from logits that are (len(rows), vocab_size) when put together."""
     if not rows:
-        return _Step([], mx.zeros(0, mx.int32))
+        return _Step([], mx.zeros(0, mx.uint32))
     scores = logits[0] if len(logits) == 1 else mx.concatenate(logits)
     for row in rows:
         row.begun += 1
     state = list[mx.array]()
-    if _is_plain_greedy(rows[0].options):
-        tokens = mx.argmax(scores, axis=-1).astype(mx.int32)
+    if _is_plain_greedy(rows[0].sampler.options):
+        tokens = mx.argmax(scores, axis=-1)
     else:
         drawn = []
         for place, row in enumerate(rows):
-            row.sampler = row.sampler or Sampler(row.options, mx.array(row.request.tokens, dtype=mx.int32))
             drawn.append(row.sampler(scores[place : place + 1]))
             state += row.sampler.state
         tokens = mx.concatenate(drawn)

@@ -65,11 +65,9 @@ class HeliumMlx:
 
     def cache_bytes(self) -> int:
         """Return the bytes of a position."""
-        from helium_mlx.cache import make_cache
+        from helium_mlx.cache_memory import bytes_per_token
 
-        cache = make_cache(self.model)
-        self.model.next_logits(mx.array([[1]]), cache)
-        return sum(_bytes_per_position(layer.keys, layer.values) for layer in cache)
+        return bytes_per_token(self.model.config, dtype=self.model.model.norm.weight.dtype)
 
 
 class MlxLm:

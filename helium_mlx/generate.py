@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,14 @@ from helium_mlx.terminal import Progress, run_command
 
 if TYPE_CHECKING:
     from helium_mlx.generation import GenerationChunk
+    from helium_mlx.model import HeliumForCausalLM
+    from helium_mlx.tokenizer import HeliumTokenizer
+
+# From so many tokens on, prompt and output together, it is said what the cache takes.
+LONG_RUN = 1024
+
+# What `stream_generate` knows and `batch_generate` does not.
+_SINGLE_ONLY = ("max_kv_size", "kv_bits", "kv_group_size", "prompt_lookup", "quiet")
 
 DEFAULT_MODEL = "mlx-community/helium-1-preview-2b-4bit"
 
@@ -25,16 +34,49 @@ def build_parser() -> argparse.ArgumentParser:
         "--model", default=DEFAULT_MODEL, help="checkpoint directory, Hub repository or 'demo' (default: %(default)s)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
-    parser.add_argument("--prompt", "-p", required=True, help="text to continue; - reads standard input")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", "-p", help="text to continue; - reads standard input")
+    prompts.add_argument(
+        "--prompt-file", metavar="FILE", help="prompts, one a line or in JSON lines, completed in batches; - is stdin"
+    )
+    parser.add_argument("--output", metavar="FILE", help="with --prompt-file: where results go; gone on with if there")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows computed together (default: %(default)s)")
+    parser.add_argument("--num-samples", type=int, default=1, help="completions of each prompt (default: %(default)s)")
     parser.add_argument("--max-tokens", "-m", type=int, default=256, help="tokens to generate (default: %(default)s)")
     parser.add_argument("--temp", type=float, default=0.0, dest="temperature", help="temperature; 0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the most probable tokens up to this probability")
     parser.add_argument("--top-k", type=int, default=0, help="keep this many of the most probable tokens; 0 is all")
     parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below this fraction of the best one's")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 discourages repeating tokens")
+    parser.add_argument(
+        "--repetition-context-size", type=int, help="tokens that are penalized (default: prompt and output, whole)"
+    )
+    parser.add_argument(
+        "--logit-bias", type=_bias, action="append", default=[], metavar="ID=VALUE", help="added to a token's logit"
+    )
+    parser.add_argument(
+        "--ban",
+        type=int,
+        action="append",
+        default=[],
+        dest="banned_ids",
+        metavar="ID",
+        help="never generate this token",
+    )
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
     parser.add_argument("--stop", action="append", default=[], help="stop before this text; may be given repeatedly")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-stream token")
+    parser.add_argument("--max-kv-size", type=int, help="tokens that the cache keeps: the first and the last ones")
+    parser.add_argument("--kv-bits", type=int, help="quantize the cache to so many bits: 8, 6, 5 or 4")
+    parser.add_argument("--kv-group-size", type=int, default=64, help="cache values that share a scale (default: 64)")
+    parser.add_argument(
+        "--prompt-cache",
+        metavar="FILE",
+        help="cache of a prompt's beginning, read if it is there and written at the end",
+    )
+    parser.add_argument(
+        "--prompt-lookup", type=int, default=0, metavar="N", help="guess up to N tokens ahead from what repeats"
+    )
     parser.add_argument("--prefill-step-size", type=int, default=512, help="prompt tokens to run at a time")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in (default: the checkpoint's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a token instead of text")
@@ -48,36 +90,171 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(lambda: _generate(**options))
 
 
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    return int(token), float(value)
+
+
 def _generate(
     *,
     model: str,
     revision: str | None,
-    prompt: str,
     dtype: str | None,
+    prompt: str | None,
+    prompt_file: str | None,
+    output: str | None,
+    prompt_cache: str | None,
+    logit_bias: list[tuple[int, float]],
+    **options: object,
+) -> None:
+    from helium_mlx.loading import load
+
+    _require_together(prompt_file, output, prompt_cache, options)
+    # The shell's bytes are UTF-8, whatever the locale made of them.
+    text = _read_prompt() if prompt == "-" else os.fsencode(prompt or "").decode("utf-8", errors="replace")
+    network, tokenizer = load(model, revision=revision, dtype=dtype)
+    options["logit_bias"] = dict(logit_bias) or None
+    if prompt_file is not None:
+        name = model if revision is None else f"{model}@{revision}"
+        _complete_file(network, tokenizer, prompt_file, output, name, **options)  # pyright: ignore[reportArgumentType]
+        return
+    warning = tokenizer.trailing_space_warning(text)
+    if warning and not options["quiet"]:
+        print(warning, file=sys.stderr)
+    if options["num_samples"] != 1:
+        _complete_samples(network, tokenizer, text, **options)  # pyright: ignore[reportArgumentType]
+    else:
+        _complete(network, tokenizer, text, prompt_cache, **options)  # pyright: ignore[reportArgumentType]
+
+
+def _require_together(
+    prompt_file: str | None, output: str | None, prompt_cache: str | None, options: dict[str, object]
+) -> None:
+    """Raise GenerationError for flags that do not go together."""
+    many = "--prompt-file" if prompt_file is not None else "--num-samples" if options["num_samples"] != 1 else None
+    if output is not None and prompt_file is None:
+        raise GenerationError("--output is for the results of --prompt-file; redirect standard output instead")
+    single = {"--prompt-cache": prompt_cache, "--max-kv-size": options["max_kv_size"], "--kv-bits": options["kv_bits"],
+              "--prompt-lookup": options["prompt_lookup"] or None}  # fmt: skip
+    given = [flag for flag, value in single.items() if value is not None]
+    if many and given:
+        raise GenerationError(f"{given[0]} is for a single completion and does not go with {many}; leave one out")
+
+
+def _complete(
+    model: "HeliumForCausalLM",
+    tokenizer: "HeliumTokenizer",
+    text: str,
+    prompt_cache: str | None,
+    *,
     json: bool,
     quiet: bool,
+    batch_size: int,
+    num_samples: int,
+    max_tokens: int,
+    max_kv_size: int | None,
+    kv_bits: int | None,
+    kv_group_size: int,
     prefill_step_size: int,
     **options: object,
 ) -> None:
+    from helium_mlx.cache import make_cache
     from helium_mlx.generation import stream_generate
-    from helium_mlx.loading import load
 
-    # The shell's bytes are UTF-8, whatever the locale made of them.
-    text = _read_prompt() if prompt == "-" else os.fsencode(prompt).decode("utf-8", errors="replace")
-    network, tokenizer = load(model, revision=revision, dtype=dtype)
-    warning = tokenizer.trailing_space_warning(text)
-    if warning and not quiet:
-        print(warning, file=sys.stderr)
     tokens = tokenizer.encode(text)
+    kind: dict[str, object] = {"max_kv_size": max_kv_size, "kv_bits": kv_bits, "kv_group_size": kv_group_size}
+    total = min(len(tokens) + max_tokens, model.config.max_position_embeddings)
+    memory = _memory_of(model, total, **kind)
+    stored, held = None, 0
+    if prompt_cache is None:
+        cache = make_cache(model, **kind)  # pyright: ignore[reportArgumentType]
+    else:
+        from helium_mlx.prompt_cache import PromptCache
+
+        stored = PromptCache.open(prompt_cache, model, tokenizer, **kind)  # pyright: ignore[reportArgumentType]
+        cache, held = stored.prepare(tokens)
+        if held and not quiet:
+            print(f"Prompt cache: {held} of {len(tokens)} tokens", file=sys.stderr)
     chunks = stream_generate(
-        network,
+        model,
         tokenizer,
-        tokens,
+        tokens[held:],
+        cache=cache,
+        max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
-        on_progress=Progress("Prompt", quiet=quiet) if len(tokens) > prefill_step_size else None,
+        on_progress=Progress("Prompt", quiet=quiet) if len(tokens) - held > prefill_step_size else None,
         **options,  # pyright: ignore[reportArgumentType]
     )
-    _print_json(chunks) if json else _print_text(chunks, quiet=quiet)
+    if total >= LONG_RUN and not quiet:
+        print(memory, file=sys.stderr)
+    generated: list[int] = []
+    with closing(chunks):
+        try:
+            shown = _noting(chunks, generated)
+            _print_json(shown) if json else _print_text(shown, quiet=quiet)
+        finally:
+            chunks.close()
+            if stored is not None:
+                stored.store(cache, tokens + generated)
+
+
+def _noting(chunks: "Iterator[GenerationChunk]", tokens: list[int]) -> "Iterator[GenerationChunk]":
+    for chunk in chunks:
+        tokens.append(chunk.token)
+        yield chunk
+
+
+def _memory_of(model: "HeliumForCausalLM", tokens: int, **kind: object) -> str:
+    """Return what the cache of a run takes; raise GenerationError if it does not fit beside the weights."""
+    from helium_mlx import cache_memory
+
+    settings = {**kind, "dtype": model.model.norm.weight.dtype}
+    weights = sum(tensor.nbytes for tensor in model.tensors().values())
+    cache_memory.require_fits(weights, model.config, tokens, **settings)  # pyright: ignore[reportArgumentType]
+    return cache_memory.describe(model.config, tokens, **settings)  # pyright: ignore[reportArgumentType]
+
+
+def _complete_samples(
+    model: "HeliumForCausalLM",
+    tokenizer: "HeliumTokenizer",
+    text: str,
+    *,
+    num_samples: int,
+    json: bool,
+    **options: object,
+) -> None:
+    from helium_mlx.batching import batch_generate
+
+    kept = {name: value for name, value in options.items() if name not in _SINGLE_ONLY}
+    for completion in batch_generate(model, tokenizer, [text], samples=num_samples, **kept):  # pyright: ignore
+        if json:
+            _print_object(asdict(completion))
+        else:
+            print(f"[{completion.sample + 1}/{num_samples}] {completion.text}", flush=True)
+
+
+def _complete_file(
+    model: "HeliumForCausalLM",
+    tokenizer: "HeliumTokenizer",
+    path: str,
+    output: str | None,
+    name: str,
+    *,
+    num_samples: int,
+    json: bool,
+    quiet: bool,
+    **options: object,
+) -> None:
+    from helium_mlx.prompt_file import run_prompt_file
+
+    kept = {name: value for name, value in options.items() if name not in _SINGLE_ONLY}
+    report = run_prompt_file(
+        model, tokenizer, path, output, model_name=name, samples=num_samples,
+        on_progress=Progress("Prompts", quiet=quiet), **kept,
+    )  # fmt: skip
+    if not quiet:
+        there = f", {report.already_there} were there already" if report.already_there else ""
+        print(f"{report.written} completions of {report.generated_tokens} tokens{there}", file=sys.stderr)
 
 
 def _read_prompt() -> str:
@@ -89,14 +266,22 @@ def _read_prompt() -> str:
 
 def _print_json(chunks: "Iterator[GenerationChunk]") -> None:
     for chunk in chunks:
-        print(json.dumps(asdict(chunk), ensure_ascii=False), flush=True)
+        _print_object(asdict(chunk))
+
+
+def _print_object(values: dict[str, object]) -> None:
+    print(json.dumps(values, ensure_ascii=False), flush=True)
 
 
 def _print_text(chunks: "Iterator[GenerationChunk]", *, quiet: bool) -> None:
-    chunk = None
+    chunk, guessed = None, 0
     for chunk in chunks:
+        guessed += chunk.from_draft
         print(chunk.text, end="", flush=True)
     print(flush=True)
+    if chunk and guessed and not quiet:
+        passes = chunk.generated_tokens - guessed
+        print(f"Guessed: {guessed} tokens, {chunk.generated_tokens / passes:.2f} tokens a pass", file=sys.stderr)
     if chunk and not quiet:
         print(
             f"Prompt: {chunk.prompt_tokens} tokens, {chunk.prompt_tps:.1f} tokens/s\n"

@@ -6,10 +6,11 @@ by eos or a stop string has the one step in flight behind it, which is thrown aw
 """
 
 import functools
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, ParamSpec, cast
+from typing import TYPE_CHECKING, Literal, ParamSpec, cast
 
 import mlx.core as mx
 
@@ -21,9 +22,15 @@ from helium_mlx.sampling import Sampler, SamplingOptions, token_logprobs
 from helium_mlx.stopping import StopStrings
 from helium_mlx.tokenizer import HeliumTokenizer
 
-FinishReason = Literal["stop", "length", "eos"]
+if TYPE_CHECKING:
+    from helium_mlx.prompt_lookup import LookupDecoding
+
+FinishReason = Literal["stop", "length", "eos", "cancelled"]
 
 P = ParamSpec("P")
+
+# How often MLX's cache of free buffers is emptied: growing key-value caches leave one behind of every size.
+TOKENS_PER_CLEARING = 256
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class GenerationChunk:
 
     `logprob` and `top_logprobs` (token id to natural logarithm, most probable first) are the model's own, before
     temperature and filters, and None and empty unless `logprobs` was asked for. Speeds are tokens a second;
-    `peak_memory` is MLX's, in gigabytes (1e9 bytes). `finish_reason` is None until the last chunk.
+    `peak_memory` is MLX's, in gigabytes (1e9 bytes). `from_draft` says that prompt lookup had guessed the token.
+    `finish_reason` is None until the last chunk. A run cancelled in its prompt has one chunk, whose token is -1.
     """
 
     text: str
@@ -67,9 +75,14 @@ def stream_generate(
     ignore_eos: bool = False,
     logprobs: int = 0,
     cache: list[KVCache] | None = None,
+    max_kv_size: int | None = None,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
     prefill_step_size: int = 512,
+    prompt_lookup: int = 0,
+    cancel: threading.Event | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[GenerationChunk]:
+) -> Generator[GenerationChunk, None, None]:
     """Yield the completion of `prompt` (text, or token ids that are used as they are), a chunk a token.
 
     The text is the new tokens decoded, so it begins, as in transformers, without the space that parts it from the
@@ -78,9 +91,14 @@ def stream_generate(
     `temperature` 0 is greedy. `logit_bias` is added to the logits of the ids it names; `banned_ids` are not generated,
     and while sampling, nor are the tokenizer's reserved ids, but for those that `logit_bias` names. `stop` strings end
     the text before they appear in it. `logprobs` asks for that many alternatives a token. `cache` holds what precedes
-    the prompt; afterwards it also holds the prompt and every token but the last, however the run ended.
-    `prefill_step_size` tokens of the prompt are run at a time, and `on_progress(done, total)` is called after each
-    step. A completion ends, with reason "length", where the model's context does.
+    the prompt; afterwards it also holds the prompt and every token but the last, however the run ended. Without one,
+    `max_kv_size` makes a cache that keeps the first token and the last ones, and `kv_bits` one that is quantized in
+    groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are run at a time, and
+    `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many tokens ahead from what
+    prompt and output repeat (see `prompt_lookup.py`). Setting `cancel` ends the run before its next step, in the
+    prompt too.
+
+    A completion ends, with reason "length", where the model's context does, unless a cache that forgets is smaller.
 
     Raises GenerationError for options out of range and ContextOverflowError for a prompt longer than the context,
     both at the call and not at the first chunk.
@@ -94,8 +112,12 @@ def stream_generate(
     if not isinstance(logprobs, int) or not 0 <= logprobs <= model.config.vocab_size:
         raise GenerationError(f"logprobs is {logprobs}; it must be from 0 to vocab_size = {model.config.vocab_size}")
     tokens = tokens_of_prompt(model, tokenizer, prompt)
-    cache = make_cache(model) if cache is None else cache
-    room = room_after(model, length_of_past(cache, model.config), len(tokens))
+    if cache is None:
+        cache = make_cache(model, max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size)
+    elif max_kv_size is not None or kv_bits is not None:
+        raise GenerationError("cache is given beside max_kv_size or kv_bits, which say what cache to make; keep one")
+    held = length_of_past(cache, model.config)
+    count = max_tokens if _forgets(cache, model) else min(max_tokens, room_after(model, held, len(tokens)))
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
     sampler = Sampler(
         options,
@@ -104,22 +126,55 @@ def stream_generate(
         reserved_ids=tokenizer.reserved_ids if temperature > 0 else (),
     )
     return _stream(
-        Decoding(model, cache, sampler, logprobs),
+        _decoding(model, cache, sampler, logprobs, tokens, count, prompt_lookup),
         CompletionText(tokenizer, StopStrings(stop), eos),
         tokens,
-        count=min(max_tokens, room),
+        count=count,
         prefill_step_size=prefill_step_size,
+        cancel=cancel or threading.Event(),
         on_progress=on_progress,
     )
+
+
+def _decoding(
+    model: HeliumForCausalLM,
+    cache: list[KVCache],
+    sampler: Sampler,
+    logprobs: int,
+    prompt: list[int],
+    count: int,
+    draft_tokens: int,
+) -> "Decoding | LookupDecoding":
+    if not draft_tokens:
+        return Decoding(model, cache, sampler, logprobs)
+    # Imported here: it builds on this module, and most runs do without.
+    from helium_mlx.prompt_lookup import LookupDecoding, check_draft_tokens
+
+    check_draft_tokens(draft_tokens, cache, cache[0].offset + len(prompt) + count)
+    return LookupDecoding(model, cache, sampler, logprobs, prompt=prompt, draft_tokens=draft_tokens)
+
+
+def _forgets(cache: list[KVCache], model: HeliumForCausalLM) -> bool:
+    """Whether a cache keeps fewer tokens than the model's context, so that text may go on without end."""
+    size = cache[0].kind.get("max_size")
+    return size is not None and size <= model.config.max_position_embeddings
 
 
 def _joined(stream: Callable[P, Iterator[GenerationChunk]]) -> Callable[P, str]:
     @functools.wraps(stream)
     def generate(*args: P.args, **kwargs: P.kwargs) -> str:
+        prompt = kwargs["prompt"] if "prompt" in kwargs else args[2] if len(args) > 2 else None
+        if isinstance(prompt, Sequence) and prompt and not isinstance(prompt[0], int) and not isinstance(prompt, str):
+            from helium_mlx.batching import generate_many
+
+            return cast(str, generate_many(*args, **kwargs))  # pyright: ignore[reportCallIssue, reportArgumentType]
         return "".join(chunk.text for chunk in stream(*args, **kwargs))
 
     generate.__name__ = generate.__qualname__ = "generate"
-    generate.__doc__ = "Return the completion of `prompt`; takes what `stream_generate` takes."
+    generate.__doc__ = (
+        "Return the completion of `prompt`; takes what `stream_generate` takes.\n\n"
+        "Of a list of prompts, return a list, computed together; options are `batching.batch_generate`'s."
+    )
     return generate
 
 
@@ -132,17 +187,32 @@ def prefill(
     cache: list[KVCache],
     *,
     step_size: int,
+    cancel: threading.Event | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> mx.array:
-    """Run a prompt through the model, `step_size` tokens at a time; return the last logits, (1, vocab_size), lazily."""
+    """Run a prompt through the model, `step_size` tokens at a time; return the last logits, (1, vocab_size), lazily.
+
+    Raises CancelledError once `cancel` is set: the cache then holds the steps that were run.
+    """
     prompt = mx.array(list(tokens), dtype=mx.int32)[None]
     last = (len(tokens) - 1) // step_size * step_size
     for start in range(0, last, step_size):
+        _raise_if_set(cancel)
         model.model.run(model.model.embed(prompt[:, start : start + step_size]), cache)
         mx.eval([layer.state for layer in cache])
         if on_progress:
             on_progress(start + step_size, len(tokens))
+    _raise_if_set(cancel)
     return model.next_logits(prompt[:, last:], cache)
+
+
+class CancelledError(Exception):
+    """The event that was given to cancel a run was set."""
+
+
+def _raise_if_set(cancel: threading.Event | None) -> None:
+    if cancel and cancel.is_set():
+        raise CancelledError
 
 
 @dataclass(frozen=True)
@@ -216,43 +286,55 @@ class CompletionText:
 
 
 def _stream(
-    decoding: Decoding,
+    decoding: "Decoding | LookupDecoding",
     text_of: CompletionText,
     prompt: Sequence[int],
     *,
     count: int,
     prefill_step_size: int,
+    cancel: threading.Event,
     on_progress: Callable[[int, int], None] | None,
-) -> Iterator[GenerationChunk]:
+) -> Generator[GenerationChunk, None, None]:
     start, prompt_seconds, generated = time.perf_counter(), 0.0, 0
     held = decoding.cache[0].offset + len(prompt)
+
+    def chunk(decoded: DecodedToken, text: str, reason: FinishReason | None) -> GenerationChunk:
+        return GenerationChunk(
+            text=text,
+            token=decoded.token,
+            logprob=decoded.logprob,
+            top_logprobs=decoded.top_logprobs,
+            from_draft=decoded.from_draft,
+            finish_reason=reason,
+            prompt_tokens=len(prompt),
+            generated_tokens=generated,
+            prompt_tps=len(prompt) / max(prompt_seconds, 1e-9) if generated else 0.0,
+            generation_tps=(generated - 1) / max(time.perf_counter() - start, 1e-9) if generated else 0.0,
+            peak_memory=mx.get_peak_memory() / 1e9,
+        )
+
     for layer in decoding.cache:
         # The last token is emitted and not fed back.
         layer.reserve(held + count - 1)
-    logits = prefill(decoding.model, prompt, decoding.cache, step_size=prefill_step_size, on_progress=on_progress)
     try:
+        logits = prefill(
+            decoding.model, prompt, decoding.cache, step_size=prefill_step_size, cancel=cancel, on_progress=on_progress
+        )
         for decoded in decoding.tokens(logits, count):
-            now, generated = time.perf_counter(), generated + 1
+            cancelled, generated = cancel.is_set(), generated + 1
             if generated == 1:
+                now = time.perf_counter()
                 prompt_seconds, start = now - start, now
                 if on_progress:
                     on_progress(len(prompt), len(prompt))
-            text, reason = text_of.add(decoded.token, is_last=generated == count)
-            yield GenerationChunk(
-                text=text,
-                token=decoded.token,
-                logprob=decoded.logprob,
-                top_logprobs=decoded.top_logprobs,
-                from_draft=decoded.from_draft,
-                finish_reason=reason,
-                prompt_tokens=len(prompt),
-                generated_tokens=generated,
-                prompt_tps=len(prompt) / max(prompt_seconds, 1e-9),
-                generation_tps=(generated - 1) / max(now - start, 1e-9),
-                peak_memory=mx.get_peak_memory() / 1e9,
-            )
+            text, reason = text_of.add(decoded.token, is_last=cancelled or generated == count)
+            yield chunk(decoded, text, "cancelled" if cancelled and reason == "length" else reason)
             if reason:
                 return
+            if generated % TOKENS_PER_CLEARING == 0:
+                mx.clear_cache()
+    except CancelledError:
+        yield chunk(DecodedToken(-1, None, {}), "", "cancelled")
     finally:
         # A run that was ended early has the token of the step in flight in its cache.
         for layer in decoding.cache:

@@ -345,12 +345,12 @@ def _fill(
                 f"tensor {name} is {info.dtype} of shape {shown(info.shape)}; "
                 f"expected {allowed[0]} of {shown((B, n_kv_heads, slots, width))}"
             )
-    with TensorReader(path) as reader:
-        for one, row in zip(cache, names, strict=True):
-            parts = [reader.read(infos[name]).astype(expected[name][1]) for name in row]
-            one.restore(parts, offset=offset, written=written, dtype=dtype)
-            mx.eval(parts)
-        reader.require_unchanged()
+    reader = TensorReader(path)
+    for one, row in zip(cache, names, strict=True):
+        parts = [reader.read(infos[name]).astype(expected[name][1]) for name in row]
+        one.restore(parts, offset=offset, written=written, dtype=dtype)
+        mx.eval(parts)
+    reader.require_unchanged()
 
 
 def _checked_kind(kind: object) -> dict[str, int]:

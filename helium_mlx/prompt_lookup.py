@@ -26,7 +26,7 @@ from helium_mlx.errors import GenerationError
 from helium_mlx.generation import DecodedToken
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.ngram_index import SIZES, NgramIndex
-from helium_mlx.sampling import Sampler, logprobs
+from helium_mlx.sampling import Sampler, token_logprobs
 
 SHORTEST_MATCH = SIZES[-1]
 """Tokens that have to have occurred before for what followed them to be a draft, while drafts are accepted."""
@@ -155,10 +155,7 @@ class LookupDecoding:
         """Start drawing at each position as if the drafts before it had been drawn; `logits`: (1 + drafts, V)."""
         drawn, scored = self.sampler.draw(logits), []
         if self.top_logprobs:
-            scores = logprobs(logits)
-            top = mx.argpartition(-scores, self.top_logprobs - 1, axis=-1)[:, : self.top_logprobs]
-            chosen = mx.take_along_axis(scores, drawn[:, None], axis=-1)[:, 0]
-            scored = [chosen, top, mx.take_along_axis(scores, top, axis=-1)]
+            scored = token_logprobs(logits, drawn, self.top_logprobs)
         mx.async_eval(drawn, scored, self.sampler.state)
         return Pass(drafts, drawn, scored)
 

@@ -20,10 +20,9 @@ def filled(padding: list[int], columns: int, *, layers: int = 2, base: int = 0) 
 
 def held(cache: BatchKVCache) -> list[list[float]]:
     """The keys of each row, without its padding."""
-    assert cache.keys is not None
-    assert cache.values is not None
-    rows: list[list[float]] = cache.keys[:, 0, : cache.offset, 0].tolist()  # pyright: ignore[reportAssignmentType]
-    negated = (-cache.values[:, 0, : cache.offset, 0]).tolist()
+    keys, values = cache.parts
+    rows: list[list[float]] = keys[:, 0, :, 0].tolist()  # pyright: ignore[reportAssignmentType]
+    negated = (-values[:, 0, :, 0]).tolist()
     assert rows == negated
     return [row[padding:] for row, padding in zip(rows, cache.padding, strict=True)]
 

@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -281,3 +282,67 @@ def test_parsers_name_the_functions_options() -> None:
     function: Callable[..., object] = convert_function
     given = {action.dest for action in build_parser()._actions} - {"help"}
     assert given == set(inspect.signature(function).parameters) - {"on_progress", "on_verification"}
+
+
+def test_a_prompt_cache_is_gone_on_with(tmp_path: Path) -> None:
+    arguments = ["generate", "--model", "demo", "-m", "8", "--ignore-eos"]
+    cold = helium(*arguments, "--prompt", "Once upon a time there was a girl").stdout
+    cached = [*arguments, "--prompt-cache", str(tmp_path / "x.safetensors")]
+    assert helium(*cached, "--prompt", "Once upon a time there was a boy").returncode == 0
+    warm = helium(*cached, "--prompt", "Once upon a time there was a girl")
+    assert warm.stdout == cold
+    assert re.search(r"Prompt cache: 13 of 16 tokens", warm.stderr)
+
+
+def test_prompt_lookup_reports_what_it_guessed() -> None:
+    prompt = "Once upon a time there was a boy called Arthur. Once upon a time there was a boy called Arthur. Once upon"
+    arguments = ["generate", "--model", "demo", "--prompt", prompt, "-m", "20", "--ignore-eos"]
+    plain, guessed = helium(*arguments), helium(*arguments, "--prompt-lookup", "6")
+    assert guessed.stdout == plain.stdout
+    assert re.search(r"Guessed: \d+ tokens, \d\.\d\d tokens a pass", guessed.stderr)
+    assert "Guessed" not in plain.stderr
+
+
+def test_a_long_run_says_what_its_cache_takes() -> None:
+    result = helium("generate", *PROMPT, "-m", "2000", "--kv-bits", "8", "--max-kv-size", "64", "--stop", " ")
+    assert result.returncode == 0
+    assert re.search(r"KV cache: [\d,]+ bytes a token, \d\.\d\d GB for \d+ tokens", result.stderr)
+
+
+def test_prompts_of_a_file_are_completed_as_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("Once upon a time\n\nEs war einmal\n")
+    output = tmp_path / "out.jsonl"
+    arguments = ["generate", "--model", "demo", "-m", "6", "--ignore-eos", "--prompt-file", str(tmp_path / "prompts")]
+    result = helium(*arguments, "--output", str(output))
+    assert result.returncode == 0, result.stderr
+    records = {record["index"]: record for record in map(json.loads, output.read_text().splitlines())}
+    solo = helium("generate", "--model", "demo", "-m", "6", "--ignore-eos", "--prompt", "Es war einmal", "-q").stdout
+    assert sorted(records) == [0, 2]
+    assert records[2]["text"] == solo.removesuffix("\n")
+    again = helium(*arguments, "--output", str(output))
+    assert "0 completions of 0 tokens, 2 were there already" in again.stderr
+
+
+def test_samples_share_a_prompt_and_differ() -> None:
+    result = helium("generate", *PROMPT, "-m", "8", "--num-samples", "3", "--temp", "1", "--seed", "1", "--json")
+    texts = [json.loads(line)["text"] for line in result.stdout.splitlines()]
+    assert len(texts) == 3
+    assert len(set(texts)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "a", "--output", "x"], "--output is for the results of --prompt-file"),
+        (["--prompt", "a", "--num-samples", "2", "--kv-bits", "8"], "--kv-bits is for a single completion"),
+        (["--prompt-file", "x", "--prompt-cache", "y"], "--prompt-cache is for a single completion"),
+        (["--prompt", "a", "--kv-bits", "3"], "kv_bits is 3"),
+        (["--prompt", "a", "--ban", "99999"], "banned_ids has the token 99999"),
+        (["--prompt", "a", "--prompt-lookup", "-1"], "prompt_lookup is -1"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(arguments: list[str], message: str) -> None:
+    result = helium("generate", "--model", "demo", *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1

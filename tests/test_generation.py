@@ -1,14 +1,18 @@
 import concurrent.futures
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
 import pytest
+from tiny_checkpoints import write_checkpoint
 
 import helium_mlx
 from helium_mlx.cache import make_cache
-from helium_mlx.errors import ContextOverflowError, HeliumError
-from helium_mlx.generation import Decoding, GenerationChunk, prefill
+from helium_mlx.checkpoint import load_model
+from helium_mlx.errors import ContextOverflowError, GenerationError, HeliumError
+from helium_mlx.generation import Decoding, GenerationChunk, prefill, stream_generate
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.tokenizer import HeliumTokenizer
 
@@ -290,3 +294,91 @@ def test_the_cache_takes_memory_for_just_what_is_coming(demo: Demo) -> None:
     cache = make_cache(demo[0])
     collect(helium_mlx.stream_generate(*demo, [1] * 8, max_tokens=5, cache=cache, ignore_eos=True))
     assert cache[0].state[0].shape[2] == 8 + 5 - 1
+
+
+def test_setting_the_event_ends_the_run_with_the_next_token(demo: Demo) -> None:
+    model, tokenizer = demo
+    plain = [chunk.token for chunk in stream_generate(model, tokenizer, PROMPT, max_tokens=20, ignore_eos=True)]
+    cancel, cache, chunks = threading.Event(), make_cache(model), list[GenerationChunk]()
+    for chunk in stream_generate(
+        model, tokenizer, PROMPT, max_tokens=20, ignore_eos=True, cache=cache, cancel=cancel
+    ):  # fmt: skip
+        chunks.append(chunk)
+        if len(chunks) == 5:
+            cancel.set()
+    assert [chunk.finish_reason for chunk in chunks] == [None] * 5 + ["cancelled"]
+    assert [chunk.token for chunk in chunks] == plain[:6]
+    rest = [
+        chunk.token
+        for chunk in stream_generate(model, tokenizer, [plain[5]], max_tokens=14, ignore_eos=True, cache=cache)
+    ]
+    assert rest == plain[6:]
+
+
+def test_a_run_is_cancelled_between_the_steps_of_its_prompt(demo: Demo) -> None:
+    model, tokenizer = demo
+    ids, cancel, cache, steps = [1, *range(300, 340)], threading.Event(), make_cache(model), list[int]()
+
+    def on_progress(done: int, total: int) -> None:
+        steps.append(done)
+        if done == 16:
+            cancel.set()
+
+    chunks = list(
+        stream_generate(
+            model,
+            tokenizer,
+            ids,
+            max_tokens=5,
+            cache=cache,
+            prefill_step_size=8,
+            cancel=cancel,
+            on_progress=on_progress,
+        )
+    )
+    assert steps == [8, 16]
+    assert [(chunk.token, chunk.text, chunk.finish_reason) for chunk in chunks] == [(-1, "", "cancelled")]
+    assert cache[0].offset == 16
+    options = {"max_tokens": 12, "ignore_eos": True}
+    resumed = stream_generate(model, tokenizer, ids[16:], cache=cache, **options)  # pyright: ignore
+    cold = stream_generate(model, tokenizer, ids, **options)  # pyright: ignore
+    assert [chunk.token for chunk in resumed] == [chunk.token for chunk in cold]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 3}, {"logprobs": 2}])
+@pytest.mark.parametrize("cache_options", [{}, {"kv_bits": 8}, {"max_kv_size": 200}])
+def test_prompt_lookup_changes_no_token(
+    demo: Demo, options: dict[str, object], cache_options: dict[str, object]
+) -> None:
+    model, tokenizer = demo
+    story = helium_mlx.generate(model, tokenizer, "Once upon a time", max_tokens=60)
+    prompt = f"Once upon a time{story} Once upon a time"
+    given = {"max_tokens": 50, "ignore_eos": True, **options, **cache_options}
+    plain = list(stream_generate(model, tokenizer, prompt, **given))  # pyright: ignore[reportArgumentType]
+    guessed = list(stream_generate(model, tokenizer, prompt, prompt_lookup=6, **given))  # pyright: ignore
+    assert [chunk.token for chunk in guessed] == [chunk.token for chunk in plain]
+    if not options:
+        assert sum(chunk.from_draft for chunk in guessed) >= 3
+    assert not any(chunk.from_draft for chunk in plain)
+
+
+def test_a_cache_that_forgets_lets_text_go_on_past_the_context(tmp_path: Path) -> None:
+    model = load_model(write_checkpoint(tmp_path, max_position_embeddings=32, vocab_size=2048))
+    tokenizer = HeliumTokenizer.from_pretrained("demo")
+    chunks = list(stream_generate(model, tokenizer, [1, 5, 6], max_tokens=60, max_kv_size=16, ignore_eos=True))
+    assert len(chunks) == 60
+    assert chunks[-1].finish_reason == "length"
+    assert len(list(stream_generate(model, tokenizer, [1, 5, 6], max_tokens=60, ignore_eos=True))) == 29
+
+
+def test_a_cache_and_options_for_one_exclude_each_other(demo: Demo) -> None:
+    model, tokenizer = demo
+    with pytest.raises(GenerationError, match="cache is given beside max_kv_size or kv_bits"):
+        stream_generate(model, tokenizer, PROMPT, cache=make_cache(model), kv_bits=8)
+
+
+def test_a_list_of_prompts_gives_a_list(demo: Demo) -> None:
+    model, tokenizer = demo
+    prompts = ["Once upon a time", "Es war einmal", "Il était une fois une fille"]
+    solo = [helium_mlx.generate(model, tokenizer, prompt, max_tokens=12) for prompt in prompts]
+    assert helium_mlx.generate(model, tokenizer, prompts, max_tokens=12) == solo  # pyright: ignore[reportArgumentType]

@@ -73,12 +73,13 @@ def test_a_step_of_ours_has_one_product_a_weight_and_two_a_layer_of_attention(
 ) -> None:
     from helium_mlx.cache import make_cache
     from helium_mlx.generation import Decoding, prefill
-    from helium_mlx.sampling import SamplingOptions
+    from helium_mlx.sampling import Sampler, SamplingOptions
 
     model = load_case("helium-mha")
     cache, prompt = make_cache(model), [1, 5, 6]
-    decoding = Decoding(model, cache, SamplingOptions(), 0)
-    step = graph_size.step_operations(decoding.tokens(prefill(model, prompt, cache, step_size=8), prompt, 12))
+    sampler = Sampler(SamplingOptions(), mx.array(prompt), vocab_size=model.config.vocab_size)
+    decoding = Decoding(model, cache, sampler, 0)
+    step = graph_size.step_operations(decoding.tokens(prefill(model, prompt, cache, step_size=8), 12))
     layers = model.config.num_hidden_layers
     attention = 2 if "ScaledDotProductAttention" not in step else 0
     assert step["Matmul"] == layers * (4 + attention) + 1
