@@ -83,7 +83,7 @@ class HeliumAttention(nn.Module):
     ) -> tuple[mx.array, mx.array | None]:
         B, L, _ = x.shape
         n_rotated = self.n_heads + self.n_kv_heads
-        qkv = self._project(x).reshape(B, L, n_rotated + self.n_kv_heads, self.head_dim).transpose(0, 2, 1, 3)
+        qkv = _by_head(self._project(x), n_rotated + self.n_kv_heads)
         rotated, values = rotate(qkv[:, :n_rotated]), qkv[:, n_rotated:]
         queries, keys = rotated[:, : self.n_heads], rotated[:, self.n_heads :]
         if last_only:
@@ -97,7 +97,9 @@ class HeliumAttention(nn.Module):
             output = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
         else:
             output = cache.attend(queries, keys, values, scale=self.scale, mask=mask)
-        return self.o_proj(output.transpose(0, 2, 1, 3).reshape(B, L, -1)), weights
+        # With one token, (B, heads, 1, D) and (B, 1, heads, D) are the same values in the same order.
+        output = output if L == 1 else output.transpose(0, 2, 1, 3)
+        return self.o_proj(output.reshape(B, L, -1)), weights
 
     def _project(self, x: mx.array) -> mx.array:
         if self._merged:
@@ -119,6 +121,12 @@ class HeliumAttention(nn.Module):
             kept = mx.random.bernoulli(1 - self.dropout, weights.shape)
             weights = mx.where(kept, weights / (1 - self.dropout), 0)
         return weights @ values, weights
+
+
+def _by_head(x: mx.array, n_heads: int) -> mx.array:
+    """Return (B, L, n_heads * D) as (B, n_heads, L, D)."""
+    B, L, _ = x.shape
+    return x.reshape(B, n_heads, 1, -1) if L == 1 else x.reshape(B, L, n_heads, -1).transpose(0, 2, 1, 3)
 
 
 class HeliumMLP(nn.Module):
@@ -288,7 +296,12 @@ class HeliumModel(HeliumPreTrainedModel):
         if position_ids is not None:
             rotate = self._rope.at_positions(position_ids)
         else:
-            rotate = self._rope.at(offset, L) if row_offsets is None else self._rope.at_rows(row_offsets, L)
+            # `last_only` is for generation, which has no use for gradients.
+            rotate = (
+                self._rope.at(offset, L, differentiable=not last_only)
+                if row_offsets is None
+                else self._rope.at_rows(row_offsets, L)
+            )
 
         hidden_states, attentions = [h], []
         for layer, cache in zip(self.layers, caches, strict=True):

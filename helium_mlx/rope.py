@@ -119,8 +119,8 @@ class RotaryEmbedding:
         self.attention_factor = self._attention_factor()
         self._wavelengths: dict[int, mx.array] = {}
 
-    def at(self, offset: int, length: int) -> Rotation:
-        """Rotate to positions offset, ..., offset + length - 1."""
+    def at(self, offset: int, length: int, *, differentiable: bool = True) -> Rotation:
+        """Rotate to positions offset, ..., offset + length - 1; without `differentiable` there may be no gradient."""
         wavelengths = self._wavelengths_for(offset + length)
         if backend.has_fused_kernels():
             return lambda x: mx.fast.rope(
@@ -134,7 +134,10 @@ class RotaryEmbedding:
             )
         # Without a fused kernel, cos and sin once for all layers are cheaper than mx.fast.rope in each.
         positions = mx.arange(offset, offset + length, dtype=mx.float32)
-        return self._table_rotation(positions[:, None] / wavelengths)
+        angles = positions[:, None] / wavelengths
+        if self.interleaved and length == 1 and not differentiable:
+            return self._complex_rotation(angles)
+        return self._table_rotation(angles)
 
     def at_rows(self, offsets: Sequence[int], length: int) -> Rotation:
         """Rotate each row as `at` would with its own offset; one below 0 is padding, where any rotation does."""
@@ -178,6 +181,19 @@ class RotaryEmbedding:
                 return mx.stack([x1 * c - x2 * s, x2 * c + x1 * s], axis=-1).reshape(x.shape)
             x1, x2 = mx.split(x, 2, axis=-1)
             return mx.concatenate([x1 * c - x2 * s, x2 * c + x1 * s], axis=-1)
+
+        return rotate
+
+    def _complex_rotation(self, angles: mx.array) -> Rotation:
+        """A pair as a complex number, turned by a product: a fifth of the operations, for float32.
+
+        For many tokens at once it is slower than the table on the CPU, and MLX has no gradient of a view.
+        """
+        turn = mx.stack([mx.cos(angles), mx.sin(angles)], axis=-1).view(mx.complex64)[..., 0]
+        by_table = self._table_rotation(angles)
+
+        def rotate(x: mx.array) -> mx.array:
+            return (x.view(mx.complex64) * turn).view(mx.float32) if x.dtype == mx.float32 else by_table(x)
 
         return rotate
 

@@ -96,8 +96,8 @@ def test_queries_and_keys_are_rotated_in_one_call(load_case: CaseLoader, monkeyp
     model, shapes = load_case("helium-gqa-bias"), []
     original = RotaryEmbedding.at
 
-    def counting(self: RotaryEmbedding, offset: int, length: int) -> object:
-        rotate = original(self, offset, length)
+    def counting(self: RotaryEmbedding, offset: int, length: int, **options: bool) -> object:
+        rotate = original(self, offset, length, **options)
         return lambda x: shapes.append(x.shape) or rotate(x)
 
     monkeypatch.setattr(RotaryEmbedding, "at", counting)

@@ -57,3 +57,15 @@ def test_longrope_changes_factors_past_the_original_context() -> None:
 def test_tables_keep_the_dtype() -> None:
     x = mx.zeros((1, 1, 3, HEAD_DIM), mx.bfloat16)
     assert make().at(0, 3)(x).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("offset", [0, 1, 77, 4000])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_a_single_token_is_rotated_alike_without_gradients(offset: int, dtype: mx.Dtype) -> None:
+    rope = RotaryEmbedding(
+        {"rope_type": "default", "rope_theta": 1e5}, head_dim=64, max_position_embeddings=4096, interleaved=True
+    )
+    x = mx.random.normal((2, 3, 1, 64), key=mx.random.key(offset)).astype(dtype)
+    expected, found = rope.at(offset, 1)(x), rope.at(offset, 1, differentiable=False)(x)
+    assert found.dtype == dtype
+    assert mx.allclose(found, expected, rtol=1e-6, atol=1e-6)
