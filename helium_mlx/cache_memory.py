@@ -60,7 +60,9 @@ def describe(
     total = cache_bytes(
         config, tokens, max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, dtype=dtype
     )
-    return f"KV cache: {each:,} bytes a token, {_gigabytes(total)} for {tokens} tokens"
+    kept = total // each
+    held = f"{tokens} tokens" if kept >= tokens else f"the {kept} of {tokens} tokens that it keeps"
+    return f"KV cache: {each:,} bytes a token, {_gigabytes(total)} for {held}"
 
 
 def working_set_bytes() -> int | None:
@@ -137,4 +139,4 @@ def _group_size(head_dim: int) -> int | None:
 
 
 def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e9:.2f} GB" if abs(count) >= 1e8 else f"{count / 1e6:.1f} MB"

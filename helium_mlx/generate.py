@@ -92,7 +92,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bias(text: str) -> tuple[int, float]:
     token, _, value = text.partition("=")
-    return int(token), float(value)
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ID=VALUE, such as 17=-2.5") from None
 
 
 def _generate(
@@ -163,7 +166,9 @@ def _complete(
 
     tokens = tokenizer.encode(text)
     kind: dict[str, object] = {"max_kv_size": max_kv_size, "kv_bits": kv_bits, "kv_group_size": kv_group_size}
-    total = min(len(tokens) + max_tokens, model.config.max_position_embeddings)
+    total = len(tokens) + max_tokens
+    if max_kv_size is None:
+        total = min(total, model.config.max_position_embeddings)
     memory = _memory_of(model, total, **kind)
     stored, held = None, 0
     if prompt_cache is None:
@@ -180,6 +185,7 @@ def _complete(
         tokenizer,
         tokens[held:],
         cache=cache,
+        cached_tokens=tokens[:held],
         max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
         on_progress=Progress("Prompt", quiet=quiet) if len(tokens) - held > prefill_step_size else None,
@@ -191,7 +197,7 @@ def _complete(
     with closing(chunks):
         try:
             shown = _noting(chunks, generated)
-            _print_json(shown) if json else _print_text(shown, quiet=quiet)
+            _print_json(shown) if json else _print_text(shown, quiet=quiet, guesses=bool(options["prompt_lookup"]))
         finally:
             chunks.close()
             if stored is not None:
@@ -273,13 +279,13 @@ def _print_object(values: dict[str, object]) -> None:
     print(json.dumps(values, ensure_ascii=False), flush=True)
 
 
-def _print_text(chunks: "Iterator[GenerationChunk]", *, quiet: bool) -> None:
+def _print_text(chunks: "Iterator[GenerationChunk]", *, quiet: bool, guesses: bool) -> None:
     chunk, guessed = None, 0
     for chunk in chunks:
         guessed += chunk.from_draft
         print(chunk.text, end="", flush=True)
     print(flush=True)
-    if chunk and guessed and not quiet:
+    if chunk and guesses and not quiet:
         passes = chunk.generated_tokens - guessed
         print(f"Guessed: {guessed} tokens, {chunk.generated_tokens / passes:.2f} tokens a pass", file=sys.stderr)
     if chunk and not quiet:

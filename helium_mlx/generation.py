@@ -6,6 +6,7 @@ by eos or a stop string has the one step in flight behind it, which is thrown aw
 """
 
 import functools
+import inspect
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -75,6 +76,7 @@ def stream_generate(
     ignore_eos: bool = False,
     logprobs: int = 0,
     cache: list[KVCache] | None = None,
+    cached_tokens: Sequence[int] = (),
     max_kv_size: int | None = None,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
@@ -91,7 +93,8 @@ def stream_generate(
     `temperature` 0 is greedy. `logit_bias` is added to the logits of the ids it names; `banned_ids` are not generated,
     and while sampling, nor are the tokenizer's reserved ids, but for those that `logit_bias` names. `stop` strings end
     the text before they appear in it. `logprobs` asks for that many alternatives a token. `cache` holds what precedes
-    the prompt; afterwards it also holds the prompt and every token but the last, however the run ended. Without one,
+    the prompt; afterwards it also holds the prompt and every token but the last, however the run ended. A cache does
+    not know its tokens: `cached_tokens` tells them to the repetition penalty and to prompt lookup. Without a cache,
     `max_kv_size` makes a cache that keeps the first token and the last ones, and `kv_bits` one that is quantized in
     groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are run at a time, and
     `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many tokens ahead from what
@@ -119,17 +122,19 @@ def stream_generate(
     held = length_of_past(cache, model.config)
     count = max_tokens if _forgets(cache, model) else min(max_tokens, room_after(model, held, len(tokens)))
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
+    before = list(cached_tokens)
     sampler = Sampler(
         options,
-        mx.array(tokens, dtype=mx.int32),
+        mx.array(before + tokens, dtype=mx.int32),
         vocab_size=model.config.vocab_size,
         reserved_ids=tokenizer.reserved_ids if temperature > 0 else (),
     )
     return _stream(
-        _decoding(model, cache, sampler, logprobs, tokens, count, prompt_lookup),
+        _decoding(model, cache, sampler, logprobs, before + tokens, held + len(tokens) + count, prompt_lookup),
         CompletionText(tokenizer, StopStrings(stop), eos),
         tokens,
         count=count,
+        tokens_before=len(before),
         prefill_step_size=prefill_step_size,
         cancel=cancel or threading.Event(),
         on_progress=on_progress,
@@ -142,7 +147,7 @@ def _decoding(
     sampler: Sampler,
     logprobs: int,
     prompt: list[int],
-    count: int,
+    tokens_in_all: int,
     draft_tokens: int,
 ) -> "Decoding | LookupDecoding":
     if not draft_tokens:
@@ -150,7 +155,7 @@ def _decoding(
     # Imported here: it builds on this module, and most runs do without.
     from helium_mlx.prompt_lookup import LookupDecoding, check_draft_tokens
 
-    check_draft_tokens(draft_tokens, cache, cache[0].offset + len(prompt) + count)
+    check_draft_tokens(draft_tokens, cache, tokens_in_all)
     return LookupDecoding(model, cache, sampler, logprobs, prompt=prompt, draft_tokens=draft_tokens)
 
 
@@ -160,6 +165,20 @@ def _forgets(cache: list[KVCache], model: HeliumForCausalLM) -> bool:
     return size is not None and size <= model.config.max_position_embeddings
 
 
+# What `stream_generate` takes and batches do not, with the values that ask for nothing.
+_FOR_ONE_PROMPT: dict[str, object] = {
+    "cache": None, "cached_tokens": (), "max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "logprobs": 0,
+    "prompt_lookup": 0, "cancel": None, "on_progress": None,
+}  # fmt: skip
+
+
+def _require_batchable(options: dict[str, object]) -> None:
+    """Take out of `options` what only a single prompt has; raise GenerationError where it asks for something."""
+    for name, nothing in _FOR_ONE_PROMPT.items():
+        if options.pop(name, nothing) != nothing:
+            raise GenerationError(f"{name} is for a single prompt, and a list of prompts came; leave one out")
+
+
 def _joined(stream: Callable[P, Iterator[GenerationChunk]]) -> Callable[P, str]:
     @functools.wraps(stream)
     def generate(*args: P.args, **kwargs: P.kwargs) -> str:
@@ -167,10 +186,13 @@ def _joined(stream: Callable[P, Iterator[GenerationChunk]]) -> Callable[P, str]:
         if isinstance(prompt, Sequence) and prompt and not isinstance(prompt[0], int) and not isinstance(prompt, str):
             from helium_mlx.batching import generate_many
 
+            _require_batchable(kwargs)
             return cast(str, generate_many(*args, **kwargs))  # pyright: ignore[reportCallIssue, reportArgumentType]
         return "".join(chunk.text for chunk in stream(*args, **kwargs))
 
     generate.__name__ = generate.__qualname__ = "generate"
+    signature = inspect.signature(stream, eval_str=False)
+    vars(generate)["__signature__"] = signature.replace(return_annotation=str)
     generate.__doc__ = (
         "Return the completion of `prompt`; takes what `stream_generate` takes.\n\n"
         "Of a list of prompts, return a list, computed together; options are `batching.batch_generate`'s."
@@ -291,6 +313,7 @@ def _stream(
     prompt: Sequence[int],
     *,
     count: int,
+    tokens_before: int,
     prefill_step_size: int,
     cancel: threading.Event,
     on_progress: Callable[[int, int], None] | None,
@@ -306,7 +329,7 @@ def _stream(
             top_logprobs=decoded.top_logprobs,
             from_draft=decoded.from_draft,
             finish_reason=reason,
-            prompt_tokens=len(prompt),
+            prompt_tokens=tokens_before + len(prompt),
             generated_tokens=generated,
             prompt_tps=len(prompt) / max(prompt_seconds, 1e-9) if generated else 0.0,
             generation_tps=(generated - 1) / max(time.perf_counter() - start, 1e-9) if generated else 0.0,
@@ -367,6 +390,7 @@ def room_after(model: HeliumForCausalLM, held: int, prompt: int) -> int:
         before = f" after {held} in the cache" if held else ""
         raise ContextOverflowError(
             f"the prompt has {prompt} tokens{before}; at most {context - held - 1} fit, since the model's context is "
-            f"{context} and needs room for one more: shorten the prompt"
+            f"{context} and needs room for one more: shorten the prompt, or let the cache forget with a max_kv_size of "
+            f"at most {context}"
         )
     return room

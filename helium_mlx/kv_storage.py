@@ -66,7 +66,7 @@ class QuantizedStorage:
     group_size: int = 64
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or self.bits not in KV_BITS:
+        if type(self.bits) is not int or self.bits not in KV_BITS:
             raise GenerationError(f"kv_bits is {self.bits!r}; it must be {_listed(KV_BITS)}, or left out")
         if isinstance(self.group_size, bool) or self.group_size not in KV_GROUP_SIZES:
             raise GenerationError(f"kv_group_size is {self.group_size!r}; it must be {_listed(KV_GROUP_SIZES)}")

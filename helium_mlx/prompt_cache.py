@@ -149,6 +149,7 @@ class PromptCache:
         if not os.path.lexists(path):
             _require_writable(path)
             return cls(path, fingerprint, empty, ())
+        _require_writable(path)
         saved = _read(path)
         _require_same(path, saved, fingerprint, empty)
         _require_fit(path, saved, model.config)
@@ -272,13 +273,11 @@ def _read(path: Path) -> _Saved:
         infos, metadata = read_header_and_metadata(target)
     except CheckpointError as error:
         # What to do with it is another thing than with a checkpoint.
-        raise CheckpointError(f"{str(error).rpartition('; ')[0]}; delete it, or name another file") from None
+        raise CheckpointError(f"{str(error).rpartition('; ')[0]}; name another file") from None
     try:
         return _checked(infos, metadata, target)
     except (MalformedFile, GenerationError) as error:
-        raise CheckpointError(
-            f"{path}: is no prompt cache that can be used: {error}; delete it, or name another file"
-        ) from None
+        raise CheckpointError(f"{path}: is no prompt cache that can be used: {error}; name another file") from None
 
 
 def _checked(infos: dict[str, TensorInfo], metadata: Mapping[str, str], path: Path) -> _Saved:

@@ -69,7 +69,9 @@ def test_what_is_said_is_what_is_then_held(options: dict[str, int], dtype: mx.Dt
 def test_the_line_to_print() -> None:
     assert describe(PREVIEW, 4096) == "KV cache: 245,760 bytes a token, 1.01 GB for 4096 tokens"
     assert describe(ONE_2B, 4096) == "KV cache: 114,688 bytes a token, 0.47 GB for 4096 tokens"
-    assert describe(PREVIEW, 4096, max_kv_size=512) == "KV cache: 245,760 bytes a token, 0.13 GB for 4096 tokens"
+    assert describe(PREVIEW, 4096, max_kv_size=512) == (
+        "KV cache: 245,760 bytes a token, 0.13 GB for the 544 of 4096 tokens that it keeps"
+    )
 
 
 def test_a_run_that_fits_is_let_through() -> None:

@@ -294,6 +294,21 @@ def test_a_prompt_cache_is_gone_on_with(tmp_path: Path) -> None:
     assert re.search(r"Prompt cache: 13 of 16 tokens", warm.stderr)
 
 
+def test_a_warm_prompt_cache_changes_no_text_under_a_penalty(tmp_path: Path) -> None:
+    prompt = "Once upon a time there was a boy called Arthur who lived near the harbour."
+    arguments = ["generate", "--model", "demo", "-m", "20", "--repetition-penalty", "1.4", "--dtype", "float32"]
+    arguments += ["--prompt", prompt, "--prompt-cache", str(tmp_path / "x")]
+    cold, warm = helium(*arguments), helium(*arguments)
+    assert warm.stdout == cold.stdout
+    assert "Prompt cache: " in warm.stderr
+
+
+def test_a_bias_that_is_none_is_wrong_usage() -> None:
+    result = helium("generate", *PROMPT, "--logit-bias", "abc")
+    assert result.returncode == 2
+    assert "'abc' is not ID=VALUE" in result.stderr
+
+
 def test_prompt_lookup_reports_what_it_guessed() -> None:
     prompt = "Once upon a time there was a boy called Arthur. Once upon a time there was a boy called Arthur. Once upon"
     arguments = ["generate", "--model", "demo", "--prompt", prompt, "-m", "20", "--ignore-eos"]
@@ -306,7 +321,7 @@ def test_prompt_lookup_reports_what_it_guessed() -> None:
 def test_a_long_run_says_what_its_cache_takes() -> None:
     result = helium("generate", *PROMPT, "-m", "2000", "--kv-bits", "8", "--max-kv-size", "64", "--stop", " ")
     assert result.returncode == 0
-    assert re.search(r"KV cache: [\d,]+ bytes a token, \d\.\d\d GB for \d+ tokens", result.stderr)
+    assert re.search(r"KV cache: 1,728 bytes a token, 0\.2 MB for the 96 of 20\d\d tokens that it keeps", result.stderr)
 
 
 def test_prompts_of_a_file_are_completed_as_one_by_one(tmp_path: Path) -> None:
@@ -337,6 +352,7 @@ def test_samples_share_a_prompt_and_differ() -> None:
         (["--prompt", "a", "--num-samples", "2", "--kv-bits", "8"], "--kv-bits is for a single completion"),
         (["--prompt-file", "x", "--prompt-cache", "y"], "--prompt-cache is for a single completion"),
         (["--prompt", "a", "--kv-bits", "3"], "kv_bits is 3"),
+        (["--prompt", "a", "--prompt-cache", "/dev/null"], "name another file"),
         (["--prompt", "a", "--ban", "99999"], "banned_ids has the token 99999"),
         (["--prompt", "a", "--prompt-lookup", "-1"], "prompt_lookup is -1"),
     ],

@@ -1,4 +1,5 @@
 import concurrent.futures
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -382,3 +383,28 @@ def test_a_list_of_prompts_gives_a_list(demo: Demo) -> None:
     prompts = ["Once upon a time", "Es war einmal", "Il était une fois une fille"]
     solo = [helium_mlx.generate(model, tokenizer, prompt, max_tokens=12) for prompt in prompts]
     assert helium_mlx.generate(model, tokenizer, prompts, max_tokens=12) == solo  # pyright: ignore[reportArgumentType]
+    assert helium_mlx.generate(model, tokenizer, prompts, max_tokens=12, logprobs=0, cache=None) == solo  # pyright: ignore
+    with pytest.raises(GenerationError, match="max_kv_size is for a single prompt"):
+        helium_mlx.generate(model, tokenizer, prompts, max_kv_size=30)  # pyright: ignore[reportArgumentType]
+
+
+def test_generate_says_that_it_returns_text() -> None:
+    signature = inspect.signature(helium_mlx.generate)
+    assert signature.return_annotation is str
+    assert list(signature.parameters) == list(inspect.signature(stream_generate).parameters)
+
+
+@pytest.mark.parametrize("split", [1, 12, 24])
+@pytest.mark.parametrize("cache_options", [{}, {"kv_bits": 8}, {"max_kv_size": 16}])
+def test_the_penalty_sees_the_tokens_that_a_cache_holds(demo: Demo, split: int, cache_options: dict[str, int]) -> None:
+    model, tokenizer = demo
+    ids = tokenizer.encode("Once upon a time there was a boy called Arthur who lived near the harbour.")[:25]
+    options = {"max_tokens": 15, "ignore_eos": True, "repetition_penalty": 1.4}
+    cold = list(stream_generate(model, tokenizer, ids, **options, **cache_options))  # pyright: ignore
+    cache = make_cache(model, **cache_options)
+    list(stream_generate(model, tokenizer, ids[:split], max_tokens=1, cache=cache))
+    warm = list(
+        stream_generate(model, tokenizer, ids[split:], cache=cache, cached_tokens=ids[:split], **options)  # pyright: ignore
+    )
+    assert [chunk.token for chunk in warm] == [chunk.token for chunk in cold]
+    assert warm[0].prompt_tokens == cold[0].prompt_tokens == 25
