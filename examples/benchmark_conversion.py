@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from helium_mlx.errors import HeliumError
+from helium_mlx.memory import resident_bytes
 from helium_mlx.terminal import run_command
 
 WIDTHS = {
@@ -160,8 +161,7 @@ def _run(command: list[str]) -> tuple[float, int]:
         if process.returncode:
             said.seek(0)
             raise HeliumError(f"{shlex.join(command)}: status {process.returncode}, {_last_line(said.read())}")
-    # Linux counts kibibytes, macOS bytes.
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return seconds, resident_bytes(usage.ru_maxrss)
 
 
 def _last_line(text: str) -> str:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import cast
 
 from helium_mlx.errors import HeliumError
+from helium_mlx.memory import resident_bytes
 
 OURS = "helium_mlx"
 
@@ -304,5 +305,4 @@ def whole_process(command: list[str]) -> tuple[float, float]:
     if status:
         said = result.stderr.strip().splitlines() or ["nothing said"]
         raise HeliumError(f"{command[2]} failed with status {status:.0f}: {said[-1]}")
-    # Linux counts kilobytes, macOS bytes.
-    return seconds, peak * (1 if sys.platform == "darwin" else 1024)
+    return seconds, resident_bytes(int(peak))

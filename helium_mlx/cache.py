@@ -154,11 +154,11 @@ class KVCache:
         start, end = self.offset, self.offset + new[0].shape[2]
         if not self._held:
             spare = self._capacity(end) - end
-            self._held = [_with_room(part, spare) for part in new]
+            self._held = [with_room(part, spare) for part in new]
         else:
             if end > self._held[0].shape[2]:
                 spare = self._capacity(end) - start
-                self._held = [_with_room(part[..., :start, :], spare) for part in self._held]
+                self._held = [with_room(part[..., :start, :], spare) for part in self._held]
             for held, part in zip(self._held, new, strict=True):
                 held[..., start:end, :] = part
         self.offset = end
@@ -228,7 +228,8 @@ def copy_cache(cache: Sequence[Cache]) -> list[Cache]:
     return [layer.copy() for layer in cache]
 
 
-def _with_room(x: mx.array, tokens: int) -> mx.array:
+def with_room(x: mx.array, tokens: int) -> mx.array:
+    """Return (B, n_kv_heads, T, width) with room for `tokens` more tokens, zeros, behind it."""
     if tokens == 0:
         return x
     B, n_kv_heads, _, width = x.shape

@@ -396,11 +396,8 @@ def _require_whole_groups(checkpoint: Checkpoint) -> None:
 def _allowed_dtypes(name: str, settings: ModuleSettings) -> tuple[str, ...]:
     path, _, suffix = name.rpartition(".")
     packing = settings(path)
-    if packing is not None and suffix == "weight":
-        return ("U32",)
-    if packing is not None and suffix == "scales" and packing.mode != "affine":
-        return ("U8",)
-    return tuple(FLOAT_DTYPES)
+    integers = None if packing is None else packing.integer_dtype(suffix)
+    return tuple(FLOAT_DTYPES) if integers is None else (integers,)
 
 
 def _is_head(name: str) -> bool:

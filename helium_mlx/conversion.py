@@ -31,6 +31,7 @@ from helium_mlx.quantization import ModuleSettings, config_entry, unquantized
 from helium_mlx.safetensors_header import FLOAT_DTYPES
 from helium_mlx.safetensors_writer import TensorPlan, plan_bytes
 from helium_mlx.saving import architecture_name, generation_values
+from helium_mlx.tensor_reader import MLX_DTYPES
 from helium_mlx.tokenizer import JSON_FILE, HeliumTokenizer
 from helium_mlx.verification import NOTE, Expected, prompt_ids
 from helium_mlx.verification import verify as compare_with_source
@@ -193,6 +194,14 @@ class _Plan:
         return sum(map(plan_bytes, self.tensors.values()))
 
     @property
+    def json_files(self) -> dict[str, dict[str, object]]:
+        """What is written as JSON, by file name; a generation config that the source has is copied instead."""
+        files = {CONFIG_FILE: self.config.to_dict()}
+        if not (self.source.directory / GENERATION_CONFIG_FILE).is_file():
+            files[GENERATION_CONFIG_FILE] = generation_values(self.source.config)
+        return files
+
+    @property
     def source_files(self) -> list[Path]:
         """What the result is made from."""
         names = [CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE]
@@ -266,11 +275,9 @@ def _tensor_plans(
     plans: dict[str, TensorPlan] = {}
     for name, shape in layout.tensor_shapes(config, settings, architecture):
         path, _, suffix = name.rpartition(".")
-        packing, dtype = settings(path), getattr(mx, str(config.dtype))
-        if packing is not None and suffix == "weight":
-            dtype = mx.uint32
-        elif packing is not None and suffix == "scales" and not packing.has_biases:
-            dtype = mx.uint8
+        packing = settings(path)
+        integers = None if packing is None else packing.integer_dtype(suffix)
+        dtype = getattr(mx, str(config.dtype)) if integers is None else MLX_DTYPES[integers]
         plans[layout.name_on_disk(name, architecture)] = (dtype, shape)
     return plans
 
@@ -281,12 +288,10 @@ def _write_configs(plan: _Plan, directory: Path, destination: Path) -> None:
     except TokenizerError as error:
         # What is named is the directory that the user knows.
         raise TokenizerError(str(error).replace(str(directory), str(destination))) from None
-    write_json(directory / CONFIG_FILE, plan.config.to_dict())
-    path = plan.source.directory / GENERATION_CONFIG_FILE
-    if path.is_file():
-        shutil.copyfile(path, directory / GENERATION_CONFIG_FILE)
-    else:
-        write_json(directory / GENERATION_CONFIG_FILE, generation_values(plan.source.config))
+    for name, values in plan.json_files.items():
+        write_json(directory / name, values)
+    if GENERATION_CONFIG_FILE not in plan.json_files:
+        shutil.copyfile(plan.source.directory / GENERATION_CONFIG_FILE, directory / GENERATION_CONFIG_FILE)
 
 
 def _write_weights(plan: _Plan, directory: Path, on_progress: OnProgress | None) -> None:
@@ -303,13 +308,10 @@ def _write_weights(plan: _Plan, directory: Path, on_progress: OnProgress | None)
 
 
 def _expected(plan: _Plan, files: dict[str, str], source_files: dict[str, str]) -> Expected:
-    copies = {path.name: source_files[path.name] for path in plan.tokenizer.files}
-    json_files = {CONFIG_FILE: plan.config.to_dict()}
-    if GENERATION_CONFIG_FILE in source_files:
-        copies[GENERATION_CONFIG_FILE] = source_files[GENERATION_CONFIG_FILE]
-    else:
-        json_files[GENERATION_CONFIG_FILE] = generation_values(plan.source.config)
-    return Expected(plan.tensors, plan.settings, plan.dtype, json_files, copies, files)
+    names = [path.name for path in plan.tokenizer.files]
+    names += [] if GENERATION_CONFIG_FILE in plan.json_files else [GENERATION_CONFIG_FILE]
+    copies = {name: source_files[name] for name in names}
+    return Expected(plan.tensors, plan.settings, plan.dtype, plan.json_files, copies, files)
 
 
 def _verified(

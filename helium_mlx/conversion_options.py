@@ -47,7 +47,8 @@ class ConversionOptions:
             raise CheckpointError(f"to is {self.to!r}; known are {', '.join(TARGETS)}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; known are {', '.join(DTYPES)}")
-        _ = self.max_shard_bytes
+        if self.max_shard_size is not None:
+            parse_size(self.max_shard_size)
         if self.recipe is not None and self.recipe not in RECIPES:
             raise QuantizationError(f"recipe is {self.recipe!r}; known are {', '.join(RECIPES)}")
         if self.is_quantizing:

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 
 # From so many tokens on, prompt and output together, it is said what the cache takes.
 LONG_RUN = 1024
-
-# What `stream_generate` knows and `batch_generate` does not.
-_SINGLE_ONLY = ("max_kv_size", "kv_bits", "kv_group_size", "prompt_lookup", "quiet")
 
 DEFAULT_MODEL = "mlx-community/helium-1-preview-2b-4bit"
 
@@ -194,14 +190,13 @@ def _complete(
     if total >= LONG_RUN and not quiet:
         print(memory, file=sys.stderr)
     generated: list[int] = []
-    with closing(chunks):
-        try:
-            shown = _noting(chunks, generated)
-            _print_json(shown) if json else _print_text(shown, quiet=quiet, guesses=bool(options["prompt_lookup"]))
-        finally:
-            chunks.close()
-            if stored is not None:
-                stored.store(cache, tokens + generated)
+    try:
+        shown = _noting(chunks, generated)
+        _print_json(shown) if json else _print_text(shown, quiet=quiet, guesses=bool(options["prompt_lookup"]))
+    finally:
+        chunks.close()
+        if stored is not None:
+            stored.store(cache, tokens + generated)
 
 
 def _noting(chunks: "Iterator[GenerationChunk]", tokens: list[int]) -> "Iterator[GenerationChunk]":
@@ -220,6 +215,13 @@ def _memory_of(model: "HeliumForCausalLM", tokens: int, **kind: object) -> str:
     return cache_memory.describe(model.config, tokens, **settings)  # pyright: ignore[reportArgumentType]
 
 
+def _for_batches(options: dict[str, object]) -> dict[str, object]:
+    """Return those of the command's options that `batch_generate` takes."""
+    from helium_mlx.generation import FOR_ONE_PROMPT
+
+    return {name: value for name, value in options.items() if name not in FOR_ONE_PROMPT and name != "quiet"}
+
+
 def _complete_samples(
     model: "HeliumForCausalLM",
     tokenizer: "HeliumTokenizer",
@@ -231,8 +233,7 @@ def _complete_samples(
 ) -> None:
     from helium_mlx.batching import batch_generate
 
-    kept = {name: value for name, value in options.items() if name not in _SINGLE_ONLY}
-    for completion in batch_generate(model, tokenizer, [text], samples=num_samples, **kept):  # pyright: ignore
+    for completion in batch_generate(model, tokenizer, [text], samples=num_samples, **_for_batches(options)):  # pyright: ignore
         if json:
             _print_object(asdict(completion))
         else:
@@ -253,10 +254,9 @@ def _complete_file(
 ) -> None:
     from helium_mlx.prompt_file import run_prompt_file
 
-    kept = {name: value for name, value in options.items() if name not in _SINGLE_ONLY}
     report = run_prompt_file(
         model, tokenizer, path, output, model_name=name, samples=num_samples,
-        on_progress=Progress("Prompts", quiet=quiet), **kept,
+        on_progress=Progress("Prompts", quiet=quiet), **_for_batches(options),
     )  # fmt: skip
     if not quiet:
         there = f", {report.already_there} were there already" if report.already_there else ""

@@ -166,7 +166,7 @@ def _forgets(cache: list[KVCache], model: HeliumForCausalLM) -> bool:
 
 
 # What `stream_generate` takes and batches do not, with the values that ask for nothing.
-_FOR_ONE_PROMPT: dict[str, object] = {
+FOR_ONE_PROMPT: dict[str, object] = {
     "cache": None, "cached_tokens": (), "max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "logprobs": 0,
     "prompt_lookup": 0, "cancel": None, "on_progress": None,
 }  # fmt: skip
@@ -174,7 +174,7 @@ _FOR_ONE_PROMPT: dict[str, object] = {
 
 def _require_batchable(options: dict[str, object]) -> None:
     """Take out of `options` what only a single prompt has; raise GenerationError where it asks for something."""
-    for name, nothing in _FOR_ONE_PROMPT.items():
+    for name, nothing in FOR_ONE_PROMPT.items():
         if options.pop(name, nothing) != nothing:
             raise GenerationError(f"{name} is for a single prompt, and a list of prompts came; leave one out")
 

@@ -4,13 +4,13 @@ The network is used only for a repository that is not in the local cache. `huggi
 downloads, tokens, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
 
 from helium_mlx.checkpoint import DEMO_DIRECTORY, DEMO_NAME, INDEX_FILE
 from helium_mlx.errors import CheckpointError
+from helium_mlx.json_files import FileProblem, read_json_object
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -89,11 +89,14 @@ def _download(repo: str, revision: str | None) -> Path:
 def _is_whole(snapshot: Path) -> bool:
     """Whether a cached snapshot has what a checkpoint needs; somebody may have fetched its config only."""
     try:
-        index = json.loads((snapshot / INDEX_FILE).read_bytes()) if (snapshot / INDEX_FILE).exists() else {}
-        shards = set(index["weight_map"].values()) if index else set()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        index = read_json_object(snapshot / INDEX_FILE) if (snapshot / INDEX_FILE).exists() else {"weight_map": {}}
+    except FileProblem:
         return True  # for `open_checkpoint` to refuse
-    has_weights = any(snapshot.glob("*.safetensors")) and all((snapshot / str(name)).exists() for name in shards)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict):
+        return True
+    shards = set(map(str, weight_map.values()))
+    has_weights = any(snapshot.glob("*.safetensors")) and all((snapshot / name).exists() for name in shards)
     return has_weights and any(snapshot.glob("tokenizer*"))
 
 

@@ -56,6 +56,12 @@ class QuantizationSettings:
         """What the columns of a weight must be a multiple of, for whole groups that fill whole blocks of codes."""
         return max(self.group_size, _CODES_AT_ONCE)
 
+    def integer_dtype(self, suffix: str) -> str | None:
+        """Return safetensors' name of the dtype of a part, by its suffix; None for one that is floating-point."""
+        if suffix == "weight":
+            return "U32"
+        return "U8" if suffix == "scales" and not self.has_biases else None
+
     def to_dict(self) -> dict[str, object]:
         """Return the entry as it stands in `config.json`."""
         return asdict(self)

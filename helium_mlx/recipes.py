@@ -13,6 +13,7 @@ from helium_mlx import layout
 from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import QuantizationError
 from helium_mlx.quantization import DEFAULT_GROUP_SIZE, ModuleSettings, QuantizationSettings, unquantized
+from helium_mlx.safetensors_header import BYTES_PER_VALUE
 
 _LIFTED = ("self_attn.v_proj", "mlp.down_proj")
 
@@ -81,12 +82,9 @@ def weight_bytes(config: HeliumConfig, settings: ModuleSettings) -> int:
     total = 0
     for name, shape in layout.tensor_shapes(config, packings.get):
         path, _, suffix = name.rpartition(".")
-        packing, size = packings.get(path), 2
-        if packing is not None and suffix == "weight":
-            size = 4
-        elif packing is not None and suffix == "scales" and not packing.has_biases:
-            size = 1
-        total += size * math.prod(shape)
+        packing = packings.get(path)
+        integers = None if packing is None else packing.integer_dtype(suffix)
+        total += (2 if integers is None else BYTES_PER_VALUE[integers]) * math.prod(shape)
     return total
 
 

@@ -123,15 +123,7 @@ class RotaryEmbedding:
         """Rotate to positions offset, ..., offset + length - 1; without `differentiable` there may be no gradient."""
         wavelengths = self._wavelengths_for(offset + length)
         if backend.has_fused_kernels():
-            return lambda x: mx.fast.rope(
-                x,
-                self.head_dim,
-                traditional=self.interleaved,
-                base=None,
-                scale=1.0,
-                offset=offset,
-                freqs=wavelengths,
-            )
+            return self._fused_rotation(offset, wavelengths)
         # Without a fused kernel, cos and sin once for all layers are cheaper than mx.fast.rope in each.
         positions = mx.arange(offset, offset + length, dtype=mx.float32)
         angles = positions[:, None] / wavelengths
@@ -149,16 +141,13 @@ class RotaryEmbedding:
             return self._rows_rotation(starts, length, rows[:, None])
         wavelengths = self._wavelengths_for(offsets[0] + length)
         if backend.has_fused_kernels():
-            return lambda x: mx.fast.rope(
-                x,
-                self.head_dim,
-                traditional=self.interleaved,
-                base=None,
-                scale=1.0,
-                offset=starts,
-                freqs=wavelengths,
-            )
+            return self._fused_rotation(starts, wavelengths)
         return self._rows_rotation(starts, length, wavelengths)
+
+    def _fused_rotation(self, offset: int | mx.array, wavelengths: mx.array) -> Rotation:
+        return lambda x: mx.fast.rope(
+            x, self.head_dim, traditional=self.interleaved, base=None, scale=1.0, offset=offset, freqs=wavelengths
+        )
 
     def _rows_rotation(self, starts: mx.array, length: int, wavelengths: mx.array) -> Rotation:
         positions = (starts[:, None] + mx.arange(length)).astype(mx.float32)

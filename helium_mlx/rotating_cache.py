@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from helium_mlx.cache import KVCache
+from helium_mlx.cache import KVCache, with_room
 from helium_mlx.errors import GenerationError
 from helium_mlx.kv_storage import QuantizedStorage
 from helium_mlx.masks import Mask, causal_mask
@@ -167,12 +167,7 @@ class RotatingKVCache(KVCache):
 
     def _overwrite(self, new: list[mx.array]) -> list[mx.array]:
         missing = self.max_slots - self._held[0].shape[2]
-        if missing:
-            B, n_kv_heads = new[0].shape[:2]
-            self._held = [
-                mx.concatenate([held, mx.zeros((B, n_kv_heads, missing, held.shape[3]), held.dtype)], axis=2)
-                for held in self._held
-            ]
+        self._held = [with_room(held, missing) for held in self._held]
         done = 0
         for start, end in self._runs(self.offset, new[0].shape[2]):
             for held, part in zip(self._held, new, strict=True):

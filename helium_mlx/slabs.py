@@ -14,7 +14,7 @@ import mlx.core as mx
 from helium_mlx.checkpoint import Checkpoint
 from helium_mlx.quantization import PARTS, QuantizationSettings
 from helium_mlx.safetensors_header import TensorInfo
-from helium_mlx.tensor_reader import TensorReader
+from helium_mlx.tensor_reader import TensorReader, as_array
 
 # Large enough that Python's share of the time is lost in it, small enough that a dozen in flight are little memory.
 SLAB_BYTES = 4 << 20
@@ -45,6 +45,10 @@ class Slab:
             suffix: reader.read_bytes(info, self.first_row, self.n_rows)
             for suffix, (reader, info) in self.stored.items()
         }
+
+    def arrays(self, octets: Mapping[str, bytes]) -> dict[str, mx.array]:
+        """Return each part as an array, from the bytes that `read` gave."""
+        return {suffix: as_array(octets[suffix], info) for suffix, (_, info) in self.stored.items()}
 
 
 def places_of(checkpoint: Checkpoint) -> Places:

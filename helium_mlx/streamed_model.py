@@ -23,7 +23,6 @@ from helium_mlx.model import (
 from helium_mlx.pretrained import HeliumPreTrainedModel
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings
 from helium_mlx.slabs import Places, Slab, dequantized, places_of, read_ahead, slabs_of
-from helium_mlx.tensor_reader import as_array
 from helium_mlx.weight_conversion import converted_parts
 
 MODEL_CLASSES: dict[layout.Architecture, Callable[..., HeliumPreTrainedModel]] = {
@@ -137,7 +136,7 @@ def _parts(
 ) -> tuple[dict[str, mx.array], QuantizationSettings | None]:
     """Return a slab's arrays, as they are or as they would be written, and how they are packed."""
     if converted is None:
-        return {suffix: as_array(octets[suffix], info) for suffix, (_, info) in slab.stored.items()}, slab.settings
+        return slab.arrays(octets), slab.settings
     settings = converted.settings(slab.name.rpartition(".")[0])
     return converted_parts(slab, octets, settings, converted.dtype)[0], settings
 

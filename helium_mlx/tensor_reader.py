@@ -11,8 +11,9 @@ import mlx.core as mx
 
 from helium_mlx.errors import CheckpointError
 from helium_mlx.safetensors_header import TensorInfo
+from helium_mlx.safetensors_writer import DTYPE_NAMES
 
-MLX_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
+MLX_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class TensorReader:

@@ -24,7 +24,6 @@ from helium_mlx.quantization import ModuleSettings, QuantizationSettings
 from helium_mlx.safetensors_writer import DTYPE_NAMES, TensorPlan
 from helium_mlx.slabs import Places, Slab, all_finite, dequantized, places_of, read_ahead, slabs_of
 from helium_mlx.streamed_model import Converted, streamed_model
-from helium_mlx.tensor_reader import as_array
 from helium_mlx.tokenizer import HeliumTokenizer
 
 # What the models are given: the first tokens of each, and what is then generated. Few, since every step reads all
@@ -192,7 +191,7 @@ def _source_slab(source: Checkpoint, places: Places, slab: Slab) -> Slab:
 
 
 def _compared(slab: Slab, octets: dict[str, bytes], source: Slab, dtype: mx.Dtype) -> _Compared:
-    arrays = {suffix: as_array(octets[suffix], info) for suffix, (_, info) in slab.stored.items()}
+    arrays = slab.arrays(octets)
     is_finite, is_zero = mx.array(True), mx.array(True)
     for suffix, array in arrays.items():
         is_finite = is_finite & all_finite(array)
@@ -201,17 +200,8 @@ def _compared(slab: Slab, octets: dict[str, bytes], source: Slab, dtype: mx.Dtyp
     # Other rows in each slab, so that no damage in steps falls between them.
     step = ROWS_COMPARED if slab.settings is not None and next(iter(arrays.values())).shape[0] > ROWS_COMPARED else 1
     first = slab.first_row % step
-    values = _values(slab, {suffix: array[first::step] if step > 1 else array for suffix, array in arrays.items()})
-    source_octets = source.read()
-    reference = _values(
-        source,
-        {
-            suffix: as_array(source_octets[suffix], info)[first::step]
-            if step > 1
-            else as_array(source_octets[suffix], info)
-            for suffix, (_, info) in source.stored.items()
-        },
-    )
+    values = _values(slab, arrays, first, step)
+    reference = _values(source, source.arrays(source.read()), first, step)
     n_different, scale = mx.array(0), mx.array(0.0)
     if slab.settings is None:
         n_different = (values != reference.astype(dtype).astype(mx.float32)).sum()
@@ -223,16 +213,19 @@ def _compared(slab: Slab, octets: dict[str, bytes], source: Slab, dtype: mx.Dtyp
     return _Compared(*(figure.item() for figure in figures))  # pyright: ignore[reportArgumentType]
 
 
-def _values(slab: Slab, arrays: dict[str, mx.array]) -> mx.array:
-    weight = next(iter(arrays.values()))
-    return weight.astype(mx.float32) if slab.settings is None else dequantized(arrays, slab.settings)
+def _values(slab: Slab, arrays: dict[str, mx.array], first: int, step: int) -> mx.array:
+    """Return each `step`th row of a slab from `first` on, float32; a scalar with 1."""
+    if step > 1:
+        arrays = {suffix: array[first::step] for suffix, array in arrays.items()}
+    return (
+        next(iter(arrays.values())).astype(mx.float32) if slab.settings is None else dequantized(arrays, slab.settings)
+    )
 
 
 def _require_sound(name: str, slabs: list[_Compared], expected: Expected, n_dims: int) -> float:
     """Return the error of a tensor over its size; raise CheckpointError for one that is not what it should be."""
     packing = expected.settings(name.rpartition(".")[0]) if name.endswith(".weight") else None
     dtype = str(expected.dtype).removeprefix("mlx.core.")
-    form = dtype if packing is None else f"{packing.mode} at {packing.bits} bits"
     if not all(slab.is_finite for slab in slabs):
         raise CheckpointError(f"{name} has values that are not finite")
     if all(slab.is_zero for slab in slabs):
@@ -243,12 +236,9 @@ def _require_sound(name: str, slabs: list[_Compared], expected: Expected, n_dims
     n_different = sum(slab.n_different for slab in slabs)
     if n_different:
         raise CheckpointError(f"{name} differs from the source, rounded to {dtype}, in {n_different} values")
-    for slab in slabs:
-        error, bound = math.sqrt(slab.error), _weight_bound(packing, dtype, slab) if slab.size else 0.0
-        if packing is not None and not error <= bound * 1.001 + 1e-30:
-            off = error / math.sqrt(slab.size) if slab.size else math.inf
-            allowed = bound / math.sqrt(slab.size) if slab.size else 0.0
-            raise CheckpointError(f"{name} is off by {off:.3g} of its size, where {form} allows {allowed:.3g}")
+    if packing is not None:
+        for slab in slabs:
+            _require_close(name, slab, packing, dtype)
     size = sum(slab.size for slab in slabs)
     relative = math.sqrt(sum(slab.error for slab in slabs) / size) if size else 0.0
     if packing is None and relative > 4 * ROUNDING_ERROR[dtype]:
@@ -258,14 +248,17 @@ def _require_sound(name: str, slabs: list[_Compared], expected: Expected, n_dims
     return relative
 
 
-def _weight_bound(packing: QuantizationSettings | None, dtype: str, slab: _Compared) -> float:
-    """Return how far the rows compared may be off, root of the sum of squares."""
-    rounding = ROUNDING_ERROR[dtype] * math.sqrt(slab.size)
-    if packing is None:
-        return rounding
-    if packing.has_biases:
-        return AFFINE_ERROR * math.sqrt(slab.scale) + rounding
-    return RELATIVE_ERROR[packing.mode] * math.sqrt(slab.size)
+def _require_close(name: str, slab: _Compared, packing: QuantizationSettings, dtype: str) -> None:
+    """Raise CheckpointError for rows that are further off than rounding to codes makes them."""
+    size = math.sqrt(slab.size)
+    bound = RELATIVE_ERROR.get(packing.mode, 0.0) * size
+    if packing.has_biases and size:
+        bound = AFFINE_ERROR * math.sqrt(slab.scale) + ROUNDING_ERROR[dtype] * size
+    error = math.sqrt(slab.error)
+    if not error <= bound * 1.001 + 1e-30:
+        off, allowed = (error / size, bound / size) if size else (math.inf, 0.0)
+        form = f"{packing.mode} at {packing.bits} bits"
+        raise CheckpointError(f"{name} is off by {off:.3g} of its size, where {form} allows {allowed:.3g}")
 
 
 def _small_cache(model: HeliumPreTrainedModel) -> list[KVCache]:
@@ -301,9 +294,7 @@ def _check_outputs(source: Checkpoint, ids: mx.array, outputs: mx.array, expecte
             f"logits are off by {error:.3g} of their size, where {bound:.3g} is usual, and by {own:.3g} from what the "
             "source's weights give at this precision"
         )
-    return figures | {
-        "note": f"this precision moves the logits by {error:.2g} of their size, where {bound:.2g} is usual"
-    }
+    return figures | {NOTE: f"this precision moves the logits by {error:.2g} of their size, where {bound:.2g} is usual"}
 
 
 def _relative_error(outputs: mx.array, reference: mx.array) -> float:

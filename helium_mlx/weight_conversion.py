@@ -14,7 +14,6 @@ from helium_mlx.checkpoint import Checkpoint
 from helium_mlx.errors import CheckpointError
 from helium_mlx.quantization import PARTS, ModuleSettings, QuantizationSettings
 from helium_mlx.slabs import Slab, all_finite, dequantized, places_of, read_ahead, slabs_of
-from helium_mlx.tensor_reader import as_array
 
 
 def converted_rows(
@@ -49,7 +48,7 @@ def converted_parts(
     slab: Slab, octets: dict[str, bytes], packing: QuantizationSettings | None, dtype: mx.Dtype
 ) -> tuple[dict[str, mx.array], mx.array]:
     """Return the parts that the rows become, keyed by suffix, and whether all is finite; nothing is evaluated."""
-    arrays = {suffix: as_array(octets[suffix], info) for suffix, (_, info) in slab.stored.items()}
+    arrays = slab.arrays(octets)
     suffix = next(iter(arrays))
     weight = arrays[suffix] if slab.settings is None else dequantized(arrays, slab.settings)
     rows = {suffix: weight.astype(dtype)} if packing is None else _quantized(weight, packing, dtype)
