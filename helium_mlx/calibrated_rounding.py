@@ -1,21 +1,23 @@
 """Rounds a causal LM's matrices to what they are given in use: layer by layer, once through, streamed.
 
-Sequential: what a matrix is given comes from the layers before it as they were rounded already, so that each makes up
-for the others as far as it can. Every matrix is rounded plainly, too, and the calibrated rounding is kept where it errs
+Sequential: what a matrix is given comes from the layers before it as they were rounded already. With GPTQ, what it is
+to give in return is what the source's own matrix gives from the source's own inputs, so that every layer makes up for
+those before it as far as a matrix can, by least squares; where its outputs are added to the residual stream, for what
+that lacks, too (compare GPTAQ, arXiv:2504.02692). Every matrix is rounded plainly, too, and the calibrated rounding is kept where it errs
 less on windows that nothing was fitted to. The same windows say, at the end, how far either model is from its source.
 
 The embedding is fitted without weights: its rows are used one by one, so there are no inputs to weigh them by.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import mlx.core as mx
 
 from helium_mlx import gptq
 from helium_mlx.calibration import Windows
-from helium_mlx.layer_walk import EMBEDDING, LayerWalk, Stage, Stream, walk
+from helium_mlx.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, walk
 from helium_mlx.checkpoint import Checkpoint
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings
 from helium_mlx.rounding import fitted
@@ -65,14 +67,31 @@ def rounded_rows(
         yield from _Rounder(layers, settings, dtype, rounding, outcome, windows).rows()
 
 
-RoundBlock = Callable[[mx.array, QuantizationSettings], Parts]
-"""Rounds some rows of a matrix, float32 (rows, columns), to what is stored."""
+@dataclass(frozen=True)
+class _Given:
+    """What the matrices of a stage are rounded for: with `feedback` by GPTQ, else fitted with weights for columns.
+
+    A matrix W is to give, from our inputs, what it gives in the source, and what the residual stream lacks besides:
+    by least squares that is W (1 + `gain`) + `offset` in its stead, (columns, columns) and (rows, columns).
+    """
+
+    importance: mx.array
+    feedback: gptq.Feedback | None = None
+    gain: mx.array | None = None
+    offset: mx.array | None = None
+
+    def rounded(self, weight: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> Parts:
+        """Return the parts of some rows of a matrix, float32 (rows, columns)."""
+        if self.feedback is None or self.gain is None:
+            return fitted(weight, packing, dtype, importance=self.importance)
+        wanted = weight + weight @ self.gain
+        wanted = wanted if self.offset is None else wanted + self.offset
+        return gptq.rounded(wanted, self.feedback, packing, dtype)
 
 
 class _Rounder:
-    """Takes four streams through the model: the source, plain rounding and ours on held-out windows; ours on the rest.
-
-    `fit` are the windows to fit to.
+    """Takes five streams through the model: the source, plain rounding and ours on held-out windows; the source and
+    ours on those to fit to.
     """
 
     def __init__(
@@ -86,21 +105,16 @@ class _Rounder:
     ) -> None:
         self._layers, self._settings, self._dtype = layers, settings, dtype
         self._rounding, self._outcome = rounding, outcome
-        ids = sorted({token for window in (*windows.fitted, *windows.held_out) for token in _ids(window)})
-        place = {token: row for row, token in enumerate(ids)}
-        table, packing = layers.embeddings(ids), self._packing(EMBEDDING)
-        plain, ours = (self._read(parts(table, packing), packing) for parts in (self._plain, self._fitted))
-
-        def stream(embeddings: mx.array, some: Sequence[mx.array]) -> Stream:
-            return Stream([embeddings[mx.array([[place[token] for token in _ids(window)]])] for window in some])
-
-        self._source, self._nearest = stream(table, windows.held_out), stream(plain, windows.held_out)
-        self._ours, self._fit = stream(ours, windows.held_out), stream(ours, windows.fitted)
+        packing = self._packing(EMBEDDING)
+        table = EmbeddingTable(layers, (*windows.fitted, *windows.held_out))
+        plain, ours = (table.changed(lambda w, p=parts: self._read(p(w, packing), packing)) for parts in (self._plain, self._fitted))
+        self._source, self._nearest, self._ours = (each.stream(windows.held_out) for each in (table, plain, ours))
+        self._fit_source, self._fit = table.stream(windows.fitted), ours.stream(windows.fitted)
 
     def rows(self) -> Iterator[tuple[str, int, mx.array]]:
         """Yield (name, first row, rows) of every matrix, in the order of the forward pass."""
         yield from self._embedding_rows()
-        for stream in (self._source, self._nearest, self._ours, self._fit):
+        for stream in (self._source, self._nearest, self._ours, self._fit_source, self._fit):
             self._layers.begin(stream)
         for stage in self._layers.stages():
             yield from self._stage_rows(stage)
@@ -113,58 +127,69 @@ class _Rounder:
             first_row += weight.shape[0]
 
     def _stage_rows(self, stage: Stage) -> Iterator[tuple[str, int, mx.array]]:
-        round_block, rows = self._block_rounding(), self._ours.rows
+        given = self._given(stage.adds_to_residual)
+        lacking = self._source.lacks(self._ours) if stage.adds_to_residual else mx.array(0.0)
         source, plain, ours = {}, {}, {}
         for path in stage.paths:
-            packing = self._packing(path)
-            source[path] = self._layers.weight(path)
-            plain_parts = self._plain(source[path], packing)
-            plain[path] = self._read(plain_parts, packing)
-            parts, ours[path] = self._better(path, source[path], round_block(source[path], packing), plain_parts, rows)
+            packing, weight = self._packing(path), self._layers.weight(path)
+            wanted = self._source.rows @ weight.T + lacking
+            parts, source[path], plain[path] = self._better(path, given.rounded(weight, packing, self._dtype), weight, wanted)
+            ours[path] = self._read(parts, packing)
             yield from _named(path, 0, parts)
-        for stream, weights in ((self._source, source), (self._nearest, plain), (self._ours, ours), (self._fit, ours)):
+        for stream, weights in (
+            (self._source, source), (self._nearest, plain), (self._ours, ours),
+            (self._fit_source, source), (self._fit, ours),
+        ):  # fmt: skip
             self._layers.advance(stream, stage, weights)
 
     def _head_rows(self) -> Iterator[tuple[str, int, mx.array]]:
-        path = self._layers.head_path
-        packing, first_row = self._packing(path), 0
-        round_block = self._fitted if path == EMBEDDING else self._block_rounding()
-        source, nearest, rows = self._source.rows, self._nearest.rows, self._ours.rows
-        plain_kl, kl = RunningDivergence(rows.shape[0]), RunningDivergence(rows.shape[0])
+        path, first_row = self._layers.head_path, 0
+        packing, given = self._packing(path), None if path == EMBEDDING else self._given(False)
+        n_tokens = self._ours.rows.shape[0]
+        plain_kl, kl = RunningDivergence(n_tokens), RunningDivergence(n_tokens)
         for weight in self._layers.rows(path):
-            plain_parts = self._plain(weight, packing)
-            if path == EMBEDDING:
-                parts = round_block(weight, packing)
-                ours = self._read(parts, packing)
+            logits = self._source.rows @ weight.T
+            if given is None:
+                parts, plain = self._fitted(weight, packing), self._read(self._plain(weight, packing), packing)
             else:
-                parts, ours = self._better(path, weight, round_block(weight, packing), plain_parts, rows)
+                parts, _, plain = self._better(path, given.rounded(weight, packing, self._dtype), weight, logits)
                 yield from _named(path, first_row, parts)
-            logits = source @ weight.T
-            plain_kl.add(logits, nearest @ self._read(plain_parts, packing).T)
-            kl.add(logits, rows @ ours.T)
+            plain_kl.add(logits, self._nearest.rows @ plain.T)
+            kl.add(logits, self._ours.rows @ self._read(parts, packing).T)
             first_row += weight.shape[0]
         self._outcome.plain_kl, self._outcome.kl = plain_kl.mean, kl.mean
 
-    def _block_rounding(self) -> RoundBlock:
-        """Return the rounding of matrices that are given the inputs to fit to, as they are now."""
-        hessian = second_moments(self._fit.inputs)
-        if self._rounding == "gptq":
-            feedback = gptq.feedback_of(hessian)
-            return lambda weight, packing: gptq.rounded(weight, feedback, packing, self._dtype)
-        importance = mx.diag(hessian)
-        return lambda weight, packing: fitted(weight, packing, self._dtype, importance=importance)
+    def _given(self, adds_to_residual: bool) -> _Given:
+        """Return what the next matrices are rounded for: the inputs to fit to, as they are now."""
+        hessian = cross_moments(self._fit.inputs, self._fit.inputs)
+        if self._rounding == "fitted":
+            return _Given(mx.diag(hessian))
+        feedback = gptq.feedback_of(hessian)
+        differences = [x - y for x, y in zip(self._fit_source.inputs, self._fit.inputs, strict=True)]
+        gain = feedback.solve(cross_moments(differences, self._fit.inputs))
+        offset = None
+        if adds_to_residual:
+            differences = [x - y for x, y in zip(self._fit_source.hidden, self._fit.hidden, strict=True)]
+            offset = feedback.solve(cross_moments(differences, self._fit.inputs))
+        mx.eval(gain, [] if offset is None else offset)
+        return _Given(mx.diag(hessian), feedback, gain, offset)
 
-    def _better(
-        self, path: str, weight: mx.array, parts: Parts, plain_parts: Parts, inputs: mx.array
-    ) -> tuple[Parts, mx.array]:
-        """Return the one of two roundings whose outputs err less, given `inputs` (tokens, columns), and its values."""
-        packing = self._packing(path)
-        ours, plain = self._read(parts, packing), self._read(plain_parts, packing)
-        if _output_error(ours - weight, inputs) <= _output_error(plain - weight, inputs):
-            return parts, ours
+    def _better(self, path: str, parts: Parts, weight: mx.array, wanted: mx.array) -> tuple[Parts, mx.array, mx.array]:
+        """Return the parts whose outputs on held-out windows are nearer to `wanted`, ours or plain ones.
+
+        Beside them the weight itself, and as plain rounding makes it.
+        """
+        packing, inputs = self._packing(path), self._ours.rows
+        plain_parts = self._plain(weight, packing)
+        plain = self._read(plain_parts, packing)
+        ours_error, plain_error = (
+            (inputs @ each.T - wanted).square().sum() for each in (self._read(parts, packing), plain)
+        )
+        if (ours_error <= plain_error).item():
+            return parts, weight, plain
         if path not in self._outcome.kept_plain:
             self._outcome.kept_plain.append(path)
-        return plain_parts, plain
+        return plain_parts, weight, plain
 
     def _plain(self, weight: mx.array, packing: QuantizationSettings) -> Parts:
         return quantized(weight, packing, self._dtype)
@@ -181,24 +206,15 @@ class _Rounder:
         return packing
 
 
-def second_moments(inputs: Sequence[mx.array]) -> mx.array:
-    """Return the sum of x x^T over windows (B, L, columns), float32 (columns, columns)."""
-    total = mx.zeros((inputs[0].shape[-1],) * 2)
-    for x in inputs:
-        rows = x.reshape(-1, x.shape[-1])
-        total = total + rows.T @ rows
+def cross_moments(x: Sequence[mx.array], y: Sequence[mx.array]) -> mx.array:
+    """Return the sum of x y^T over all tokens of windows (B, L, columns), float32 (columns of x, columns of y)."""
+    total = mx.zeros((x[0].shape[-1], y[0].shape[-1]))
+    for ours, theirs in zip(x, y, strict=True):
+        total = total + ours.reshape(-1, ours.shape[-1]).T @ theirs.reshape(-1, theirs.shape[-1])
         mx.eval(total)
     return total
-
-
-def _output_error(difference: mx.array, inputs: mx.array) -> float:
-    return cast(float, (inputs @ difference.T).square().sum().item())
 
 
 def _named(path: str, first_row: int, parts: Parts) -> Iterator[tuple[str, int, mx.array]]:
     mx.eval(parts)
     yield from ((f"{path}.{suffix}", first_row, part) for suffix, part in parts.items())
-
-
-def _ids(window: mx.array) -> list[int]:
-    return cast("list[int]", window[0].tolist())

@@ -5,8 +5,9 @@ holds the streams and the matrices of one layer, in float32. What a layer comput
 projections put into it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -48,6 +49,13 @@ class Stream:
         return mx.concatenate([x.reshape(-1, x.shape[-1]) for x in self.inputs])
 
 
+    def lacks(self, other: "Stream") -> mx.array:
+        """Return what the residual stream of another one lacks, as rows (tokens, hidden_size)."""
+        return mx.concatenate(
+            [(h - o).reshape(-1, h.shape[-1]) for h, o in zip(self.hidden, other.hidden, strict=True)]
+        )
+
+
 @dataclass(frozen=True)
 class Stage:
     """Modules of layer `index` that are given the same inputs, by their paths in a causal LM."""
@@ -55,6 +63,11 @@ class Stage:
     index: int
     number: int
     paths: tuple[str, ...]
+
+    @property
+    def adds_to_residual(self) -> bool:
+        """Whether the outputs are added to the residual stream."""
+        return self.number in (1, 3)
 
 
 class LayerWalk:
@@ -136,6 +149,29 @@ class LayerWalk:
         if not places:
             return None
         return mx.concatenate([reader.read(info).astype(mx.float32) for reader, info in places])
+
+
+class EmbeddingTable:
+    """The embeddings of the tokens that some windows have, float32."""
+
+    def __init__(self, layers: LayerWalk, windows: Iterable[mx.array]) -> None:
+        ids = sorted({token for window in windows for token in _ids(window)})
+        self._places = {token: row for row, token in enumerate(ids)}
+        self._rows = layers.embeddings(ids)
+
+    def changed(self, change: Callable[[mx.array], mx.array]) -> "EmbeddingTable":
+        """Return a table whose rows (tokens, columns) went through `change`."""
+        table = copy(self)
+        table._rows = change(self._rows)
+        return table
+
+    def stream(self, windows: Sequence[mx.array]) -> Stream:
+        """Return windows of ids (1, L) as a stream at its start."""
+        return Stream([self._rows[mx.array([[self._places[token] for token in _ids(window)]])] for window in windows])
+
+
+def _ids(window: mx.array) -> list[int]:
+    return cast("list[int]", window[0].tolist())
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def plain_lines(groups: mx.array, packing: QuantizationSettings, dtype: mx.Dtype
     """Return the scales and biases that `mx.quantize` gives, rounded to `dtype`."""
     rows, n_groups, size = groups.shape
     _, scales, biases = mx.quantize(groups.reshape(rows, n_groups * size), packing.group_size, packing.bits)
-    return Lines(_stored(scales[..., None], dtype), _stored(biases[..., None], dtype))
+    return Lines(stored(scales[..., None], dtype), stored(biases[..., None], dtype))
 
 
 def packed(codes: mx.array, lines: Lines, packing: QuantizationSettings, dtype: mx.Dtype) -> dict[str, mx.array]:
@@ -113,7 +113,7 @@ def _candidates(
     steps = 2**packing.bits - 1
     for cut in STARTS[packing.bits]:
         start = low + cut * (high - low)
-        lines = Lines(_stored((1 - 2 * cut) * (high - low) / steps, dtype), _stored(start, dtype))
+        lines = Lines(stored((1 - 2 * cut) * (high - low) / steps, dtype), stored(start, dtype))
         yield lines
         for _ in range(TURNS[packing.bits]):
             lines = _line_through(lines.codes(groups, packing.bits), groups, weights, dtype)
@@ -128,9 +128,9 @@ def _line_through(codes: mx.array, groups: mx.array, weights: mx.array, dtype: m
     away = codes - mean_code
     spread = (weights * away * away).sum(axis=-1, keepdims=True)
     slope = (weights * away * groups).sum(axis=-1, keepdims=True) / mx.where(spread == 0, 1, spread)
-    scales = _stored(slope, dtype)
+    scales = stored(slope, dtype)
     # The bias that suits the rounded scale.
-    return Lines(scales, _stored(mean_value - scales * mean_code, dtype))
+    return Lines(scales, stored(mean_value - scales * mean_code, dtype))
 
 
 def _error(groups: mx.array, lines: Lines, weights: mx.array, bits: int) -> mx.array:
@@ -138,7 +138,8 @@ def _error(groups: mx.array, lines: Lines, weights: mx.array, bits: int) -> mx.a
     return (weights * difference * difference).sum(axis=-1, keepdims=True)
 
 
-def _stored(values: mx.array, dtype: mx.Dtype) -> mx.array:
+def stored(values: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Return values, float32, as `dtype` holds them."""
     return values.astype(dtype).astype(mx.float32)
 
 
