@@ -9,8 +9,9 @@ less on windows that nothing was fitted to. The same windows say, at the end, ho
 The embedding is fitted without weights: its rows are used one by one, so there are no inputs to weigh them by.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal, get_args
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ from helium_mlx.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, w
 from helium_mlx.checkpoint import Checkpoint
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings
 from helium_mlx.rounding import fitted
-from helium_mlx.running_divergence import RunningDivergence
+from helium_mlx.running_divergence import LogSum, RunningDivergence
 from helium_mlx.slabs import dequantized
 from helium_mlx.weight_conversion import quantized
 
@@ -29,6 +30,13 @@ Rounding = Literal["nearest", "fitted", "gptq"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 Parts = dict[str, mx.array]
+
+# A head's rows are rounded in so many blocks, each for the tokens at which its logits count.
+HEAD_BLOCKS = 128
+
+# How much of a uniform distribution the head's logits are taken to count for besides, everywhere: for rows that the
+# calibration text hardly has, this makes all tokens count alike.
+EVERYWHERE = 0.01
 
 
 @dataclass
@@ -143,47 +151,81 @@ class _Rounder:
             self._layers.advance(stream, stage, weights)
 
     def _head_rows(self) -> Iterator[tuple[str, int, mx.array]]:
+        """Yield the head's rows, rounded block by block for the tokens at which their logits count.
+
+        An error e of token v's logit costs p_v (1 - p_v) e^2 / 2 in KL divergence, to second order. Which v are likely
+        differs from position to position, so every few rows have second moments of their own.
+        """
         path, first_row = self._layers.head_path, 0
-        packing, given = self._packing(path), None if path == EMBEDDING else self._given(False)
-        n_tokens = self._ours.rows.shape[0]
+        packing, n_tokens = self._packing(path), self._ours.rows.shape[0]
         plain_kl, kl = RunningDivergence(n_tokens), RunningDivergence(n_tokens)
-        for weight in self._layers.rows(path):
+        weigh_fit, weigh_held_out = (self._curvature(stream.rows) for stream in (self._fit_source, self._source))
+        for weight in self._blocks(path):
             logits = self._source.rows @ weight.T
-            if given is None:
+            if path == EMBEDDING:
                 parts, plain = self._fitted(weight, packing), self._read(self._plain(weight, packing), packing)
             else:
-                parts, _, plain = self._better(path, given.rounded(weight, packing, self._dtype), weight, logits)
+                given = self._given(False, weigh_fit(weight))
+                ours = given.rounded(weight, packing, self._dtype)
+                parts, _, plain = self._better(path, ours, weight, logits, weigh_held_out(weight))
                 yield from _named(path, first_row, parts)
             plain_kl.add(logits, self._nearest.rows @ plain.T)
             kl.add(logits, self._ours.rows @ self._read(parts, packing).T)
             first_row += weight.shape[0]
         self._outcome.plain_kl, self._outcome.kl = plain_kl.mean, kl.mean
 
-    def _given(self, adds_to_residual: bool) -> _Given:
-        """Return what the next matrices are rounded for: the inputs to fit to, as they are now."""
-        hessian = cross_moments(self._fit.inputs, self._fit.inputs)
+    def _blocks(self, path: str) -> Iterator[mx.array]:
+        rows = -(-self._layers.config.vocab_size // HEAD_BLOCKS)
+        for weight in self._layers.rows(path):
+            yield from (weight[first : first + rows] for first in range(0, weight.shape[0], rows))
+
+    def _curvature(self, inputs: mx.array) -> Callable[[mx.array], mx.array]:
+        """Return what gives, for rows of the head, how much their logits count at each token of the source's inputs."""
+        total = LogSum(inputs.shape[0])
+        for weight in self._layers.rows(self._layers.head_path):
+            total.add(inputs @ weight.T)
+            mx.eval(total.peak, total.total)
+
+        def weights(weight: mx.array) -> mx.array:
+            p = mx.exp(inputs @ weight.T - total.value)
+            share = weight.shape[0] / self._layers.config.vocab_size
+            return (p * (1 - p)).sum(axis=-1, keepdims=True) + EVERYWHERE * share
+
+        return weights
+
+    def _given(self, adds_to_residual: bool, weights: mx.array | None = None) -> _Given:
+        """Return what the next matrices are rounded for: the inputs to fit to, as they are now.
+
+        `weights` (tokens, 1) say how much each token counts.
+        """
+        weighted = self._fit.inputs if weights is None else _weighted(self._fit.inputs, weights)
+        hessian = cross_moments(weighted, self._fit.inputs)
         if self._rounding == "fitted":
             return _Given(mx.diag(hessian))
         feedback = gptq.feedback_of(hessian)
         differences = [x - y for x, y in zip(self._fit_source.inputs, self._fit.inputs, strict=True)]
-        gain = feedback.solve(cross_moments(differences, self._fit.inputs))
+        gain = feedback.solve(cross_moments(differences, weighted))
         offset = None
         if adds_to_residual:
             differences = [x - y for x, y in zip(self._fit_source.hidden, self._fit.hidden, strict=True)]
-            offset = feedback.solve(cross_moments(differences, self._fit.inputs))
+            offset = feedback.solve(cross_moments(differences, weighted))
         mx.eval(gain, [] if offset is None else offset)
         return _Given(mx.diag(hessian), feedback, gain, offset)
 
-    def _better(self, path: str, parts: Parts, weight: mx.array, wanted: mx.array) -> tuple[Parts, mx.array, mx.array]:
+    def _better(
+        self, path: str, parts: Parts, weight: mx.array, wanted: mx.array, weights: mx.array | None = None
+    ) -> tuple[Parts, mx.array, mx.array]:
         """Return the parts whose outputs on held-out windows are nearer to `wanted`, ours or plain ones.
 
-        Beside them the weight itself, and as plain rounding makes it.
+        Beside them the weight itself, and as plain rounding makes it. `weights` (tokens, 1) say how much each token
+        counts.
         """
         packing, inputs = self._packing(path), self._ours.rows
         plain_parts = self._plain(weight, packing)
         plain = self._read(plain_parts, packing)
+        counts = mx.array(1.0) if weights is None else weights
         ours_error, plain_error = (
-            (inputs @ each.T - wanted).square().sum() for each in (self._read(parts, packing), plain)
+            (counts * (inputs @ each.T - wanted).square()).sum() for each in (self._read(parts, packing), plain)
         )
         if (ours_error <= plain_error).item():
             return parts, weight, plain
@@ -213,6 +255,13 @@ def cross_moments(x: Sequence[mx.array], y: Sequence[mx.array]) -> mx.array:
         total = total + ours.reshape(-1, ours.shape[-1]).T @ theirs.reshape(-1, theirs.shape[-1])
         mx.eval(total)
     return total
+
+
+def _weighted(inputs: Sequence[mx.array], weights: mx.array) -> list[mx.array]:
+    """Return windows (B, L, columns), each token times its own of the weights (tokens, 1)."""
+    ends = list(accumulate(x.shape[0] * x.shape[1] for x in inputs))
+    each = mx.split(weights, ends[:-1])
+    return [x * own.reshape(*x.shape[:2], 1) for x, own in zip(inputs, each, strict=True)]
 
 
 def _named(path: str, first_row: int, parts: Parts) -> Iterator[tuple[str, int, mx.array]]:

@@ -11,8 +11,8 @@ class RunningDivergence:
     """KL(reference || candidate) of each token, in nats, from logits (tokens, some ids) added part by part."""
 
     def __init__(self, n_tokens: int) -> None:
-        self._reference = _LogSum(n_tokens)
-        self._candidate = _LogSum(n_tokens)
+        self._reference = LogSum(n_tokens)
+        self._candidate = LogSum(n_tokens)
         # The sum of exp(reference - its peak) * (reference - candidate).
         self._weighted = mx.zeros((n_tokens, 1))
 
@@ -34,8 +34,11 @@ class RunningDivergence:
         return max(0.0, divergence.mean().item())  # pyright: ignore[reportArgumentType]
 
 
-class _LogSum:
-    """log(sum(exp)) in parts: `total` is the sum of exp(logits - peak)."""
+class LogSum:
+    """log(sum(exp(logits))) of each token, over logits (tokens, some ids) added part by part.
+
+    `total` is the sum of exp(logits - peak); nothing is evaluated.
+    """
 
     def __init__(self, n_tokens: int) -> None:
         # Not -inf, of which differences are no numbers.
@@ -43,10 +46,12 @@ class _LogSum:
         self.total = mx.zeros((n_tokens, 1))
 
     def add(self, logits: mx.array) -> None:
+        """Take in the logits of some more ids, float32."""
         peak = mx.maximum(self.peak, logits.max(axis=-1, keepdims=True))
         self.total = self.total * mx.exp(self.peak - peak) + mx.exp(logits - peak).sum(axis=-1, keepdims=True)
         self.peak = peak
 
     @property
     def value(self) -> mx.array:
+        """The logarithm, float32 (tokens, 1)."""
         return self.peak + mx.log(self.total)
