@@ -10,9 +10,8 @@ The embedding is fitted without weights: its rows are used one by one, so there 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Literal, get_args
 
 import mlx.core as mx
 
@@ -21,22 +20,19 @@ from helium_mlx.calibration import Windows
 from helium_mlx.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, walk
 from helium_mlx.checkpoint import Checkpoint
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings
-from helium_mlx.rounding import fitted
+from helium_mlx.rounding import Rounding, fitted
 from helium_mlx.running_divergence import LogSum, RunningDivergence
 from helium_mlx.slabs import dequantized
 from helium_mlx.weight_conversion import quantized
 
-Rounding = Literal["nearest", "fitted", "gptq"]
-ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
-
 Parts = dict[str, mx.array]
 
 # A head's rows are rounded in so many blocks, each for the tokens at which its logits count.
-HEAD_BLOCKS = 128
+HEAD_BLOCKS = 32
 
 # How much of a uniform distribution the head's logits are taken to count for besides, everywhere: for rows that the
 # calibration text hardly has, this makes all tokens count alike.
-EVERYWHERE = 0.01
+EVERYWHERE = 0.03
 
 
 @dataclass
@@ -135,7 +131,7 @@ class _Rounder:
             first_row += weight.shape[0]
 
     def _stage_rows(self, stage: Stage) -> Iterator[tuple[str, int, mx.array]]:
-        given = self._given(stage.adds_to_residual)
+        given = self._given(adds_to_residual=stage.adds_to_residual)
         lacking = self._source.lacks(self._ours) if stage.adds_to_residual else mx.array(0.0)
         source, plain, ours = {}, {}, {}
         for path in stage.paths:
@@ -159,14 +155,14 @@ class _Rounder:
         path, first_row = self._layers.head_path, 0
         packing, n_tokens = self._packing(path), self._ours.rows.shape[0]
         plain_kl, kl = RunningDivergence(n_tokens), RunningDivergence(n_tokens)
+        given = self._given(adds_to_residual=False)
         weigh_fit, weigh_held_out = (self._curvature(stream.rows) for stream in (self._fit_source, self._source))
         for weight in self._blocks(path):
             logits = self._source.rows @ weight.T
             if path == EMBEDDING:
                 parts, plain = self._fitted(weight, packing), self._read(self._plain(weight, packing), packing)
             else:
-                given = self._given(False, weigh_fit(weight))
-                ours = given.rounded(weight, packing, self._dtype)
+                ours = self._weighted(given, weigh_fit(weight)).rounded(weight, packing, self._dtype)
                 parts, _, plain = self._better(path, ours, weight, logits, weigh_held_out(weight))
                 yield from _named(path, first_row, parts)
             plain_kl.add(logits, self._nearest.rows @ plain.T)
@@ -193,24 +189,26 @@ class _Rounder:
 
         return weights
 
-    def _given(self, adds_to_residual: bool, weights: mx.array | None = None) -> _Given:
-        """Return what the next matrices are rounded for: the inputs to fit to, as they are now.
-
-        `weights` (tokens, 1) say how much each token counts.
-        """
-        weighted = self._fit.inputs if weights is None else _weighted(self._fit.inputs, weights)
-        hessian = cross_moments(weighted, self._fit.inputs)
+    def _given(self, *, adds_to_residual: bool) -> _Given:
+        """Return what the next matrices are rounded for: the inputs to fit to, as they are now."""
+        hessian = cross_moments(self._fit.inputs, self._fit.inputs)
         if self._rounding == "fitted":
             return _Given(mx.diag(hessian))
         feedback = gptq.feedback_of(hessian)
         differences = [x - y for x, y in zip(self._fit_source.inputs, self._fit.inputs, strict=True)]
-        gain = feedback.solve(cross_moments(differences, weighted))
+        gain = feedback.solve(cross_moments(differences, self._fit.inputs))
         offset = None
         if adds_to_residual:
             differences = [x - y for x, y in zip(self._fit_source.hidden, self._fit.hidden, strict=True)]
-            offset = feedback.solve(cross_moments(differences, weighted))
+            offset = feedback.solve(cross_moments(differences, self._fit.inputs))
         mx.eval(gain, [] if offset is None else offset)
         return _Given(mx.diag(hessian), feedback, gain, offset)
+
+    def _weighted(self, given: _Given, weights: mx.array) -> _Given:
+        """Return the same with tokens that count as `weights` (tokens, 1) say; what is wanted stays."""
+        hessian = cross_moments(_weighted(self._fit.inputs, weights), self._fit.inputs)
+        feedback = None if given.feedback is None else gptq.feedback_of(hessian)
+        return replace(given, importance=mx.diag(hessian), feedback=feedback)
 
     def _better(
         self, path: str, parts: Parts, weight: mx.array, wanted: mx.array, weights: mx.array | None = None

@@ -47,6 +47,53 @@ class Windows:
         return sum(ids.shape[1] for ids in self.held_out)
 
 
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What a conversion's run over calibration text chose, brought and cost.
+
+    `rounding` is what was kept. `plain_kl` and `kl` are mean KL divergences from the source in nats a token, on the
+    held-out tokens, with plain rounding and with the calibrated one, kept or not; None where rounding is plain by
+    choice. `plain_modules` are those of which some rows at least are rounded plainly since that errs less.
+    `sensitivities` are KL divergences with one module alone rounded to 3 bits, where bits were chosen by them. Seconds
+    are wall time; `peak_memory` is MLX's, in bytes.
+    """
+
+    text: str
+    fitted_tokens: int
+    held_out_tokens: int
+    rounding: str
+    plain_kl: float | None
+    kl: float | None
+    plain_modules: list[str]
+    sensitivities: dict[str, float]
+    allocation_seconds: float
+    rounding_seconds: float
+    seconds_per_billion_weights: float
+    peak_memory: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all weights are as `mx.quantize` rounds them."""
+        return self.rounding == "nearest"
+
+    @property
+    def was_dropped(self) -> bool:
+        """Whether plain rounding was kept since the calibrated one was no better."""
+        return self.is_plain and self.kl is not None
+
+    @property
+    def summary(self) -> str:
+        """What it brought, as one line for people."""
+        cost = f"{self.seconds_per_billion_weights:.0f} s per billion weights"
+        if self.kl is None or self.plain_kl is None:
+            return f"bits chosen on {self.held_out_tokens} tokens, {cost}"
+        kept = "; plain rounding was kept" if self.was_dropped else ""
+        return (
+            f"KL divergence on {self.held_out_tokens} held-out tokens: {self.kl:.5f}, with plain rounding "
+            f"{self.plain_kl:.5f}{kept}; {cost}"
+        )
+
+
 def calibration_windows(
     tokenizer: HeliumTokenizer, config: HeliumConfig, text: str | Path | None = None
 ) -> Windows:

@@ -39,9 +39,9 @@ class Stream:
     entry.
     """
 
-    def __init__(self, hidden: Sequence[mx.array]) -> None:
+    def __init__(self, hidden: Sequence[mx.array], inputs: Sequence[mx.array] = ()) -> None:
         self.hidden = list(hidden)
-        self.inputs: list[mx.array] = []
+        self.inputs = list(inputs)
 
     @property
     def rows(self) -> mx.array:

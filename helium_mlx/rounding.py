@@ -11,10 +11,16 @@ for that rounding, which at 6 bits and more is what costs most.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import mlx.core as mx
 
 from helium_mlx.quantization import QuantizationSettings
+
+Rounding = Literal["nearest", "fitted", "gptq"]
+"""How weights become codes: as `mx.quantize` does it, as this file does it, or as `gptq.py` does."""
+
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 # How much of a group's range is cut off at either end, where the search starts, and how often codes and line take
 # turns from there. Few bits have the most to gain from cutting.
