@@ -28,7 +28,7 @@ from helium_mlx.weight_conversion import quantized
 Parts = dict[str, mx.array]
 
 # A head's rows are rounded in so many blocks, each for the tokens at which its logits count.
-HEAD_BLOCKS = 32
+HEAD_BLOCKS = 128
 
 # How much of a uniform distribution the head's logits are taken to count for besides, everywhere: for rows that the
 # calibration text hardly has, this makes all tokens count alike.
