@@ -35,13 +35,13 @@ def draw(path: str, reports: Sequence[ComparisonReport]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     text = f"{first.tokens:,} tokens of {', '.join(first.languages)}; windows of up to {first.window} tokens"
-    drawing.supxlabel(f"A: {first.reference.name}; {text}", fontsize=7, color=_GREY, x=0.01, ha="left")
+    drawing.supxlabel(f"A: {_short(first.reference.name)}; {text}", fontsize=7, color=_GREY, x=0.01, ha="left")
     drawing.savefig(path, dpi=160, metadata=metadata)
     pyplot.close(drawing)
 
 
 def _draw_layers(axes: "Axes", report: ComparisonReport) -> None:
-    """Draw a bar a group, the first on top, and the whole candidate's KL as a line."""
+    """Draw a bar a group, the first on top."""
     names, values = list(report.layers), list(report.layers.values())
     if not names or report.mean_kl is None:
         raise ComparisonError("--plot has nothing to draw, as no KL by group of layers was measured")
@@ -50,15 +50,10 @@ def _draw_layers(axes: "Axes", report: ComparisonReport) -> None:
         axes.annotate(
             f"{value:.3g}", (value, index), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
         )
-    axes.axvline(report.mean_kl, color=_GREY, linewidth=1, linestyle="--")
-    axes.annotate(
-        f"all of it: {report.mean_kl:.3g}", (report.mean_kl, 0), xytext=(-4, 0), textcoords="offset points",
-        color=_GREY, ha="right", va="center", fontsize=8,
-    )  # fmt: skip
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(*values, report.mean_kl) or 1.0)
-    axes.set_xlabel("mean KL in nats a token, with only this group from B")
-    axes.set_title(f"What each group of layers adds: {report.candidate.name}", loc="left")
+    axes.set_xlim(0, 1.12 * max(values) or 1.0)
+    axes.set_xlabel(f"mean KL in nats a token with only this group from B; with all of B: {report.mean_kl:.3g}")
+    axes.set_title(f"What each group of layers adds: {_short(report.candidate.name)}", loc="left")
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.tick_params(axis="y", length=0)
 
@@ -74,8 +69,7 @@ def _draw_sizes(axes: "Axes", reports: Sequence[ComparisonReport]) -> None:
         below = min(error, 0.9 * kl)
         axes.errorbar(bits, kl, yerr=[[below], [error]], color=_COLOR, fmt="o", markersize=5, capsize=2, linewidth=1)
         axes.annotate(
-            each.candidate.name.rstrip("/").rpartition("/")[2], (bits, kl), xytext=(7, 4), textcoords="offset points",
-            color=_COLOR, fontsize=8,
+            _short(each.candidate.name), (bits, kl), xytext=(7, 4), textcoords="offset points", color=_COLOR, fontsize=8
         )  # fmt: skip
     axes.set_yscale("log")
     axes.margins(x=0.2, y=0.15)
@@ -83,3 +77,8 @@ def _draw_sizes(axes: "Axes", reports: Sequence[ComparisonReport]) -> None:
     axes.set_ylabel("mean KL in nats a token")
     axes.set_title("Distance from A over size", loc="left")
     axes.grid(color="#dddddd", linewidth=0.8)
+
+
+def _short(name: str) -> str:
+    """Return a path's last part."""
+    return name.rstrip("/").rpartition("/")[2] or name

@@ -83,7 +83,7 @@ def documents_of(texts: Mapping[str, str | Sequence[str]]) -> list[Document]:
     documents = [
         Document(language, text)
         for language, given in texts.items()
-        for text in ([given] if isinstance(given, str) else given)
+        for text in ([given] if isinstance(given, (str, bytes)) else given)
     ]
     for document in documents:
         if not isinstance(document.text, str):
