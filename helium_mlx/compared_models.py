@@ -4,7 +4,7 @@ Opening a side reads its tokenizer and the headers of its weights; its model is 
 other's. Both give logits of rows of ids, a few positions at a time, and know nothing of texts and windows.
 
 mlx-lm is no dependency of this package (`pip install mlx-lm`), and is imported only for a side that it opens. No code
-of a checkpoint is run: mlx-lm refuses `model_file` by default, as this package does.
+of a checkpoint is run: a config that names some is refused.
 """
 
 import math
@@ -139,6 +139,10 @@ class MlxLmSide:
             config = read_json_object(directory / CONFIG_FILE)
         except FileProblem as problem:
             raise CheckpointError(f"{directory / CONFIG_FILE}: {problem}") from None
+        if config.get("model_file"):
+            raise CheckpointError(
+                f"{directory}: its config.json names code (model_file); no code of a checkpoint is run"
+            )
         self._infos = [
             info for path in sorted(directory.glob("model*.safetensors")) for info in read_header(path).values()
         ]
@@ -146,7 +150,7 @@ class MlxLmSide:
             raise CheckpointError(f"{directory}: no model*.safetensors is there, which is what mlx-lm reads")
         self._parameters = 0
         try:
-            self._tokenizer = load_tokenizer(directory)
+            self._tokenizer = load_tokenizer(directory, {"trust_remote_code": False})
         except (OSError, TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
             raise _refused(name, "the tokenizer", error) from None
         self.bos = self._first_id(config)
