@@ -39,25 +39,30 @@ They come row after row, `HEAD_POSITIONS` or fewer at a time, in the dtype that 
 """
 
 
-class Side(Protocol):
-    """What a comparison asks of either side.
-
-    `bos` begins each window. `context`, in tokens, and `vocab_size` are None where the model does not say. `dtype` is
-    what it computes in by itself.
-    """
+class Loadable(Protocol):
+    """A model that is not loaded yet. `bos` begins each window."""
 
     name: str
     bos: int
+
+    def load(self, dtype: mx.Dtype) -> LogitsOfRows:
+        """Return the model, loaded, computing in `dtype`."""
+        ...
+
+
+class Side(Loadable, Protocol):
+    """What a comparison asks of either side.
+
+    `context`, in tokens, and `vocab_size` are None where the model does not say. `dtype` is what it computes in by
+    itself.
+    """
+
     context: int | None
     vocab_size: int | None
     dtype: mx.Dtype
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS."""
-        ...
-
-    def load(self, dtype: mx.Dtype) -> LogitsOfRows:
-        """Return the model, loaded, computing in `dtype`."""
         ...
 
     def described(self, dtype: mx.Dtype) -> ComparedModel:
@@ -107,23 +112,16 @@ class HeliumSide:
         return _described(self.name, "helium_mlx", dtype, infos, parameter_count(self.checkpoint))
 
 
-class HybridSide:
+class Hybrid:
     """The reference with some modules from the candidate; both are checkpoints of this package."""
 
     def __init__(self, reference: HeliumSide, candidate: HeliumSide, is_taken: IsTaken) -> None:
-        self.name = candidate.name
-        self.bos, self.context, self.vocab_size = reference.bos, reference.context, reference.vocab_size
-        self.dtype = candidate.dtype
-        self._reference, self._candidate, self._is_taken = reference, candidate, is_taken
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without BOS."""
-        return self._reference.encode(text)
+        self.name, self.bos = candidate.name, reference.bos
+        self._checkpoints, self._is_taken = (reference.checkpoint, candidate.checkpoint), is_taken
 
     def load(self, dtype: mx.Dtype) -> LogitsOfRows:
         """Return the model, loaded, computing in `dtype`."""
-        parts = self._reference.checkpoint, self._candidate.checkpoint
-        return logits_of_helium(hybrid_model(*parts, self._is_taken, dtype=dtype))
+        return logits_of_helium(hybrid_model(*self._checkpoints, self._is_taken, dtype=dtype))
 
 
 class MlxLmSide:

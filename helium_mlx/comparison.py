@@ -15,7 +15,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from helium_mlx.compared_models import MLX_LM_PREFIX, HeliumSide, HybridSide, Side, open_side
+from helium_mlx.compared_models import MLX_LM_PREFIX, HeliumSide, Hybrid, Side, open_side
 from helium_mlx.comparison_report import ComparisonReport, LanguageFigures
 from helium_mlx.comparison_runs import CandidateRun, OnProgress, Pass, run_candidate, run_reference
 from helium_mlx.comparison_statistics import Measured, figures
@@ -206,14 +206,14 @@ def _figures(documents: Sequence[Document], measured: Mapping[int, Sequence[Meas
     return figures([each for index in measured for each in measured[index]], sum(documents[i].bytes for i in measured))
 
 
-def _groups(ours: Side, other: Side, is_alike: bool) -> dict[str, HybridSide]:
+def _groups(ours: Side, other: Side, is_alike: bool) -> dict[str, Hybrid]:
     """Return the reference with each group of its modules taken from the candidate."""
     if not (isinstance(ours, HeliumSide) and isinstance(other, HeliumSide)):
         raise ComparisonError(f"KL by group of layers needs two checkpoints of this package, without {MLX_LM_PREFIX}")
     require_same_shape(ours.checkpoint, other.checkpoint)
     if not is_alike:
         raise ComparisonError("KL by group of layers needs one tokenizer, and these two give different ids")
-    return {name: HybridSide(ours, other, taken) for name, taken in layer_groups(ours.checkpoint).items()}
+    return {name: Hybrid(ours, other, taken) for name, taken in layer_groups(ours.checkpoint).items()}
 
 
 def _notes(text: EncodedText, theirs: EncodedText, run: CandidateRun) -> Iterator[str]:

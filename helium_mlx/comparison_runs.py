@@ -12,7 +12,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.compared_models import Side, dtype_name
+from helium_mlx.compared_models import Loadable, dtype_name
 from helium_mlx.comparison_text import EncodedText
 from helium_mlx.divergence import kl_divergence
 from helium_mlx.errors import ComparisonError
@@ -48,7 +48,7 @@ class Pass:
     on_scored: Callable[[int], None]
 
 
-def run_reference(side: Side, text: EncodedText, how: Pass, cached: LogitsFile | None) -> list[float]:
+def run_reference(side: Loadable, text: EncodedText, how: Pass, cached: LogitsFile | None) -> list[float]:
     """Return the loss at each position, in nats, and leave the logits in `cached`, if that is given."""
     losses: list[float] = []
     for targets, logits in _scored(side, text, how):
@@ -59,7 +59,7 @@ def run_reference(side: Side, text: EncodedText, how: Pass, cached: LogitsFile |
     return losses
 
 
-def run_candidate(side: Side, text: EncodedText, how: Pass, cached: LogitsFile | None) -> CandidateRun:
+def run_candidate(side: Loadable, text: EncodedText, how: Pass, cached: LogitsFile | None) -> CandidateRun:
     """Return what is measured at each position, beside the reference's logits in `cached`, if that is given."""
     run = CandidateRun([], [], [])
     if cached is not None:
@@ -75,7 +75,7 @@ def run_candidate(side: Side, text: EncodedText, how: Pass, cached: LogitsFile |
     return run
 
 
-def _scored(side: Side, text: EncodedText, how: Pass) -> Iterator[tuple[mx.array, mx.array]]:
+def _scored(side: Loadable, text: EncodedText, how: Pass) -> Iterator[tuple[mx.array, mx.array]]:
     """Yield the tokens to be predicted (n,) with their logits (n, vocab_size), window after window.
 
     Raises ComparisonError for logits that are not finite.

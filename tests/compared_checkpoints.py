@@ -20,8 +20,11 @@ TEXTS: dict[str, list[str]] = {
 }
 
 
-def write_pair(directory: Path, noise: float = 0.05, **overrides: object) -> tuple[Path, Path]:
-    """Write a reference, and a candidate whose every weight is off by up to `noise` of the largest in its tensor."""
+NOISE = 0.05
+
+
+def write_pair(directory: Path, **overrides: object) -> tuple[Path, Path]:
+    """Write a reference, and a candidate whose every weight is off by up to `NOISE` of the largest in its tensor."""
     values: dict[str, object] = {"vocab_size": 2048, "num_hidden_layers": 2, **overrides}
     reference = write_checkpoint(directory / "reference", **values)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -30,7 +33,7 @@ def write_pair(directory: Path, noise: float = 0.05, **overrides: object) -> tup
     weights = cast("dict[str, mx.array]", mx.load(str(candidate / WEIGHTS_FILE)))
     keys = mx.random.split(mx.random.key(0), len(weights))
     changed = {
-        name: weight + noise * mx.abs(weight).max() * mx.random.uniform(-1, 1, weight.shape, key=key)
+        name: weight + NOISE * mx.abs(weight).max() * mx.random.uniform(-1, 1, weight.shape, key=key)
         for (name, weight), key in zip(weights.items(), keys, strict=True)
     }
     mx.save_safetensors(str(candidate / WEIGHTS_FILE), changed, {"format": "pt"})

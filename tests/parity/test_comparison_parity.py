@@ -30,11 +30,12 @@ def expected(reference: Path, candidate: Path) -> dict[str, float]:
     models: list[Any] = [make_reference.load_reference(path, torch.float64) for path in (reference, candidate)]
     tokenizer = HeliumTokenizer.from_pretrained(DEMO_DIRECTORY)
     divergences, agreements, losses = [], [], [[], []]
-    for text in (text for texts in TEXTS.values() for text in texts):
+    documents = [text for texts in TEXTS.values() for text in texts]
+    for text in documents:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        for part in torch.tensor(ids).tensor_split(math.ceil(len(ids) / WINDOW)):
-            # Of unequal parts torch puts the longer ones first, and `compare` the shorter ones.
-            assert len(ids) % math.ceil(len(ids) / WINDOW) == 0 or True
+        count = math.ceil(len(ids) / WINDOW)
+        for index in range(count):
+            part = torch.tensor(ids[len(ids) * index // count : len(ids) * (index + 1) // count])
             window = torch.cat([torch.tensor([1]), part])
             with torch.no_grad():
                 p, q = (torch.log_softmax(model(window[None, :-1]).logits[0].double(), dim=-1) for model in models)
@@ -50,6 +51,28 @@ def expected(reference: Path, candidate: Path) -> dict[str, float]:
         "reference_perplexity": a.mean().exp().item(),
         "candidate_perplexity": b.mean().exp().item(),
         "perplexity_ratio": (b - a).mean().exp().item(),
-        "reference_bits_per_byte": a.sum().item() / math.log(2) / len("".join(sum(TEXTS.values(), [])).encode()),
+        "reference_bits_per_byte": a.sum().item() / math.log(2) / len("".join(documents).encode()),
         "tokens": len(kl),
     }
+
+
+def figures_of(report: ComparisonReport, names: object) -> dict[str, float]:
+    return {name: getattr(report, name) for name in names}  # pyright: ignore[reportGeneralTypeIssues]
+
+
+@pytest.mark.parametrize("family", [{}, {**LLAMA, "num_key_value_heads": 2}, {"tie_word_embeddings": True}])
+def test_tiny_checkpoints(tmp_path: Path, family: dict[str, object]) -> None:
+    pair = write_pair(tmp_path, **family)
+    figures = expected(*pair)
+    report = compare(*pair, texts=TEXTS, window=WINDOW, batch_size=3)
+    assert figures_of(report, figures) == pytest.approx(figures, rel=2e-4)
+    assert figures["mean_kl"] > 1e-3
+
+
+def test_the_demo_at_four_bits(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "q"), quantize=True, dtype="float32", verify=False)
+    helium_mlx.convert(str(tmp_path / "q"), str(tmp_path / "rounded"), to="hf", verify=False)
+    figures = expected(DEMO_DIRECTORY, tmp_path / "rounded")
+    report = compare("demo", tmp_path / "q", texts=TEXTS, window=WINDOW)
+    assert figures_of(report, figures) == pytest.approx(figures, rel=1e-3)
+    assert figures["mean_kl"] > 1e-3
