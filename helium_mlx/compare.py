@@ -109,7 +109,10 @@ def _print(report: ComparisonReport, *, as_json: bool, is_first: bool) -> None:
 
 
 def table(report: ComparisonReport) -> list[str]:
-    """Return the lines of a report: what was compared, and a Markdown table with a row a language and one for all."""
+    """Return the lines of a report: what was compared, and a Markdown table with a row a language and one for all.
+
+    A second table has KL by group of layers, where that was measured.
+    """
     unit = report.perplexity_unit
     header = [
         "language", "tokens", "mean KL", "99 % KL", "same top-1", f"perplexity a {unit}: A", "B", "B / A",
@@ -117,12 +120,14 @@ def table(report: ComparisonReport) -> list[str]:
     ]  # fmt: skip
     rows = [_cells(language, figures) for language, figures in report.languages.items()]
     rows += [_cells("all", report)] if len(rows) > 1 else []
+    layers = [[name, _number(kl)] for name, kl in report.layers.items()]
     return [
         f"A: {_described(report.reference)}",
         f"B: {_described(report.candidate)}",
         f"{report.windows} windows of up to {report.window} tokens, each behind one BOS; KL(A || B) in nats",
         "",
         *_aligned([header, *rows]),
+        *(["", *_aligned([["only this from B", "mean KL"], *layers])] if layers else []),
     ]
 
 

@@ -41,6 +41,7 @@ def compare(
     dtype: str | None = None,
     reference_revision: str | None = None,
     candidate_revision: str | None = None,
+    by_layers: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ComparisonReport:
     """Measure how far `candidate` is from `reference`: each a directory, a Hub repository, "demo", or "mlx-lm:NAME".
@@ -48,7 +49,8 @@ def compare(
     `texts` maps languages, or any other names, to a text or several; without it the package's own is used, of
     `languages` or of all. `window` is the most tokens that are run at once, BOS included: 512, or the models' context.
     `batch_size` windows are run together. `dtype` (bfloat16, float16, float32) is what both compute in; None is the
-    wider of their own (float32 for quantized weights on the CPU). `on_progress(done, total)` counts tokens.
+    wider of their own (float32 for quantized weights on the CPU). `by_layers` fills the report's `layers`, for which
+    the reference runs once more for each group (see `hybrid_model.py`). `on_progress(done, total)` counts tokens.
 
     Raises HeliumError, one line, for what cannot be opened or compared, and for logits that are not finite.
     """
@@ -57,7 +59,8 @@ def compare(
     documents = bundled_documents(languages) if texts is None else documents_of(texts)
     (report,) = compare_all(
         reference, [candidate], documents, window=window, batch_size=batch_size, dtype=dtype,
-        reference_revision=reference_revision, candidate_revision=candidate_revision, on_progress=on_progress,
+        reference_revision=reference_revision, candidate_revision=candidate_revision, by_layers=by_layers,
+        on_progress=on_progress,
     )  # fmt: skip
     return report
 
@@ -75,10 +78,7 @@ def compare_all(
     by_layers: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Iterator[ComparisonReport]:
-    """Yield the report of each of `candidates`, as `compare` returns it; the reference runs once for all of them.
-
-    `by_layers` fills `layers`, for which the reference runs once more for each group (see `hybrid_model.py`).
-    """
+    """Yield the report of each of `candidates`, as `compare` returns it; the reference runs once for all of them."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ComparisonError(f"batch_size is {batch_size!r}; expected a whole number from 1 on")
     ours = open_side(str(reference), revision=reference_revision)

@@ -74,6 +74,18 @@ def test_what_could_not_be_measured_is_a_dash() -> None:
     assert "perplexity a byte: A" in lines[4]
 
 
+def test_groups_of_layers_have_a_table_of_their_own() -> None:
+    lines = table(replace(REPORT, layers={"embedding": 0.0123, "head": 0.0}))
+    assert lines[: len(table(REPORT))] == table(REPORT)
+    assert lines[len(table(REPORT)) :] == [
+        "",
+        "| only this from B | mean KL |",
+        "|------------------|--------:|",
+        "| embedding        |  0.0123 |",
+        "| head             |       0 |",
+    ]
+
+
 def test_one_candidate_a_row_in_the_summary() -> None:
     lines = summary([REPORT, replace(REPORT, mean_kl=0.0, mean_kl_error=0.0)])
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [

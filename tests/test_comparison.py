@@ -296,11 +296,11 @@ def test_progress_counts_the_tokens_of_both_models(pair: Pair) -> None:
 
 
 def test_groups_of_layers_are_measured_with_the_rest_from_the_reference(pair: Pair, report: ComparisonReport) -> None:
-    (whole,) = compare_all(pair[0], [pair[1]], documents_of(TEXTS), window=WINDOW, by_layers=True)
+    whole = compare(*pair, texts=TEXTS, window=WINDOW, by_layers=True)
     assert list(whole.layers) == ["embedding", "layer 0", "layer 1", "head"]
     assert all(kl > 0 for kl in whole.layers.values())
     assert figures_of(whole) == pytest.approx(figures_of(report), rel=1e-4)
-    (same,) = compare_all(pair[0], [pair[0]], documents_of(TEXTS), window=WINDOW, by_layers=True)
+    same = compare(pair[0], pair[0], texts=TEXTS, window=WINDOW, by_layers=True)
     assert set(same.layers.values()) == {0}
 
 
