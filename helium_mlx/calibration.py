@@ -20,7 +20,7 @@ TEXTS_DIRECTORY = Path(__file__).parent / "calibration_texts"
 # Where one document ends and the next begins; paragraphs have one empty line between them.
 DOCUMENT_BREAK = "\n\n\n"
 
-WINDOW_TOKENS = 512
+WINDOW_TOKENS = 256
 HELD_OUT = 4
 
 # One window to fit to and one to measure on: what follows would be meaningless with less.
