@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from helium_mlx import gptq, layout
-from helium_mlx.calibration import Windows
 from helium_mlx.calibrated_rounding import cross_moments
+from helium_mlx.calibration import Windows
 from helium_mlx.checkpoint import Checkpoint
 from helium_mlx.errors import QuantizationError
 from helium_mlx.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, Stream, walk

@@ -17,8 +17,8 @@ import mlx.core as mx
 
 from helium_mlx import gptq
 from helium_mlx.calibration import Windows
-from helium_mlx.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, walk
 from helium_mlx.checkpoint import Checkpoint
+from helium_mlx.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, walk
 from helium_mlx.quantization import ModuleSettings, QuantizationSettings
 from helium_mlx.rounding import Rounding, fitted
 from helium_mlx.running_divergence import LogSum, RunningDivergence
@@ -27,7 +27,7 @@ from helium_mlx.weight_conversion import quantized
 
 Parts = dict[str, mx.array]
 
-# A head's rows are rounded in so many blocks, each for the tokens at which its logits count; but not fewer rows at once.
+# A head's rows are rounded in so many blocks, each for the tokens at which its logits count, of so many rows at least.
 HEAD_BLOCKS = 128
 BLOCK_ROWS = 16
 
@@ -112,7 +112,10 @@ class _Rounder:
         self._rounding, self._outcome = rounding, outcome
         packing = self._packing(EMBEDDING)
         table = EmbeddingTable(layers, (*windows.fitted, *windows.held_out))
-        plain, ours = (table.changed(lambda w, p=parts: self._read(p(w, packing), packing)) for parts in (self._plain, self._fitted))
+        plain, ours = (
+            table.changed(lambda w, p=parts: self._read(p(w, packing), packing))
+            for parts in (self._plain, self._fitted)
+        )
         self._source, self._nearest, self._ours = (each.stream(windows.held_out) for each in (table, plain, ours))
         self._fit_source, self._fit = table.stream(windows.fitted), ours.stream(windows.fitted)
 
@@ -138,7 +141,9 @@ class _Rounder:
         for path in stage.paths:
             packing, weight = self._packing(path), self._layers.weight(path)
             wanted = self._source.rows @ weight.T + lacking
-            parts, source[path], plain[path] = self._better(path, given.rounded(weight, packing, self._dtype), weight, wanted)
+            parts, source[path], plain[path] = self._better(
+                path, given.rounded(weight, packing, self._dtype), weight, wanted
+            )
             ours[path] = self._read(parts, packing)
             yield from _named(path, 0, parts)
         for stream, weights in (

@@ -94,9 +94,7 @@ class CalibrationReport:
         )
 
 
-def calibration_windows(
-    tokenizer: HeliumTokenizer, config: HeliumConfig, text: str | Path | None = None
-) -> Windows:
+def calibration_windows(tokenizer: HeliumTokenizer, config: HeliumConfig, text: str | Path | None = None) -> Windows:
     """Cut a text file, or those of the package, into windows for a model.
 
     Raises QuantizationError for a file that cannot be read, that is no text, or too short to calibrate with.

@@ -108,13 +108,14 @@ def convert(
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
     `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, `q_mode` "affine"; the modes mxfp4, mxfp8 and
-    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`);
-    `target_bpw` chooses bits and group size of each module so that the result takes at most so many bits per weight
-    (see `bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files
-    of the same form and size (see `calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file,
-    or the package's own text. `dequantize` undoes a quantization. `dtype` (bfloat16, float16, float32) is what the other tensors, scales and biases are stored in;
-    None keeps the source's. `to` "hf" writes what transformers reads, dequantized if need be. Weight files are cut at
-    `max_shard_size`, a number of bytes or text such as "2GB", 5 GB by default.
+    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`); `target_bpw`
+    chooses bits and group size of each module so that the result takes at most so many bits per weight (see
+    `bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files of
+    the same form and size (see `calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file, or
+    the package's own text. `dequantize` undoes a quantization. `dtype` (bfloat16, float16, float32) is what the other
+    tensors, scales and biases are stored in; None keeps the source's. `to` "hf" writes what transformers reads,
+    dequantized if need be. Weight files are cut at `max_shard_size`, a number of bytes or text such as "2GB", 5 GB by
+    default.
 
     An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
     was written and compares it with the source before that (see `verification.py`). `on_progress(done, total)` counts
@@ -122,7 +123,20 @@ def convert(
 
     Raises CheckpointError, ConfigError, QuantizationError or TokenizerError; nothing is left behind then.
     """
-    options = ConversionOptions(quantize, q_bits, q_group_size, q_mode, recipe, dequantize, dtype, to, max_shard_size, rounding, target_bpw, calibration_text)
+    options = ConversionOptions(
+        quantize,
+        q_bits,
+        q_group_size,
+        q_mode,
+        recipe,
+        dequantize,
+        dtype,
+        to,
+        max_shard_size,
+        rounding,
+        target_bpw,
+        calibration_text,
+    )
     start = time.perf_counter()
     mx.reset_peak_memory()
     destination = Path(mlx_path)
@@ -231,7 +245,13 @@ def _plan(source: Checkpoint, options: ConversionOptions) -> _Plan:
     if options.is_calibrated:
         windows = calibration_windows(tokenizer, source.config, options.calibration_text)
     if options.target_bpw is not None and windows is not None:
-        allocation = allocate(source, windows, options.target_bpw, rounding=options.rounding_kind, dtype=getattr(mx, options.dtype or source.dtype))
+        allocation = allocate(
+            source,
+            windows,
+            options.target_bpw,
+            rounding=options.rounding_kind,
+            dtype=getattr(mx, options.dtype or source.dtype),
+        )
         settings = allocation.settings.get
     config = _converted_config(source, settings, options.dtype)
     tensors = _tensor_plans(config, settings, source.architecture)
@@ -393,9 +413,7 @@ def _verified(
         raise CheckpointError(f"{destination}: verification failed, so nothing is kept: {said}") from None
 
 
-def _warnings(
-    plan: _Plan, figures: dict[str, object] | None, calibration: CalibrationReport | None
-) -> list[str]:
+def _warnings(plan: _Plan, figures: dict[str, object] | None, calibration: CalibrationReport | None) -> list[str]:
     source, config = plan.source, plan.config
     warnings = list(source.warnings)
     others = {FLOAT_DTYPES[info.dtype] for info in source.tensors.values() if info.dtype in FLOAT_DTYPES}

@@ -48,7 +48,6 @@ class Stream:
         """What the next matrix is given, all windows as rows (tokens, columns)."""
         return mx.concatenate([x.reshape(-1, x.shape[-1]) for x in self.inputs])
 
-
     def lacks(self, other: "Stream") -> mx.array:
         """Return what the residual stream of another one lacks, as rows (tokens, hidden_size)."""
         return mx.concatenate(

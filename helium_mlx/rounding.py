@@ -112,9 +112,7 @@ def pack_codes(codes: mx.array, bits: int) -> mx.array:
     return (words << mx.arange(32, dtype=mx.uint32)).sum(axis=-1)
 
 
-def _candidates(
-    groups: mx.array, weights: mx.array, packing: QuantizationSettings, dtype: mx.Dtype
-) -> Iterator[Lines]:
+def _candidates(groups: mx.array, weights: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> Iterator[Lines]:
     low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
     steps = 2**packing.bits - 1
     for cut in STARTS[packing.bits]:

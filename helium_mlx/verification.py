@@ -263,7 +263,9 @@ def _require_close(name: str, slab: _Compared, packing: QuantizationSettings, dt
     size = math.sqrt(slab.size)
     bound = RELATIVE_ERROR.get(packing.mode, 0.0) * size
     if packing.has_biases and size:
-        bound = AFFINE_ERROR * math.sqrt(slab.scale) + ROUNDING_ERROR[dtype] * size if is_plain else CALIBRATED_ERROR * size
+        bound = (
+            AFFINE_ERROR * math.sqrt(slab.scale) + ROUNDING_ERROR[dtype] * size if is_plain else CALIBRATED_ERROR * size
+        )
     error = math.sqrt(slab.error)
     if not error <= bound * 1.001 + 1e-30:
         off, allowed = (error / size, bound / size) if size else (math.inf, 0.0)
@@ -315,7 +317,8 @@ def _require_no_worse(error: float, plain: float) -> None:
     """Raise CheckpointError for logits further off than plain rounding's, twice over: the prompts are short."""
     if not error <= PLAIN_FACTOR * plain:
         raise CheckpointError(
-            f"logits are off by {error:.3g} of their size, where plain rounding of the source's weights gives {plain:.3g}"
+            f"logits are off by {error:.3g} of their size, where plain rounding of the source's weights gives {plain:.3g}, "
+            "and twice that is allowed"
         )
 
 

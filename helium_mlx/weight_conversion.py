@@ -32,7 +32,9 @@ def converted_rows(
     while it is read.
     """
     places = places_of(checkpoint)
-    slabs = (slab for name in places if is_wanted(name.rpartition(".")[0]) for slab in slabs_of(checkpoint, places, name))
+    slabs = (
+        slab for name in places if is_wanted(name.rpartition(".")[0]) for slab in slabs_of(checkpoint, places, name)
+    )
     streams = backend.conversion_streams()
     started: deque[tuple[Slab, dict[str, mx.array], mx.array]] = deque()
     for (slab, octets), stream in zip(read_ahead(slabs), cycle(streams)):

@@ -32,7 +32,12 @@ def rounded(source: Path, rounding: Rounding, packing: QuantizationSettings = PA
     """The parts of each module by path, put together from the rows."""
     outcome, rows = RoundingOutcome(), defaultdict(list)
     made = rounded_rows(
-        open_checkpoint(source), lambda path: packing, mx.bfloat16, rounding=rounding, windows=windows(), outcome=outcome
+        open_checkpoint(source),
+        lambda path: packing,
+        mx.bfloat16,
+        rounding=rounding,
+        windows=windows(),
+        outcome=outcome,
     )
     for name, first_row, part in made:
         assert first_row == sum(piece.shape[0] for piece in rows[name])
@@ -64,7 +69,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("rounding", ["fitted", "gptq"])
 @pytest.mark.parametrize(
-    "case", [{}, {"attention_bias": True, "mlp_bias": True}, {**LLAMA, "num_key_value_heads": 1}, {"hidden_act": "gelu"}]
+    "case",
+    [{}, {"attention_bias": True, "mlp_bias": True}, {**LLAMA, "num_key_value_heads": 1}, {"hidden_act": "gelu"}],
 )
 def test_reported_divergences_are_those_of_models_in_memory(
     tmp_path: Path, case: dict[str, object], rounding: Rounding

@@ -42,7 +42,7 @@ def inverse_of(matrix: Matrix) -> Matrix:
 
 
 def slow_gptq(row: list[float], hessian: Matrix, scales: list[float], biases: list[float]) -> list[float]:
-    """Round one row: the first column left, then the best change of those after it, with the inverse of what is left."""
+    """Round one row: the first column left, then change those after it for the best, by the inverse of what is left."""
     remaining, left, values = list(row), inverse_of(hessian), []
     for column in range(len(row)):
         scale, bias = scales[column // 32], biases[column // 32]
@@ -72,14 +72,14 @@ def test_the_factor_is_one_of_the_damped_moments() -> None:
     x = inputs(64)
     feedback = feedback_of(x.T @ x, damping=0.01)
     factor = (feedback.shares + mx.eye(64)) * mx.sqrt(feedback.importance)
-    assert mx.abs(factor @ factor.T - feedback.hessian).max().item() < 1e-4 * mx.abs(feedback.hessian).max().item()
+    assert mx.abs(factor @ factor.T - feedback.hessian).max().item() < 1e-4 * mx.abs(feedback.hessian).max().item()  # pyright: ignore[reportOperatorIssue]
     assert not mx.tril(feedback.shares).any().item()
 
 
 def test_solve_undoes_a_product() -> None:
     x = inputs(64)
     feedback, some = feedback_of(x.T @ x), weights(5, 64)
-    assert mx.abs(feedback.solve(some @ feedback.hessian) - some).max().item() < 1e-2
+    assert mx.abs(feedback.solve(some @ feedback.hessian) - some).max().item() < 1e-2  # pyright: ignore[reportOperatorIssue]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -130,4 +130,4 @@ def test_constant_and_zero_rows_are_exact() -> None:
     x = inputs(64)
     weight = mx.stack([mx.zeros(64), mx.full((64,), 0.5)])
     parts = rounded(weight, feedback_of(x.T @ x), PACKING, mx.bfloat16)
-    assert mx.abs(dequantized(parts, PACKING) - weight).max().item() < 1e-3
+    assert mx.abs(dequantized(parts, PACKING) - weight).max().item() < 1e-3  # pyright: ignore[reportOperatorIssue]
