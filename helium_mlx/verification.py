@@ -39,9 +39,9 @@ ROWS_COMPARED = 16
 # wrong place gives 0.9 at 2 bits, and more at every other width.
 AFFINE_ERROR = 0.5
 
-# The error of the weights over the weights where they make up for errors elsewhere, also for those of matrices with
-# fewer bits: seen were up to 0.7, at 2 bits. A matrix in another's place gives 1.4 at every width.
-CALIBRATED_ERROR = 1.0
+# The least cosine between weights and the source's where they make up for errors elsewhere, so that at 2 bits the error
+# can exceed the weight. A matrix in another's place gives 0 at every width.
+CALIBRATED_COSINE = 0.4
 
 # The error of the weights over the weights, for the modes that round relatively: above the worst that rounding can do
 # where one value dominates its group, which is about twice what normal weights give.
@@ -192,6 +192,7 @@ class _Compared:
     n_different: int
     error: float
     size: float
+    own_size: float
     scale: float
 
 
@@ -218,7 +219,16 @@ def _compared(slab: Slab, octets: dict[str, bytes], source: Slab, dtype: mx.Dtyp
     elif slab.settings.has_biases:
         scale = arrays["scales"][first::step].astype(mx.float32).square().sum() * slab.settings.group_size
     error = (values - reference).square().sum()
-    figures = [is_finite, is_zero, ~(reference != 0).any(), n_different, error, reference.square().sum(), scale]
+    figures = [
+        is_finite,
+        is_zero,
+        ~(reference != 0).any(),
+        n_different,
+        error,
+        reference.square().sum(),
+        values.square().sum(),
+        scale,
+    ]
     mx.eval(figures)
     return _Compared(*(figure.item() for figure in figures))  # pyright: ignore[reportArgumentType]
 
@@ -260,17 +270,29 @@ def _require_sound(name: str, slabs: list[_Compared], expected: Expected, n_dims
 
 def _require_close(name: str, slab: _Compared, packing: QuantizationSettings, dtype: str, *, is_plain: bool) -> None:
     """Raise CheckpointError for rows that are further off than rounding to codes makes them."""
+    if not is_plain:
+        _require_aligned(name, slab)
+        return
     size = math.sqrt(slab.size)
     bound = RELATIVE_ERROR.get(packing.mode, 0.0) * size
     if packing.has_biases and size:
-        bound = (
-            AFFINE_ERROR * math.sqrt(slab.scale) + ROUNDING_ERROR[dtype] * size if is_plain else CALIBRATED_ERROR * size
-        )
+        bound = AFFINE_ERROR * math.sqrt(slab.scale) + ROUNDING_ERROR[dtype] * size
     error = math.sqrt(slab.error)
     if not error <= bound * 1.001 + 1e-30:
         off, allowed = (error / size, bound / size) if size else (math.inf, 0.0)
         form = f"{packing.mode} at {packing.bits} bits"
         raise CheckpointError(f"{name} is off by {off:.3g} of its size, where {form} allows {allowed:.3g}")
+
+
+def _require_aligned(name: str, slab: _Compared) -> None:
+    """Raise CheckpointError for rows that point elsewhere than the source's."""
+    lengths = math.sqrt(slab.size * slab.own_size)
+    cosine = (slab.size + slab.own_size - slab.error) / (2 * lengths) if lengths else 1.0
+    if not cosine >= CALIBRATED_COSINE:
+        raise CheckpointError(
+            f"{name} has a cosine of {cosine:.3g} with the source's, where calibrated rounding keeps above "
+            f"{CALIBRATED_COSINE}"
+        )
 
 
 def _small_cache(model: HeliumPreTrainedModel) -> list[KVCache]:

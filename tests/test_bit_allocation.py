@@ -49,7 +49,7 @@ def test_what_is_dealt_out_is_near_the_best_there_is(seed: int) -> None:
     for budget in range(smallest, largest + 1, max(1, (largest - smallest) // 6)):
         chosen = deal_out(choices, budget)
         assert sum(choice.n_bytes for choice in chosen.values()) <= budget
-        # One module's step at most is lost to what does not fit: 1.6 was the worst of these.
+        # One module's step at most is lost to what does not fit: 1.76 was the worst of these.
         assert sum(choice.kl for choice in chosen.values()) <= 2 * brute_force(choices, budget) + 1e-12
 
 
