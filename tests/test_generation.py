@@ -10,7 +10,8 @@ import pytest
 from tiny_checkpoints import write_checkpoint
 
 import helium_mlx
-from helium_mlx.cache import make_cache
+from helium_mlx import cache_memory
+from helium_mlx.cache import copy_cache, make_cache
 from helium_mlx.checkpoint import load_model
 from helium_mlx.errors import ContextOverflowError, GenerationError, HeliumError
 from helium_mlx.generation import Decoding, GenerationChunk, prefill, stream_generate
@@ -376,6 +377,34 @@ def test_a_cache_and_options_for_one_exclude_each_other(demo: Demo) -> None:
     model, tokenizer = demo
     with pytest.raises(GenerationError, match="cache is given beside max_kv_size or kv_bits"):
         stream_generate(model, tokenizer, PROMPT, cache=make_cache(model), kv_bits=8)
+
+
+@pytest.mark.parametrize("kind", [{}, {"kv_bits": 8, "kv_group_size": 32}, {"max_kv_size": 200}, {"cache": True}])
+def test_a_run_that_does_not_fit_is_refused_at_the_call(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, kind: dict[str, object]
+) -> None:
+    model, tokenizer = demo
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(model) + 1000)
+    options = {**kind, "cache": make_cache(model)} if "cache" in kind else kind
+    with pytest.raises(GenerationError, match=r"weights of .* MB and a KV cache of .* for 303 tokens are over"):
+        stream_generate(model, tokenizer, [1, 5, 6], max_tokens=300, **options)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_a_cache_belongs_to_one_run_at_a_time(demo: Demo, lookup: int) -> None:
+    cache, options = make_cache(demo[0]), {"max_tokens": 9, "ignore_eos": True, "prompt_lookup": lookup}
+    first = stream_generate(*demo, PROMPT, cache=cache, **options)  # pyright: ignore[reportArgumentType]
+    second = stream_generate(*demo, PROMPT, cache=cache, **options)  # pyright: ignore[reportArgumentType]
+    next(first)
+    with pytest.raises(GenerationError, match="cache is in use by another run; close that run first"):
+        next(second)
+    copied = next(stream_generate(*demo, "A", cache=copy_cache(cache), max_tokens=1))
+    first.close()
+    stale = stream_generate(*demo, PROMPT, cache=cache, **options)  # pyright: ignore[reportArgumentType]
+    again = list(stream_generate(*demo, [5], cache=cache, max_tokens=3, ignore_eos=True))
+    with pytest.raises(GenerationError, match=r"cache held .* at the call and has changed"):
+        next(stale)
+    assert (copied.generated_tokens, len(again)) == (1, 3)
 
 
 def test_a_list_of_prompts_gives_a_list(demo: Demo) -> None:
