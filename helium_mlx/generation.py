@@ -391,11 +391,13 @@ def _stream(
         logits = prefill(
             decoding.model, prompt, decoding.cache, step_size=prefill_step_size, cancel=cancel, on_progress=on_progress
         )
+        sane = _are_sane(logits)
         for decoded in decoding.tokens(logits, count):
             cancelled, generated, accepted = cancel.is_set(), generated + 1, accepted + decoded.from_draft
             if generated == 1:
                 now = time.perf_counter()
                 prompt_seconds, start = now - start, now
+                _require_sane(sane)
                 if on_progress:
                     on_progress(len(prompt), len(prompt))
             text, reason = text_of.add(decoded.token, is_last=cancelled or generated == count)
@@ -411,6 +413,24 @@ def _stream(
         for layer in decoding.cache:
             layer.trim(max(layer.offset - held - max(generated - 1, 0), 0))
             layer.in_use = False
+
+
+def _are_sane(logits: mx.array) -> mx.array:
+    """Start computing whether logits are numbers of which some are larger than others: a boolean ()."""
+    highest = logits.max()
+    sane = mx.isfinite(highest) & (highest > logits.min())
+    # Now, so that its value does not have to wait for the step that is begun next.
+    mx.async_eval(sane)
+    return sane
+
+
+def _require_sane(sane: mx.array) -> None:
+    """Raise GenerationError for logits that no text should be made of: overflow in 16 bits, or memory that ran out."""
+    if not sane.item():
+        raise GenerationError(
+            "the model's logits are NaN, infinite or all the same: its weights are damaged, its dtype overflows or "
+            "memory ran out; try dtype float32, a smaller max_kv_size, or convert it again"
+        )
 
 
 _claiming = threading.Lock()

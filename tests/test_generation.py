@@ -1,5 +1,7 @@
+import asyncio
 import concurrent.futures
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,7 +127,8 @@ def test_the_next_step_is_under_way_when_a_token_is_read(demo: Demo, monkeypatch
     monkeypatch.setattr(mx, "async_eval", lambda *arrays: (events.append("start"), start(*arrays)))
     monkeypatch.setattr(Decoding, "_read", lambda self, step: (events.append("read"), read(self, step))[1])
     collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=4, ignore_eos=True))
-    assert events == ["start", "start", "read", "start", "read", "start", "read", "read"]
+    # The first is the check of the prompt's logits.
+    assert events == ["start", "start", "start", "read", "start", "read", "start", "read", "read"]
 
 
 def test_a_prompt_in_chunks_is_evaluated_chunk_by_chunk(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +144,43 @@ def test_a_stream_may_be_read_from_one_thread_after_another(demo: Demo, options:
     with concurrent.futures.ThreadPoolExecutor(1) as first, concurrent.futures.ThreadPoolExecutor(1) as second:
         chunks = [pool.submit(next, stream).result() for pool in (first, second, first, second, first)]
     assert chunks[-1].finish_reason == "length"
+
+
+def test_streams_may_be_read_in_turns_by_the_threads_of_an_event_loop(demo: Demo) -> None:
+    async def read(prompt: str) -> str:
+        stream = helium_mlx.stream_generate(*demo, prompt, max_tokens=6, ignore_eos=True)
+        texts = []
+        for _ in range(6):
+            # One thread at a time: MLX's own arrays are not for several.
+            async with turn:
+                texts.append((await asyncio.to_thread(next, stream)).text)
+        return "".join(texts)
+
+    async def read_all() -> list[str]:
+        return await asyncio.gather(*map(read, prompts))
+
+    prompts, turn = [PROMPT, "Es war einmal", "C'era una volta"], asyncio.Lock()
+    expected = [helium_mlx.generate(*demo, prompt, max_tokens=6, ignore_eos=True) for prompt in prompts]
+    assert asyncio.run(read_all()) == expected
+
+
+def test_a_model_may_be_loaded_in_one_thread_and_run_in_another(demo: Demo) -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as first, concurrent.futures.ThreadPoolExecutor(1) as second:
+        model, tokenizer = first.submit(helium_mlx.load, "demo", dtype="float32").result()
+        text = second.submit(helium_mlx.generate, model, tokenizer, PROMPT, max_tokens=6).result()
+    assert text == helium_mlx.generate(*demo, PROMPT, max_tokens=6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_logits_that_no_text_should_be_made_of_are_an_error(tmp_path: Path, value: float, lookup: int) -> None:
+    model = load_model(write_checkpoint(tmp_path, vocab_size=2048))
+    model.model.norm.weight = model.model.norm.weight * value
+    cache = make_cache(model)
+    tokenizer = HeliumTokenizer.from_pretrained("demo")
+    with pytest.raises(GenerationError, match="logits are NaN, infinite or all the same"):
+        next(stream_generate(model, tokenizer, [1, 5, 6], cache=cache, prompt_lookup=lookup))
+    assert not cache[0].in_use
 
 
 @pytest.mark.parametrize("end", ["length", "stop", "closed", "eos"])
