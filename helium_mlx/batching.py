@@ -25,14 +25,27 @@ from typing import cast
 import mlx.core as mx
 
 from helium_mlx.batch_cache import BatchKVCache, regrouped
+from helium_mlx.cache_memory import require_batch_fits
 from helium_mlx.errors import GenerationError, HeliumError
-from helium_mlx.generation import CompletionText, FinishReason, room_after, tokens_of_prompt
+from helium_mlx.generation import (
+    CompletionText,
+    FinishReason,
+    holds_ids,
+    require_generator,
+    room_after,
+    tokens_of_prompt,
+)
+from helium_mlx.json_files import shown
 from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.sampling import Sampler, SamplingOptions
+from helium_mlx.option_values import require_switch, require_whole
+from helium_mlx.sampling import Sampler, SamplingOptions, logit_adjustment
 from helium_mlx.stopping import StopStrings
 from helium_mlx.tokenizer import HeliumTokenizer
 
 Prompt = str | Sequence[int]
+
+# All of a prompt's samples are prepared with it.
+MAX_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ def batch_generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     prefill_step_size: int = 512,
 ) -> Generator[Completion, None, None]:
@@ -93,40 +106,28 @@ def batch_generate(
 
     Closing the iterator stops at once.
 
-    Raises GenerationError and ContextOverflowError as `stream_generate`, with the index of the prompt.
+    Raises GenerationError and ContextOverflowError as `stream_generate`, with the index of the prompt, and
+    GenerationError if `batch_size` rows as long as the longest do not fit into memory.
     """
-    for name, value in (
-        ("batch_size", batch_size),
-        ("samples", samples),
-        ("max_tokens", max_tokens),
-        ("prefill_step_size", prefill_step_size),
-    ):
-        _require_count(name, value)
-    if isinstance(prompts, str) or (isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int)):
-        raise GenerationError("prompts is a single prompt; give a list of prompts: [prompt]")
+    require_generator(model, tokenizer)
+    batch_size = require_whole("batch_size", batch_size, 1)
+    samples = require_whole("samples", samples, 1, MAX_SAMPLES)
+    max_tokens = require_whole("max_tokens", max_tokens, 1)
+    prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
+    ignore_eos = require_switch("ignore_eos", ignore_eos)
+    _require_several(prompts)
     options = SamplingOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids
     )
-    stops = StopStrings(stop).stop
+    stops, seed, vocab_size = StopStrings(stop).stop, options.seed, model.config.vocab_size
+    reserved = tokenizer.reserved_ids if options.temperature > 0 else ()
+    # Bias and bans that the model has no ids for are refused now, and not with the first row.
+    logit_adjustment(options, vocab_size, reserved)
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
 
-    def checked(place: int, request: Prompt | Request) -> _Checked:
-        request = request if isinstance(request, Request) else Request(request)
-        index = place if request.index is None else request.index
-        limit = max_tokens if request.max_tokens is None else request.max_tokens
-        try:
-            _require_count("max_tokens", limit)
-            tokens = tokens_of_prompt(model, tokenizer, request.prompt)
-            count = min(limit, room_after(model, 0, len(tokens)))
-        except HeliumError as error:
-            raise type(error)(f"prompt {index}: {error}") from None
-        return _Checked(request, index, tokens, count)
-
-    def rows_of(request: _Checked) -> list[_Row]:
-        wanted = range(samples) if request.request.samples is None else request.request.samples
+    def rows_of(request: CheckedRequest) -> list[_Row]:
         rows = []
-        vocab_size, reserved = model.config.vocab_size, tokenizer.reserved_ids if temperature > 0 else ()
-        for sample in wanted:
+        for sample in request.samples:
             own_seed = None if seed is None else (seed + request.index * samples + sample) % 2**64
             text = CompletionText(tokenizer, StopStrings(stops), eos)
             prompt_ids = mx.array(request.tokens, dtype=mx.int32)
@@ -136,9 +137,19 @@ def batch_generate(
             rows.append(_Row(request, sample, sampler, text))
         return rows
 
-    requests = (checked(place, prompt) for place, prompt in enumerate(prompts))
+    requests = (
+        check_request(model, tokenizer, prompt, place, max_tokens=max_tokens, samples=samples)
+        for place, prompt in enumerate(prompts)
+    )
     if isinstance(prompts, Sequence):
-        requests = iter(list(requests))
+        known = list(requests)
+        # Of all of them it is known which is the longest, and whether there are enough to fill the batch.
+        if known:
+            rows = min(batch_size, sum(len(request.samples) for request in known))
+            require_batch_fits(model, rows, max(request.longest for request in known))
+        requests = iter(known)
+    else:
+        requests = _fitting(model, requests, batch_size)
     return _complete(model, map(rows_of, requests), batch_size=batch_size, step_size=prefill_step_size)
 
 
@@ -154,19 +165,78 @@ def generate_many(
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A request with its prompt's ids and the number of tokens that its completion may have."""
+class CheckedRequest:
+    """A request with its prompt's ids, the number of tokens that its completion may have, and the samples wanted."""
 
     request: Request
     index: int
     tokens: list[int]
     count: int
+    samples: Sequence[int]
+
+    @property
+    def longest(self) -> int:
+        """How many tokens prompt and completion may come to have."""
+        return len(self.tokens) + self.count
+
+
+def check_request(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompt: Prompt | Request,
+    place: int,
+    *,
+    max_tokens: int,
+    samples: int,
+) -> CheckedRequest:
+    """Return what a prompt, or a request with what it has of its own, comes to; `place` is its index if it has none.
+
+    Raises GenerationError and ContextOverflowError, which name the index.
+    """
+    request = prompt if isinstance(prompt, Request) else Request(prompt)
+    index = place if request.index is None else require_whole("index", request.index, 0)
+    limit = max_tokens if request.max_tokens is None else request.max_tokens
+    wanted = range(samples) if request.samples is None else request.samples
+    try:
+        tokens = tokens_of_prompt(model, tokenizer, request.prompt)
+        count = min(require_whole("max_tokens", limit, 1), room_after(model, 0, len(tokens)))
+        numbers = wanted if request.samples is None else [_sample(number, samples) for number in wanted]
+    except HeliumError as error:
+        raise type(error)(f"prompt {index}: {error}") from None
+    return CheckedRequest(request, index, tokens, count, numbers)
+
+
+def _sample(number: object, samples: int) -> int:
+    return require_whole("sample", number, 0, samples - 1)
+
+
+def _fitting(model: HeliumForCausalLM, requests: Iterator[CheckedRequest], batch_size: int) -> Iterator[CheckedRequest]:
+    """Pass requests on as long as a batch of them fits into memory. Raises GenerationError at the first that does not.
+
+    Of what is still to come nothing is known: a batch counts as full of rows as long as the longest so far.
+    """
+    rows = longest = 0
+    for request in requests:
+        more, longer = min(batch_size, rows + len(request.samples)), max(longest, request.longest)
+        if (more, longer) != (rows, longest):
+            require_batch_fits(model, more, longer)
+        rows, longest = more, longer
+        yield request
+
+
+def _require_several(prompts: object) -> None:
+    """Raise GenerationError for a single prompt, and for what is no prompts at all."""
+    flat = getattr(prompts, "ndim", 2) < 2
+    if isinstance(prompts, (str, bytes)) or flat or (isinstance(prompts, Sequence) and prompts and holds_ids(prompts)):
+        raise GenerationError("prompts is a single prompt; give a list of prompts: [prompt]")
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise GenerationError(f"prompts is {shown(prompts)}; give a list of prompts, or another iterable of them")
 
 
 class _Row:
     """One completion on its way: how many tokens were begun, which of them were read, and the text so far."""
 
-    def __init__(self, request: _Checked, sample: int, sampler: Sampler, text_of: CompletionText) -> None:
+    def __init__(self, request: CheckedRequest, sample: int, sampler: Sampler, text_of: CompletionText) -> None:
         self.request = request
         self.sample = sample
         self.sampler = sampler
@@ -386,8 +456,3 @@ def _is_plain_greedy(options: SamplingOptions) -> bool:
     # What only shapes a draw is put aside; anything else that is set makes the options differ from the plain ones.
     no_draw = dataclasses.replace(options, top_p=1.0, top_k=0, min_p=0.0, repetition_context_size=None, seed=None)
     return no_draw == SamplingOptions()
-
-
-def _require_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise GenerationError(f"{name} is {value}; it must be a whole number, at least 1")

@@ -23,7 +23,7 @@ from typing import cast
 
 from helium_mlx import __version__
 from helium_mlx.benchmark_measures import Figure, Report, benchmark
-from helium_mlx.terminal import Progress, run_command
+from helium_mlx.terminal import Progress, flags_of, run_command
 
 __all__ = ["Figure", "Report", "benchmark", "build_parser", "main"]
 
@@ -55,9 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = vars(build_parser().parse_args(argv))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
     as_json, plot = options.pop("json"), options.pop("plot")
-    return run_command(lambda: _run(options, as_json=as_json, plot=plot))
+    return run_command(lambda: _run(options, as_json=as_json, plot=plot), flags_of(parser))
 
 
 def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from helium_mlx.errors import HeliumError
+from helium_mlx.errors import HeliumError, UsageError
 from helium_mlx.memory import resident_bytes
 
 OURS = "helium_mlx"
@@ -171,13 +171,16 @@ def benchmark(
     Lengths that the model's context has no room for are left out and named in the report. `on_progress(done, total)`
     is called after every measurement.
 
-    Raises HeliumError for numbers out of range, and if mlx-lm is asked for and is not installed or cannot open the
-    directory.
+    Raises UsageError for numbers out of range, and HeliumError if mlx-lm is asked for and is not installed or cannot
+    open the directory.
     """
     from helium_mlx.hub import resolve
 
-    if min(*prompt_tokens, *contexts, generation_tokens - 1, runs) < 1:
-        raise HeliumError("prompt-tokens, contexts and runs must be at least 1, and generation-tokens at least 2")
+    lengths = {"prompt_tokens": prompt_tokens, "contexts": contexts, "runs": [runs]}
+    for name, values in {**lengths, "generation_tokens": [generation_tokens]}.items():
+        least = 2 if name == "generation_tokens" else 1
+        if min(values) < least:
+            raise UsageError(f"{name} is {min(values)}; it must be at least {least}")
     if against is not None and find_spec("mlx_lm") is None:
         raise HeliumError("--against mlx-lm needs mlx-lm; install it with: pip install mlx-lm")
     directory = resolve(model)

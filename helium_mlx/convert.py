@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from dataclasses import fields
 
 from helium_mlx.config import DTYPES
+from helium_mlx.errors import HeliumError, UsageError
 from helium_mlx.quantization import MODES
 from helium_mlx.recipes import RECIPES
-from helium_mlx.terminal import Progress, run_command
+from helium_mlx.terminal import Progress, flags_of, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,13 +39,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = vars(build_parser().parse_args(argv))
-    return run_command(lambda: _convert(**options))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    # As errors about a quantization call them, be it asked for or a checkpoint's own.
+    flags = {**flags_of(parser), "bits": "--q-bits", "group_size": "--q-group-size"}
+    return run_command(lambda: _convert(**options), flags)
 
 
 def _convert(**options: object) -> None:
     from helium_mlx.conversion import convert
 
+    _require_usable(options)
     report = convert(
         **options,  # pyright: ignore[reportArgumentType]
         on_progress=Progress("Converting"),
@@ -57,6 +63,17 @@ def _convert(**options: object) -> None:
         f"{report.peak_resident_memory / 1e6:.0f} MB of memory",
         file=sys.stderr,
     )
+
+
+def _require_usable(options: dict[str, object]) -> None:
+    """Raise UsageError, before any checkpoint is looked at, for options that no checkpoint could be converted with."""
+    from helium_mlx.conversion_options import ConversionOptions
+
+    shaping = {field.name: options[field.name] for field in fields(ConversionOptions)}
+    try:
+        ConversionOptions(**shaping)  # pyright: ignore[reportArgumentType]
+    except HeliumError as error:
+        raise UsageError(str(error).removeprefix("quantization ")) from None
 
 
 if __name__ == "__main__":

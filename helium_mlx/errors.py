@@ -25,6 +25,14 @@ class GenerationError(HeliumError, ValueError):
     """Generation options that are out of range or exclude each other."""
 
 
+class UsageError(HeliumError, ValueError):
+    """Options, whatever they are to act on, that are out of range or exclude each other: exit status 2."""
+
+
+class OptionError(GenerationError, UsageError):
+    """An option of generation that is out of range; the message begins with its name."""
+
+
 class ContextOverflowError(GenerationError):
     """A prompt, or a prompt with its completion, longer than the model's context."""
 

@@ -29,8 +29,9 @@ from helium_mlx.cache import KVCache, QuantizedKVCache, copy_cache, make_cache
 from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import CheckpointError, GenerationError
 from helium_mlx.json_files import MalformedFile, parse_json_object, shown
+from helium_mlx.option_values import token_ids
 from helium_mlx.pretrained import HeliumPreTrainedModel
-from helium_mlx.rotating_cache import SPARE, RotatingKVCache
+from helium_mlx.rotating_cache import MAX_SIZE, SPARE, RotatingKVCache
 from helium_mlx.safetensors_header import TensorInfo, read_header_and_metadata
 from helium_mlx.safetensors_writer import DTYPE_NAMES, SafetensorsWriter
 from helium_mlx.tensor_reader import TensorReader
@@ -41,7 +42,7 @@ RECORD = "helium_mlx_cache"
 VERSION = 1
 
 MAX_LAYERS = 1000
-MAX_TOKENS = 2**30
+MAX_TOKENS = MAX_SIZE
 
 _DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 _PART_NAMES = {1: ("",), 3: (".codes", ".scales", ".biases")}
@@ -65,7 +66,7 @@ def save_cache(
     Raises GenerationError for a cache whose layers differ, or that holds another number of tokens, and CheckpointError
     where the file cannot be written.
     """
-    path = Path(path)
+    path = _path(path)
     record = _record(cache, tokens, fingerprint or {})
     arrays = {name: part for layer, one in enumerate(cache) for name, part in _named(layer, one.parts)}
     plans = {name: (part.dtype, part.shape) for name, part in arrays.items()}
@@ -78,7 +79,7 @@ def save_cache(
 
 def load_cache(path: str | Path) -> list[KVCache]:
     """Return the cache that `save_cache` wrote. Raises CheckpointError, one line, for anything else."""
-    return _read(Path(path)).cache
+    return _read(_path(path)).cache
 
 
 def fingerprint_of(model: HeliumPreTrainedModel, tokenizer: HeliumTokenizer) -> dict[str, str]:
@@ -143,7 +144,7 @@ class PromptCache:
         Raises GenerationError for options that do not fit, and CheckpointError for a file that is damaged, that was
         written with another model, tokenizer, dtype or other options, or whose directory cannot be written to.
         """
-        path = Path(path)
+        path = _path(path)
         empty = make_cache(model, max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size)
         fingerprint = fingerprint_of(model, tokenizer)
         if not os.path.lexists(path):
@@ -183,6 +184,12 @@ class _Saved:
     shape: tuple[int, int, int] | None
 
 
+def _path(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise CheckpointError(f"path is {shown(path)}; name a file for the prompt cache")
+    return Path(path)
+
+
 def _new(kind: Mapping[str, int]) -> KVCache:
     bits, group_size = kind.get("bits"), kind.get("group_size", 64)
     if "max_size" in kind:
@@ -208,10 +215,15 @@ def _named(layer: int, parts: Sequence[mx.array]) -> Iterator[tuple[str, mx.arra
 
 
 def _record(cache: Sequence[KVCache], tokens: Sequence[int], fingerprint: Mapping[str, str]) -> dict[str, object]:
+    if not isinstance(cache, (list, tuple)) or not all(isinstance(one, KVCache) for one in cache):
+        raise GenerationError(f"cache is {shown(cache)}; give a list of caches, one a layer: make_cache")
     if not cache or any((one.kind, one.offset) != (cache[0].kind, cache[0].offset) for one in cache):
         raise GenerationError("the cache has no layers, or layers of different kinds or lengths; make it by make_cache")
-    if tokens:
-        _require_tokens(cache, tokens)
+    if fingerprint and not all(isinstance(text, str) for pair in fingerprint.items() for text in pair):
+        raise GenerationError(f"fingerprint is {shown(fingerprint)}; give what fingerprint_of returns")
+    ids = token_ids("tokens", tokens, 2**31)
+    if ids:
+        _require_tokens(cache, ids)
     first = cache[0]
     heads_and_dim = first.heads_and_dim if first.slots else None
     return {
@@ -222,7 +234,7 @@ def _record(cache: Sequence[KVCache], tokens: Sequence[int], fingerprint: Mappin
         "written": first.written,
         "shape": None if heads_and_dim is None else [first.batch_size, *heads_and_dim],
         "dtype": None if first.dtype is None or heads_and_dim is None else _dtype_name(first.dtype),
-        "tokens": [int(token) for token in tokens],
+        "tokens": ids,
         "fingerprint": dict(fingerprint),
     }
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import CaseLoader, relative_error
 
 import helium_mlx
-from helium_mlx import batching
+from helium_mlx import batching, cache_memory
 from helium_mlx.batching import Completion, Request, batch_generate, generate_many, prefill_rows
 from helium_mlx.errors import ContextOverflowError, GenerationError, HeliumError
 from helium_mlx.model import HeliumForCausalLM
@@ -282,6 +282,30 @@ def test_bad_input_is_refused_at_the_call(demo: Demo, name: str) -> None:
     prompts, options, said = BAD[name]
     with pytest.raises(HeliumError, match=said):
         cast(Callable[..., object], batch_generate)(*demo, prompts, **options)
+
+
+def test_a_list_that_memory_has_no_room_for_is_refused_before_anything_runs(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = cache_memory.cache_bytes(demo[0].config, 40, dtype=demo[0].model.norm.weight.dtype)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(demo[0]) + 2 * row)
+    prompts = [[1] * 10, [1] * 30, [1] * 5]
+    for call in (batch_generate, helium_mlx.generate):
+        with pytest.raises(GenerationError, match=r"for 3 rows of 40 tokens are over .*; give batch_size 2$"):
+            cast(Callable[..., object], call)(*demo, prompts, max_tokens=10)
+    assert len(list(batch_generate(*demo, prompts, max_tokens=10, batch_size=2))) == 3
+
+
+def test_prompts_of_an_iterator_are_refused_where_the_batch_no_longer_fits(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = cache_memory.cache_bytes(demo[0].config, 40, dtype=demo[0].model.norm.weight.dtype)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(demo[0]) + 2 * row)
+    completions = batch_generate(*demo, iter([[1] * 10, [1] * 5, [1] * 40]), max_tokens=10, ignore_eos=True)
+    done = [next(completions), next(completions)]
+    with pytest.raises(GenerationError, match=r"for 3 rows of 50 tokens .*; give batch_size 1$"):
+        next(completions)
+    assert {completion.index for completion in done} == {0, 1}
 
 
 def test_no_prompts_are_no_completions(demo: Demo) -> None:

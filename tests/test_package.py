@@ -48,6 +48,17 @@ def test_a_function_wins_over_the_module_of_its_name(name: str, first: str) -> N
     assert run(code) == f"True True {name}"
 
 
+@pytest.mark.parametrize("command", ["generate", "convert"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = f"""
+import sys
+from helium_mlx.{command} import build_parser
+build_parser().format_help()
+print([m for m in sys.modules if m.startswith(("tokenizers", "huggingface", *{HEAVY!r}))])
+"""
+    assert run(code) == "[]"
+
+
 def test_a_whole_generation_loads_nothing_heavy() -> None:
     code = f"""
 import sys
