@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from helium_mlx import backend
+from helium_mlx.attention import attention
 from helium_mlx.errors import OptionError
 from helium_mlx.json_files import shown
 from helium_mlx.masks import Mask, explicit_mask
@@ -54,7 +55,7 @@ class PlainStorage:
 
     def attend(self, queries: mx.array, keys: Parts, values: Parts, *, scale: float, mask: Mask) -> mx.array:
         """Return the attention of `queries` (B, n_heads, L, head_dim) over the parts of keys and values."""
-        return mx.fast.scaled_dot_product_attention(queries, keys[0], values[0], scale=scale, mask=mask)
+        return attention(queries, keys[0], values[0], scale=scale, mask=mask)
 
 
 @dataclass(frozen=True)
