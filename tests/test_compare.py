@@ -1,0 +1,208 @@
+"""The command `compare`."""
+
+import io
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from compared_checkpoints import write_pair
+
+from helium_mlx import ComparisonReport, cli, comparison
+from helium_mlx.compare import build_parser, main, summary, table
+from helium_mlx.comparison_report import ComparedModel, LanguageFigures
+
+Pair = tuple[str, str]
+
+FIGURES = LanguageFigures(
+    mean_kl=0.01234, mean_kl_error=0.00056, p99_kl=0.2, top1_agreement=0.98765, reference_perplexity=7.0,
+    candidate_perplexity=7.35, perplexity_ratio=1.05, perplexity_ratio_error=0.0021, reference_bits_per_byte=0.8,
+    candidate_bits_per_byte=0.82, tokens=1234, bytes=5000,
+)  # fmt: skip
+REPORT = ComparisonReport(
+    **vars(FIGURES), languages={"en": FIGURES, "português": replace(FIGURES, mean_kl=3e-6, mean_kl_error=1e-6)},
+    reference=ComparedModel("demo", "helium_mlx", "float32", 3_612_160, 16.0),
+    candidate=ComparedModel("mlx-lm:q", "mlx-lm", "float32", 1_016_000, 4.5), window=512, windows=9,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    reference, candidate = write_pair(tmp_path_factory.mktemp("pair"))
+    return str(reference), str(candidate)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    (tmp_path / "note.txt").write_text("Once upon a time there was a boy.\n\nIl était une fois.", encoding="utf-8")
+    return str(tmp_path / "note.txt")
+
+
+def run(pair: Pair, *flags: str) -> int:
+    return main(["--reference", pair[0], "--candidate", pair[1], *flags])
+
+
+def test_the_table_is_aligned_markdown() -> None:
+    assert table(REPORT) == [
+        "A: demo, 3.6 MB, 16.00 bits a weight, computed in float32",
+        "B: mlx-lm:q, 1.0 MB, 4.50 bits a weight, computed in float32 by mlx-lm",
+        "9 windows of up to 512 tokens, each behind one BOS; KL(A || B) in nats",
+        "",
+        "| language  | tokens |            mean KL | 99 % KL | same top-1 | perplexity a token: A |     B |"
+        "           B / A | bits a byte: A |      B |",
+        "|-----------|-------:|-------------------:|--------:|-----------:|----------------------:|------:|"
+        "----------------:|---------------:|-------:|",
+        "| en        |  1,234 |   0.0123 ± 0.00056 |   0.200 |    98.77 % |                 7.000 | 7.350 |"
+        " 1.0500 ± 0.0021 |         0.8000 | 0.8200 |",
+        "| português |  1,234 | 3.00e-06 ± 1.0e-06 |   0.200 |    98.77 % |                 7.000 | 7.350 |"
+        " 1.0500 ± 0.0021 |         0.8000 | 0.8200 |",
+        "| all       |  1,234 |   0.0123 ± 0.00056 |   0.200 |    98.77 % |                 7.000 | 7.350 |"
+        " 1.0500 ± 0.0021 |         0.8000 | 0.8200 |",
+    ]
+
+
+def test_what_could_not_be_measured_is_a_dash() -> None:
+    none = replace(REPORT, mean_kl=None, mean_kl_error=None, p99_kl=None, top1_agreement=None,
+                   perplexity_ratio_error=None, perplexity_unit="byte", languages={})  # fmt: skip
+    lines = table(replace(none, languages={"x": none}))
+    assert len(lines) == 7
+    cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
+    assert cells == ["x", "1,234", "-", "-", "-", "7.000", "7.350", "1.0500", "0.8000", "0.8200"]
+    assert "perplexity a byte: A" in lines[4]
+
+
+def test_groups_of_layers_have_a_table_of_their_own() -> None:
+    lines = table(replace(REPORT, layers={"embedding": 0.0123, "head": 0.0}))
+    assert lines[: len(table(REPORT))] == table(REPORT)
+    assert lines[len(table(REPORT)) :] == [
+        "",
+        "| only this from B | mean KL |",
+        "|------------------|--------:|",
+        "| embedding        |  0.0123 |",
+        "| head             |       0 |",
+    ]
+
+
+def test_one_candidate_a_row_in_the_summary() -> None:
+    lines = summary([REPORT, replace(REPORT, mean_kl=0.0, mean_kl_error=0.0)])
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
+        "B", "bits a weight", "MB", "mean KL", "99 % KL", "same top-1", "perplexity B / A",
+    ]  # fmt: skip
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
+        "mlx-lm:q", "4.50", "1.0", "0 ± 0", "0.200", "98.77 %", "1.0500 ± 0.0021",
+    ]  # fmt: skip
+
+
+def test_standard_output_has_the_table_and_standard_error_the_rest(
+    pair: Pair, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(pair, "--text", text) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0].startswith(f"A: {pair[0]}, ")
+    assert [line.split("|")[1].strip() for line in lines[6:]] == ["note"]
+    assert "Comparing: 100%" in shown.err
+    assert "note: there is a single window to compare, and so no standard error" in shown.err
+
+
+def test_json_is_one_object_a_candidate_and_nothing_else(
+    pair: Pair, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(pair, "--candidate", pair[0], "--text", text, "--json", "--window", "6") == 0
+    changed, same = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (changed["candidate"]["name"], same["candidate"]["name"]) == (pair[1], pair[0])
+    assert changed["mean_kl"] > same["mean_kl"] == 0
+    assert changed["languages"]["note"]["tokens"] == changed["tokens"]
+    assert changed["window"] == 6
+
+
+def test_json_has_no_infinity(
+    pair: Pair, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    infinite = replace(REPORT, candidate_perplexity=math.inf)
+    monkeypatch.setattr(comparison, "compare_all", lambda *arguments, **options: iter([infinite]))
+    assert run(pair, "--json", "--text", text) == 0
+    assert json.loads(capsys.readouterr().out)["candidate_perplexity"] is None
+    assert "inf" in table(infinite)[-1]
+
+
+def test_several_candidates_end_with_a_summary(pair: Pair, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(pair, "--candidate", pair[0], "--text", text) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("A: ") for line in lines) == 2
+    assert [line.split("|")[1].strip() for line in lines[-2:]] == [pair[1], pair[0]]
+
+
+def test_standard_input_is_a_text(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("Une fille, dès l'aube.".encode())))
+    assert run(pair, "--text", "-", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)["languages"]) == ["stdin"]
+
+
+def test_the_packages_own_text_is_compared_by_default(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(pair, "--languages", "it", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)["languages"]) == ["it"]
+
+
+def test_the_plot_is_of_layers_for_one_candidate_and_of_sizes_for_several(
+    pair: Pair, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    layers, sizes = tmp_path / "layers.svg", tmp_path / "sizes.svg"
+    assert run(pair, "--text", text, "--json", "--plot", str(layers)) == 0
+    assert set(json.loads(capsys.readouterr().out)["layers"]) == {"embedding", "layer 0", "layer 1", "head"}
+    assert "What each group of layers adds" in layers.read_text()
+    assert run(pair, "--candidate", pair[1], "--text", text, "--plot", str(sizes)) == 0
+    assert "bits a weight" in sizes.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--text", "no/such/file"], "--text no/such/file: cannot be read (No such file or directory)"),
+        (["--languages", "pl"], "language 'pl': there is text in en, fr, de, it, pt, es"),
+        (["--window", "0"], "window is 0; expected a whole number from 1 on"),
+        (["--batch-size", "-1"], "batch_size is -1"),
+        (["--plot", "x.jpeg"], "--plot is x.jpeg; its name must end in .svg, .png, .pdf"),
+        (["--candidate", "no/such/directory"], "no/such/directory"),
+        (["--candidate", "x", "--candidate-revision", "main"], "--candidate-revision is of one repository"),
+        (["--reference-revision", "main"], "which has no revision main; leave that out"),
+    ],
+)
+def test_users_mistakes_are_one_line_and_status_1(
+    pair: Pair, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(pair, *flags) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert said in shown.err
+    assert len(shown.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--reference", "a"], ["--candidate", "b"], ["--reference", "a", "--candidate", "b", "--window", "many"],
+     ["--reference", "a", "--candidate", "b", "--text", "x", "--languages", "en"]],
+)  # fmt: skip
+def test_wrong_usage_is_status_2(flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code == 2
+
+
+def test_ctrl_c_is_status_130(pair: Pair, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "compare_all", interrupted)
+    assert run(pair, "--text", text) == 130
+
+
+def test_the_script_has_the_command() -> None:
+    assert "compare" in cli.COMMANDS
+    assert all(action.help for action in build_parser()._actions)
