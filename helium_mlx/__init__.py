@@ -3,9 +3,9 @@
     model, tokenizer = helium_mlx.load("demo")
     for chunk in helium_mlx.stream_generate(model, tokenizer, "Bonjour"): print(chunk.text, end="")
 
-Importing the package loads nothing: each name brings its module in when it is first used. `generate` and `convert` are
-functions here and modules of the same name (`python -m helium_mlx.generate`); the functions win, whatever was imported
-first.
+Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert` and
+`export` are functions here and modules of the same name (`python -m helium_mlx.generate`); the functions win, whatever
+was imported first.
 """
 
 import importlib
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from helium_mlx.conversion import ConversionReport, convert
     from helium_mlx.errors import (
         ArgumentError,
+        BundleError,
         CheckpointError,
         ConfigError,
         ContextOverflowError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         TokenizerError,
         UploadError,
     )
+    from helium_mlx.exporting import ExportReport, export
     from helium_mlx.generation import GenerationChunk, generate, stream_generate
     from helium_mlx.generation_config import GenerationConfig
     from helium_mlx.loading import load
@@ -54,6 +56,8 @@ _HOMES = {
     "GenerationChunk": "generation",
     "convert": "conversion",
     "ConversionReport": "conversion",
+    "export": "exporting",
+    "ExportReport": "exporting",
     "score": "scoring",
     "Score": "scoring",
     "GenerationConfig": "generation_config",
@@ -78,6 +82,7 @@ _HOMES = {
     "save_cache": "prompt_cache",
     "HeliumError": "errors",
     "ArgumentError": "errors",
+    "BundleError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "ContextOverflowError": "errors",
@@ -93,10 +98,12 @@ __all__ = [
     "AutoModel",
     "AutoModelForCausalLM",
     "AutoTokenizer",
+    "BundleError",
     "CheckpointError",
     "ConfigError",
     "ContextOverflowError",
     "ConversionReport",
+    "ExportReport",
     "GenerationChunk",
     "GenerationConfig",
     "GenerationError",
@@ -118,6 +125,7 @@ __all__ = [
     "UploadError",
     "convert",
     "copy_cache",
+    "export",
     "generate",
     "load",
     "load_cache",
