@@ -11,9 +11,8 @@ a bundle is refused on another backend, and under another version than major.min
 function file is a program: the hashes tell damage, not malice, so open bundles only of people you trust.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -21,7 +20,19 @@ from typing import cast
 import mlx.core as mx
 
 from helium_mlx import backend
-from helium_mlx.bundle_functions import CacheArrays, FunctionShape
+from helium_mlx.bundle_functions import FunctionShape
+from helium_mlx.bundle_manifest import (
+    BUNDLE_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    VECTORS_FILE,
+    WEIGHTS_FILE,
+    ArraySpec,
+    Manifest,
+    ModelFacts,
+    function_file,
+)
 from helium_mlx.bundle_tokenizer import BundleTokenizer, TokenizerRecipe
 from helium_mlx.config import DTYPES
 from helium_mlx.errors import BundleError, CheckpointError, TokenizerError
@@ -30,129 +41,10 @@ from helium_mlx.json_files import FileProblem, open_file, read_json_object, show
 from helium_mlx.safetensors_header import read_header
 from helium_mlx.safetensors_writer import DTYPE_NAMES
 
-FORMAT = "helium-bundle"
-FORMAT_VERSION = 1
-
-MANIFEST_FILE = "manifest.json"
-VECTORS_FILE = "vectors.json"
-WEIGHTS_FILE = "weights.safetensors"
-FUNCTIONS_DIRECTORY = "functions"
-
-# What a bundle may hold: no name leads out of it, and --overwrite replaces nothing else.
-BUNDLE_FILE = re.compile(r"functions/[a-z0-9_]+\.mlxfn|weights\.safetensors|vectors\.json|tokenizer\.(json|model)")
-
 # Of MLX's dtypes, those that a bundle's arrays can have, and their names in safetensors files.
 _DTYPES = {str(dtype).removeprefix("mlx.core."): name for dtype, name in DTYPE_NAMES.items()}
 _MAX_CONTEXT = 2**20
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """The name, shape and dtype (MLX's name) of an input or an output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def values(self) -> dict[str, object]:
-        """What stands in the manifest."""
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What a host must know of the model. `dtype` is the caches'; `bits_per_weight` counts scales and biases."""
-
-    model_type: str
-    vocab_size: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    head_dim: int
-    dtype: str
-    bits_per_weight: float
-
-    def caches(self, capacity: int) -> list[ArraySpec]:
-        """Return keys and values of every layer, for `capacity` tokens."""
-        shape = (1, self.num_key_value_heads, capacity, self.head_dim)
-        return [
-            ArraySpec(f"{part}_{layer}", shape, self.dtype)
-            for layer in range(self.num_hidden_layers)
-            for part in ("keys", "values")
-        ]
-
-    def empty_caches(self, capacity: int) -> CacheArrays:
-        """Return caches without tokens. Zeros: what is masked must be finite all the same."""
-        return [mx.zeros(spec.shape, getattr(mx, spec.dtype)) for spec in self.caches(capacity)]
-
-    def inputs(self, shape: FunctionShape) -> list[ArraySpec]:
-        """Return the inputs of a function before the weights."""
-        count = [ArraySpec("count", (1,), "int32")] if shape.length > 1 else []
-        tokens, offset = ArraySpec("tokens", (1, shape.length), "int32"), ArraySpec("offset", (1,), "int32")
-        return [tokens, offset, *count, *self.caches(shape.capacity)]
-
-    def outputs(self, shape: FunctionShape) -> list[ArraySpec]:
-        """Return the outputs of a function."""
-        return [ArraySpec("logits", (1, self.vocab_size), "float32"), *self.caches(shape.capacity)]
-
-    def function_entry(self, shape: FunctionShape) -> dict[str, object]:
-        """Return what the manifest says of a function."""
-        return {
-            "name": shape.name,
-            "file": function_file(shape),
-            "kind": shape.kind,
-            "length": shape.length,
-            "capacity": shape.capacity,
-            "inputs": [spec.values for spec in self.inputs(shape)],
-            "outputs": [spec.values for spec in self.outputs(shape)],
-        }
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The contents of `manifest.json`, hashes aside. `weights` come in the order in which functions take them."""
-
-    backend: str
-    mlx_version: str
-    helium_version: str
-    model: ModelFacts
-    context: int
-    tokenizer: TokenizerRecipe
-    bos_token_id: int
-    eos_token_ids: tuple[int, ...]
-    reserved_ids: tuple[int, ...]
-    sampling: dict[str, object]
-    weights: tuple[ArraySpec, ...]
-    functions: tuple[FunctionShape, ...]
-
-    def to_dict(self, files: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
-        """Return what stands in the file; `files` gives size and hash of every other file of the bundle."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "backend": self.backend,
-            "versions": {"mlx": self.mlx_version, "helium_mlx": self.helium_version},
-            "model": asdict(self.model),
-            "context": self.context,
-            "tokenizer": self.tokenizer.to_dict(),
-            "bos_token_id": self.bos_token_id,
-            "eos_token_ids": list(self.eos_token_ids),
-            "reserved_ids": list(self.reserved_ids),
-            "sampling": self.sampling,
-            "weights": {
-                "files": [WEIGHTS_FILE],
-                "inputs": [spec.name for spec in self.weights],
-                "shapes": [list(spec.shape) for spec in self.weights],
-                "dtypes": [spec.dtype for spec in self.weights],
-            },
-            "functions": [self.model.function_entry(shape) for shape in self.functions],
-            "files": files,
-        }
-
-    @property
-    def capacities(self) -> list[int]:
-        """The sizes of cache that there are functions for, in ascending order."""
-        return sorted({shape.capacity for shape in self.functions})
+_MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -176,24 +68,6 @@ class Bundle:
         weights = [tensors[spec.name] for spec in self.manifest.weights]
         mx.eval(weights)
         return weights
-
-
-def function_file(shape: FunctionShape) -> str:
-    """Return the path of a function's file within the bundle."""
-    return f"{FUNCTIONS_DIRECTORY}/{shape.name}.mlxfn"
-
-
-def bundle_files(directory: Path) -> Iterator[str]:
-    """Yield the paths within a directory of all its files, in order, directories themselves left out."""
-    for path in sorted(directory.rglob("*")):
-        if not path.is_dir():
-            yield path.relative_to(directory).as_posix()
-
-
-def file_entries(directory: Path) -> dict[str, dict[str, object]]:
-    """Return the size and the SHA-256 of every file of a bundle but the manifest."""
-    names = [name for name in bundle_files(directory) if name != MANIFEST_FILE]
-    return {name: {"bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)} for name in names}
 
 
 def open_bundle(path: str | Path, *, check_hashes: bool = True) -> Bundle:
@@ -240,24 +114,19 @@ def _check_format(values: Mapping[str, object], where: Path) -> None:
 
 
 def _check_origin(values: Mapping[str, object], where: Path) -> None:
-    made_on, here = values.get("backend"), backend.name()
-    if made_on != here:
+    made_on, device = values.get("backend"), backend.name()
+    if made_on != device:
         raise BundleError(
-            f"{where}: the bundle was made on {shown(made_on)}, and MLX computes on {here!r} here; functions run where "
+            f"{where}: the bundle was made on {shown(made_on)}, and MLX computes on {device!r} here; functions run where "
             "they were made: export it on this machine"
         )
-    versions = values.get("versions")
+    versions, here = values.get("versions"), version("mlx")
     made_with = versions.get("mlx") if isinstance(versions, dict) else None
-    if not isinstance(made_with, str) or _minor(made_with) != _minor(mx_version()):
+    if not isinstance(made_with, str) or _minor(made_with) != _minor(here):
         raise BundleError(
-            f"{where}: the bundle was made with MLX {shown(made_with)}, and this is {mx_version()}; function files are "
+            f"{where}: the bundle was made with MLX {shown(made_with)}, and this is {here}; function files are "
             "good for one minor version: export it anew, or install that MLX"
         )
-
-
-def mx_version() -> str:
-    """Return the version of MLX."""
-    return version("mlx")
 
 
 def _minor(mlx_version: str) -> list[str]:
@@ -307,11 +176,7 @@ def _model_of(model: Mapping[str, object], where: Path) -> ModelFacts:
             "head_dim": int(head_dim),
             "dtype": str(dtype),
             "bits_per_weight": int() | float() as bits,
-        } if (
-            min(vocab_size, layers, heads, head_dim) > 0
-            and max(vocab_size, heads, head_dim) < 2**31
-            and dtype in DTYPES
-        ):
+        } if min(vocab_size, layers, heads, head_dim) > 0 and layers <= _MAX_LAYERS and dtype in DTYPES:
             return ModelFacts(model_type, vocab_size, layers, heads, head_dim, dtype, bits)
     raise _damaged(where, "has a malformed model")
 

@@ -12,8 +12,9 @@ from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.bundle import Bundle, function_file
+from helium_mlx.bundle import Bundle
 from helium_mlx.bundle_functions import CacheArrays, FunctionShape
+from helium_mlx.bundle_manifest import function_file
 from helium_mlx.errors import BundleError, ContextOverflowError, GenerationError
 
 Outputs = Sequence[mx.array]

@@ -7,13 +7,16 @@ whole or not at all.
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 
 from helium_mlx import __version__, backend
-from helium_mlx.bundle import (
+from helium_mlx.bundle import open_bundle
+from helium_mlx.bundle_functions import BundleFunction, function_shapes
+from helium_mlx.bundle_manifest import (
     BUNDLE_FILE,
     FUNCTIONS_DIRECTORY,
     MANIFEST_FILE,
@@ -25,13 +28,10 @@ from helium_mlx.bundle import (
     bundle_files,
     file_entries,
     function_file,
-    mx_version,
-    open_bundle,
 )
-from helium_mlx.bundle_functions import BundleFunction, function_shapes
 from helium_mlx.bundle_runner import BundleRunner
 from helium_mlx.bundle_tokenizer import write_tokenizer
-from helium_mlx.bundle_vectors import check_vectors, make_vectors, vectors_dict
+from helium_mlx.bundle_vectors import check_vectors, make_vectors
 from helium_mlx.checkpoint import Checkpoint, load_model, open_checkpoint
 from helium_mlx.config import CONFIG_FILE, HeliumConfig
 from helium_mlx.errors import BundleError, CheckpointError, ContextOverflowError, HeliumError
@@ -95,15 +95,15 @@ def export(
 
     with new_directory(destination, replace=overwrite) as directory:
         manifest = _write(loaded, tokenizer, directory, tokens)
-        vectors = make_vectors(loaded, tokenizer, context=tokens, on_progress=on_progress)
-        write_json(directory / VECTORS_FILE, vectors_dict(vectors, manifest.model.dtype))
+        known = make_vectors(loaded, tokenizer, context=tokens, on_progress=on_progress)
+        write_json(directory / VECTORS_FILE, asdict(known))
         files = file_entries(directory)
         write_json(directory / MANIFEST_FILE, manifest.to_dict(files))
         error = None
         if verify:
             del loaded
             error = _verified(
-                directory, destination, lambda runner: check_vectors(runner, vectors, on_progress=on_verification)
+                directory, destination, lambda runner: check_vectors(runner, known, on_progress=on_verification)
             )
         if overwrite:
             # Again: somebody may have put a file there meanwhile.
@@ -117,7 +117,7 @@ def export(
         weights_bytes=sizes[WEIGHTS_FILE],
         total_bytes=sum(sizes.values()),
         bits_per_weight=manifest.model.bits_per_weight,
-        vectors=len(vectors),
+        vectors=len(known.vectors),
         error=error,
         seconds=round(time.perf_counter() - start, 3),
     )
@@ -165,7 +165,7 @@ def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path
     config = model.config
     manifest = Manifest(
         backend=backend.name(),
-        mlx_version=mx_version(),
+        mlx_version=version("mlx"),
         helium_version=__version__,
         model=ModelFacts(
             model_type=config.model_type,
