@@ -117,8 +117,8 @@ def _check_origin(values: Mapping[str, object], where: Path) -> None:
     made_on, device = values.get("backend"), backend.name()
     if made_on != device:
         raise BundleError(
-            f"{where}: the bundle was made on {shown(made_on)}, and MLX computes on {device!r} here; functions run where "
-            "they were made: export it on this machine"
+            f"{where}: the bundle was made on {shown(made_on)}, and MLX computes on {device!r} here; functions run "
+            "where they were made: export it on this machine"
         )
     versions, here = values.get("versions"), version("mlx")
     made_with = versions.get("mlx") if isinstance(versions, dict) else None

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from helium_mlx.cache import KVCache
+from helium_mlx.float_codes import FloatCodes
 from helium_mlx.masks import Mask
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.rope import RotaryEmbedding
@@ -99,6 +101,10 @@ class BundleFunction:
             max_position_embeddings=config.max_position_embeddings,
             interleaved=config.interleaved_rope,
         )
+        embedding, dtype = model.model.embed_tokens, model.model.norm.weight.dtype
+        self._float_codes = None
+        if isinstance(embedding, nn.QuantizedEmbedding) and embedding.mode in FloatCodes.MODES:
+            self._float_codes = FloatCodes(embedding.mode, embedding.group_size, dtype)
 
     def __call__(self, *inputs: mx.array) -> list[mx.array]:
         """Return the outputs for the inputs, all in the order of the module's docstring."""
@@ -116,12 +122,18 @@ class BundleFunction:
         rotate = self._rope.at_array(offset, length, offset + count)
         mask = mx.arange(self.shape.capacity) <= (offset + mx.arange(length))[:, None]
         slots = [_SlotCache(keys, values, offset) for keys, values in zip(caches[::2], caches[1::2], strict=True)]
-        h = body.embed(tokens)
+        h = self._embed(tokens)
         for layer, slot in zip(body.layers, slots, strict=True):
             h, _ = layer(h, mask, rotate, slot)
         last = h if length == 1 else mx.take(h, count - 1, axis=1)
         logits = self.model.logits(body.norm(last))[:, 0].astype(mx.float32)
         return [logits, *(array for slot in slots for array in slot.arrays)]
+
+    def _embed(self, tokens: mx.array) -> mx.array:
+        embedding = self.model.model.embed_tokens
+        if self._float_codes is None:
+            return self.model.model.embed(tokens)
+        return self._float_codes.unpack(embedding["weight"][tokens], embedding["scales"][tokens])
 
     def write(self, path: Path, inputs: Sequence[mx.array]) -> None:
         """Export the function to a file, for inputs of the shapes and dtypes of `inputs`, the weights aside."""

@@ -16,6 +16,7 @@ from helium_mlx.bundle import Bundle
 from helium_mlx.bundle_functions import CacheArrays, FunctionShape
 from helium_mlx.bundle_manifest import function_file
 from helium_mlx.errors import BundleError, ContextOverflowError, GenerationError
+from helium_mlx.json_files import one_line
 
 Outputs = Sequence[mx.array]
 
@@ -96,10 +97,7 @@ class BundleRunner:
         inputs = [mx.array([padded], dtype=mx.int32), mx.array([self.offset], dtype=mx.int32), *count, *self._caches]
         # Nothing but the graph may hold the caches, or they are copied.
         self._caches = []
-        outputs = self._function(FunctionShape(length, self.capacity))(*inputs, *self._weights)
-        del inputs
-        logits, *self._caches = outputs
-        del outputs
+        logits, *self._caches = self._call(FunctionShape(length, self.capacity), inputs)
         self.offset += len(tokens)
         return logits
 
@@ -116,11 +114,15 @@ class BundleRunner:
             mx.eval(self._caches[index])
         self.capacity = capacity
 
-    def _function(self, shape: FunctionShape) -> Callable[..., Outputs]:
-        if shape not in self._functions:
-            path = self.bundle.directory / function_file(shape)
-            try:
+    def _call(self, shape: FunctionShape, inputs: Sequence[mx.array]) -> Outputs:
+        """Call a function, which is read from its file the first time."""
+        path = self.bundle.directory / function_file(shape)
+        try:
+            if shape not in self._functions:
                 self._functions[shape] = cast("Callable[..., Outputs]", mx.import_function(str(path)))
-            except (RuntimeError, ValueError) as error:
-                raise BundleError(f"{path}: MLX cannot read it ({error}); export the bundle anew") from None
-        return self._functions[shape]
+            return self._functions[shape](*inputs, *self._weights)
+        except (RuntimeError, ValueError) as error:
+            said = one_line(str(error), 200)
+            raise BundleError(
+                f"{path}: MLX cannot run it as the manifest says ({said}); export the bundle anew"
+            ) from None

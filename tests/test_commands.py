@@ -99,6 +99,8 @@ def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
         (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], "nowhere"),
         (["convert", "--hf-path", "demo", "--mlx-path", "x", "-q", "--q-bits", "7"], "bits is 7"),
         (["convert", "--hf-path", "demo", "--mlx-path", "x", "--q-bits", "8"], "add -q"),
+        (["export", "--model", "nowhere", "--output", "x"], "nowhere"),
+        (["export", "--model", "demo", "--output", "x", "--context", "5000"], "from 2 to the model's 4096"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_1(tmp_path: Path, arguments: list[str], said: str) -> None:
