@@ -58,8 +58,6 @@ class BundleRunner:
             if not remaining:
                 mx.eval(logits, self._caches)
                 return logits
-            # Logits that nobody asked for would hold the last layer's cache.
-            del logits
             mx.eval(self._caches)
 
     def greedy(self, prompt: Sequence[int], max_tokens: int) -> Iterator[tuple[int, mx.array]]:
@@ -95,8 +93,7 @@ class BundleRunner:
         count = [mx.array([len(tokens)], dtype=mx.int32)] if length > 1 else []
         padded = [*tokens, *[0] * (length - len(tokens))]
         inputs = [mx.array([padded], dtype=mx.int32), mx.array([self.offset], dtype=mx.int32), *count, *self._caches]
-        # Nothing but the graph may hold the caches, or they are copied.
-        self._caches = []
+        # The caches that went in are let go with `inputs`: what anybody but the graph holds is copied, not updated.
         logits, *self._caches = self._call(FunctionShape(length, self.capacity), inputs)
         self.offset += len(tokens)
         return logits

@@ -39,16 +39,15 @@ _UNIGRAM = 1
 def unigram_model(pieces: Iterable[SentencePiece], special_ids: Mapping[str, int | None]) -> bytes:
     """Return the contents of a `tokenizer.model`.
 
-    `special_ids` says which of `pieces` are "unk", "bos", "eos" and "pad"; None where there is none. A text is taken as
-    it is: its spaces become U+2581, none is removed, and none put in front.
+    `special_ids` says which of `pieces` are "unk", "bos" and "eos", and "pad", which may be None: there is none. A text
+    is taken as it is: its spaces become U+2581, none is removed, and none put in front.
     """
     listed = list(pieces)
     trainer = _number(_TRAINER_MODEL_TYPE, _UNIGRAM) + _number(_TRAINER_VOCAB_SIZE, len(listed))
     trainer += _number(_TRAINER_BYTE_FALLBACK, 1)
     for name, index in special_ids.items():
-        trainer += _number(_TRAINER_IDS[name], -1 if index is None else index)
         if index is not None:
-            trainer += _bytes(_TRAINER_PIECES[name], listed[index].text.encode())
+            trainer += _number(_TRAINER_IDS[name], index) + _bytes(_TRAINER_PIECES[name], listed[index].text.encode())
     normalizer = _bytes(_NORMALIZER_NAME, b"identity") + _number(_NORMALIZER_PREFIX, 0)
     normalizer += _number(_NORMALIZER_REMOVES_SPACES, 0) + _number(_NORMALIZER_ESCAPES_SPACES, 1)
     written = b"".join(_bytes(_MODEL_PIECES, _piece(piece)) for piece in listed)
@@ -62,8 +61,7 @@ def _piece(piece: SentencePiece) -> bytes:
 
 
 def _number(field: int, value: int) -> bytes:
-    """Return a field of wire type 0; a negative number takes ten bytes, as 64 bits of two's complement."""
-    return _varint(field << 3) + _varint(value % 2**64)
+    return _varint(field << 3) + _varint(value)
 
 
 def _float(field: int, value: float) -> bytes:

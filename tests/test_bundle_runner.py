@@ -147,11 +147,12 @@ def test_short_texts_stay_in_the_smallest_cache(runner: BundleRunner) -> None:
 
 def test_caches_are_never_copied_while_decoding(runner: BundleRunner) -> None:
     runner.feed(prompt(200))
+    mx.eval(runner._caches)
     one_layer, before = runner._caches[0].nbytes, mx.get_active_memory()
     mx.reset_peak_memory()
     for _ in range(4):
         runner.feed([5])
-    assert mx.get_peak_memory() - before < one_layer
+    assert mx.get_peak_memory() - before < one_layer / 2
 
 
 def test_a_text_ends_where_the_context_does(runner: BundleRunner) -> None:

@@ -79,6 +79,19 @@ def test_every_stream_has_the_pieces_that_the_checkpoint_gives(pairs: list[Pair]
         assert theirs.finish() == ours.finish()
 
 
+def test_of_added_tokens_that_begin_together_the_longest_is_found(tmp_path: Path) -> None:
+    source = write_json_checkpoint(tmp_path / "source")
+    values = json.loads((source / "tokenizer.json").read_text())
+    size = len(values["model"]["vocab"])
+    for index, content in enumerate(("\n\n", "\n\n\n")):
+        values["added_tokens"].append(values["added_tokens"][-1] | {"id": size + index, "content": content})
+    (source / "tokenizer.json").write_text(json.dumps(values))
+    tokenizer, bundle = pair(source, tmp_path / "bundle")
+    for text in ("the\nfile", "the\n\nfile", "\n\n\n\n\n", "a\n\n\n\na"):
+        assert bundle.encode(text) == tokenizer.encode(text)
+    assert bundle.encode("\n\n\n\n\n") == [BOS, size + 1, size]
+
+
 def test_a_sentencepiece_model_that_is_followed_is_copied(tmp_path: Path) -> None:
     source = write_sentencepiece_checkpoint(tmp_path / "source")
     pair(source, tmp_path / "bundle")
