@@ -140,8 +140,8 @@ def _require_free(destination: Path, *, overwrite: bool) -> None:
 
 
 def _causal_lm(directory: Path) -> Checkpoint:
-    checkpoint = open_checkpoint(directory, architecture=None, any_head=True)
-    if checkpoint.architecture != "ForCausalLM" or checkpoint.missing_head:
+    checkpoint = open_checkpoint(directory, architecture=None)
+    if checkpoint.architecture != "ForCausalLM":
         raise CheckpointError(
             f"{directory / CONFIG_FILE}: the architecture is {checkpoint.architecture}; a bundle generates text, so "
             "give a causal LM"

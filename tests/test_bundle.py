@@ -1,5 +1,6 @@
 """Bundles that are damaged, foreign or not what they say are refused, each with one line that names the file."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -135,7 +136,6 @@ def test_a_manifest_that_is_no_json_is_named(bundle: Path) -> None:
         (lambda m: m["functions"][0].update(file="functions/../../f.mlxfn"), "function 'decode_40'"),
         (lambda m: m["functions"][1]["inputs"].pop(2), "function 'prefill_16_40'"),
         (lambda m: m["files"].pop("functions/decode_40.mlxfn"), "functions/decode_40.mlxfn"),
-        (lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "../x"),
         (lambda m: m["files"]["vectors.json"].pop("sha256"), "vectors.json"),
     ],
 )
@@ -159,6 +159,15 @@ def test_a_bundle_is_good_for_one_minor_version(
         open_bundle(bundle)
     else:
         refused(bundle, f"this is {here}")
+
+
+@pytest.mark.parametrize("name", ["../outside", "functions/../../outside", "{}/outside", "functions", ""])
+def test_a_name_that_leads_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"")
+    entry = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    change_manifest(bundle, lambda m: m["files"].update({name.format(tmp_path): entry}))
+    refused(bundle, "which no bundle has")
 
 
 def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
