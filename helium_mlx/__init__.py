@@ -3,9 +3,9 @@
     model, tokenizer = helium_mlx.load("demo")
     for chunk in helium_mlx.stream_generate(model, tokenizer, "Bonjour"): print(chunk.text, end="")
 
-Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert` and
-`compare` are functions here and modules of the same name (`python -m helium_mlx.generate`); the functions win, whatever
-was imported first.
+Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert`,
+`compare`, `upload` and `export` are functions here and modules of the same name (`python -m helium_mlx.generate`); the
+functions win, whatever was imported first.
 """
 
 import importlib
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from helium_mlx.conversion import ConversionReport, convert
     from helium_mlx.errors import (
         ArgumentError,
+        BundleError,
         CheckpointError,
         ComparisonError,
         ConfigError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         TokenizerError,
         UploadError,
     )
+    from helium_mlx.exporting import ExportReport, export
     from helium_mlx.generation import GenerationChunk, generate, stream_generate
     from helium_mlx.generation_config import GenerationConfig
     from helium_mlx.loading import load
@@ -59,6 +61,8 @@ _HOMES = {
     "ConversionReport": "conversion",
     "compare": "comparison",
     "ComparisonReport": "comparison_report",
+    "export": "exporting",
+    "ExportReport": "exporting",
     "score": "scoring",
     "Score": "scoring",
     "GenerationConfig": "generation_config",
@@ -83,6 +87,7 @@ _HOMES = {
     "save_cache": "prompt_cache",
     "HeliumError": "errors",
     "ArgumentError": "errors",
+    "BundleError": "errors",
     "CheckpointError": "errors",
     "ComparisonError": "errors",
     "ConfigError": "errors",
@@ -99,12 +104,14 @@ __all__ = [
     "AutoModel",
     "AutoModelForCausalLM",
     "AutoTokenizer",
+    "BundleError",
     "CheckpointError",
     "ComparisonError",
     "ComparisonReport",
     "ConfigError",
     "ContextOverflowError",
     "ConversionReport",
+    "ExportReport",
     "GenerationChunk",
     "GenerationConfig",
     "GenerationError",
@@ -127,6 +134,7 @@ __all__ = [
     "compare",
     "convert",
     "copy_cache",
+    "export",
     "generate",
     "load",
     "load_cache",

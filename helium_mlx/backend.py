@@ -24,6 +24,13 @@ def is_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
+def name() -> str:
+    """Return what MLX computes on by default: "cpu", "metal" or "cuda"."""
+    if is_cpu():
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
 def has_fused_kernels() -> bool:
     """Return whether `mx.fast` runs as one kernel an operation (Metal, CUDA) rather than as a chain of primitives."""
     return not is_cpu()

@@ -47,3 +47,7 @@ class ComparisonError(HeliumError, ValueError):
 
 class UploadError(HeliumError):
     """An upload that the Hub refused or that could not be finished."""
+
+
+class BundleError(HeliumError):
+    """A bundle that is missing, damaged, or made for another backend or another version of MLX."""

@@ -95,6 +95,8 @@ def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
         (["generate", "--model", "demo", "--prompt", "word" * 6000], "at most 4095 fit"),
         (["generate", "--model", "", "--prompt", "a"], "no such directory"),
         (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], "nowhere"),
+        (["export", "--model", "nowhere", "--output", "x"], "nowhere"),
+        (["export", "--model", "demo", "--output", "x", "--context", "5000"], "from 2 to the model's 4096"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_1(tmp_path: Path, arguments: list[str], said: str) -> None:
