@@ -3,9 +3,9 @@
     model, tokenizer = helium_mlx.load("demo")
     for chunk in helium_mlx.stream_generate(model, tokenizer, "Bonjour"): print(chunk.text, end="")
 
-Importing the package loads nothing: each name brings its module in when it is first used. `generate` and `convert` are
-functions here and modules of the same name (`python -m helium_mlx.generate`); the functions win, whatever was imported
-first.
+Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert`
+and `upload` are functions here and modules of the same name (`python -m helium_mlx.generate`); the functions win,
+whatever was imported first.
 """
 
 import importlib
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         HeliumModel,
     )
     from helium_mlx.prompt_cache import PromptCache, load_cache, save_cache
+    from helium_mlx.publishing import UploadReport, upload
     from helium_mlx.rotating_cache import RotatingKVCache
     from helium_mlx.scoring import Score, score
     from helium_mlx.text_streamer import TextStreamer
@@ -54,6 +55,8 @@ _HOMES = {
     "GenerationChunk": "generation",
     "convert": "conversion",
     "ConversionReport": "conversion",
+    "upload": "publishing",
+    "UploadReport": "publishing",
     "score": "scoring",
     "Score": "scoring",
     "GenerationConfig": "generation_config",
@@ -116,6 +119,7 @@ __all__ = [
     "TextStreamer",
     "TokenizerError",
     "UploadError",
+    "UploadReport",
     "convert",
     "copy_cache",
     "generate",
@@ -125,6 +129,7 @@ __all__ = [
     "save_cache",
     "score",
     "stream_generate",
+    "upload",
 ]
 
 

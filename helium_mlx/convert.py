@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--to", choices=("mlx", "hf"), default="mlx", help="what the result is for: mlx (default), or hf: transformers"
     )
     parser.add_argument("--max-shard-size", metavar="SIZE", help="cut weight files at, say, 2GB (default: 5GB)")
+    parser.add_argument("--upload-repo", metavar="USER/NAME", help="publish the result there, on the Hugging Face Hub")
     parser.add_argument("--overwrite", action="store_true", help="replace the directory if it is there already")
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="do not compare what was written with the source"
@@ -43,11 +44,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _convert(**options: object) -> None:
     from helium_mlx.conversion import convert
+    from helium_mlx.hub_session import upload_progress
 
     report = convert(
         **options,  # pyright: ignore[reportArgumentType]
         on_progress=Progress("Converting"),
         on_verification=Progress("Verifying"),
+        on_upload=upload_progress() if options["upload_repo"] else None,
     )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -57,6 +60,8 @@ def _convert(**options: object) -> None:
         f"{report.peak_resident_memory / 1e6:.0f} MB of memory",
         file=sys.stderr,
     )
+    if options["upload_repo"]:
+        print(f"published as {options['upload_repo']}", file=sys.stderr)
 
 
 if __name__ == "__main__":
