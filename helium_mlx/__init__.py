@@ -3,9 +3,9 @@
     model, tokenizer = helium_mlx.load("demo")
     for chunk in helium_mlx.stream_generate(model, tokenizer, "Bonjour"): print(chunk.text, end="")
 
-Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert`
-and `upload` are functions here and modules of the same name (`python -m helium_mlx.generate`); the functions win,
-whatever was imported first.
+Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert`,
+`compare` and `upload` are functions here and modules of the same name (`python -m helium_mlx.generate`); the functions
+win, whatever was imported first.
 """
 
 import importlib
@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from helium_mlx.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from helium_mlx.cache import KVCache, QuantizedKVCache, copy_cache, make_cache
+    from helium_mlx.comparison import compare
+    from helium_mlx.comparison_report import ComparisonReport
     from helium_mlx.config import HeliumConfig
     from helium_mlx.conversion import ConversionReport, convert
     from helium_mlx.errors import (
         ArgumentError,
         CheckpointError,
+        ComparisonError,
         ConfigError,
         ContextOverflowError,
         GenerationError,
@@ -55,6 +58,8 @@ _HOMES = {
     "GenerationChunk": "generation",
     "convert": "conversion",
     "ConversionReport": "conversion",
+    "compare": "comparison",
+    "ComparisonReport": "comparison_report",
     "upload": "publishing",
     "UploadReport": "publishing",
     "score": "scoring",
@@ -82,6 +87,7 @@ _HOMES = {
     "HeliumError": "errors",
     "ArgumentError": "errors",
     "CheckpointError": "errors",
+    "ComparisonError": "errors",
     "ConfigError": "errors",
     "ContextOverflowError": "errors",
     "GenerationError": "errors",
@@ -97,6 +103,8 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoTokenizer",
     "CheckpointError",
+    "ComparisonError",
+    "ComparisonReport",
     "ConfigError",
     "ContextOverflowError",
     "ConversionReport",
@@ -120,6 +128,7 @@ __all__ = [
     "TokenizerError",
     "UploadError",
     "UploadReport",
+    "compare",
     "convert",
     "copy_cache",
     "generate",

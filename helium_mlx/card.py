@@ -6,21 +6,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from helium_mlx import __version__
 from helium_mlx.cache_memory import cache_bytes
-from helium_mlx.card_quality import HEADING, quality_section
+from helium_mlx.card_quality import HEADING, how_to_measure
 from helium_mlx.checkpoint import DEMO_DIRECTORY
 from helium_mlx.config import HeliumConfig
 from helium_mlx.layout import Architecture
 from helium_mlx.saving import architecture_name
 from helium_mlx.source_card import Source, licence_section, read_source
-
-if TYPE_CHECKING:
-    from helium_mlx.comparison_report import ComparisonReport
 
 _CONTEXTS = (1024, 2048, 4096)
 
@@ -34,7 +30,7 @@ class CardFacts:
     """What a card says of a conversion beside what the config says.
 
     `name` is the directory's or the repository's, `source` the path or repository that was named, with the SHA-256 of
-    its files; `recipe` is the one that chose the bits. `comparison` is the one with the source, if it was made.
+    its files; `recipe` is the one that chose the bits.
     """
 
     name: str
@@ -47,7 +43,6 @@ class CardFacts:
     warnings: Sequence[str]
     total_bytes: int
     source_files: Mapping[str, str] = field(default_factory=dict)
-    comparison: "ComparisonReport | None" = None
 
 
 def model_card(facts: CardFacts, source_directory: Path, config: HeliumConfig) -> str:
@@ -62,8 +57,8 @@ def model_card(facts: CardFacts, source_directory: Path, config: HeliumConfig) -
         lines += ["That source is a toy for tests and demonstrations."]
     if is_causal and not facts.for_transformers:
         lines += ["", "## Use", "", *_use(facts.name)]
-    if is_causal and (config.quantization or facts.comparison):
-        lines += ["", HEADING, "", *quality_section(facts.comparison, _named(facts), facts.name)]
+    if is_causal and config.quantization:
+        lines += ["", HEADING, "", *how_to_measure(_named(facts), facts.name)]
     if is_causal:
         lines += ["", "## Memory", "", *_memory(facts, config)]
     lines += ["", "## Limits", "", *_limits(facts, source, config)]

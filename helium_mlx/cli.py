@@ -9,6 +9,7 @@ from helium_mlx import __version__
 COMMANDS = {
     "generate": "stream a completion of a prompt",
     "convert": "convert Hugging Face weights to MLX, optionally quantized",
+    "compare": "measure how far a checkpoint is from its reference: KL, top-1, perplexity",
     "upload": "publish a converted directory on the Hugging Face Hub",
     "benchmark": "measure speed and memory on this machine, beside mlx-lm",
     "selfcheck": "prove this machine's MLX backend against stored outputs of transformers",

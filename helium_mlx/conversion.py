@@ -19,15 +19,17 @@ import mlx.core as mx
 
 from helium_mlx import __version__, layout
 from helium_mlx.card import CardFacts, interoperability_warnings, model_card
+from helium_mlx.card_quality import update_card
 from helium_mlx.checkpoint import CODE_KEYS, INDEX_FILE, Checkpoint, open_checkpoint
+from helium_mlx.comparison import compare
 from helium_mlx.config import CONFIG_FILE, HeliumConfig
 from helium_mlx.conversion_options import ConversionOptions
+from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE
 from helium_mlx.errors import CheckpointError, HeliumError, TokenizerError
 from helium_mlx.file_hashes import file_hashes, hashing
 from helium_mlx.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
 from helium_mlx.hub import resolve
 from helium_mlx.memory import peak_resident_memory
-from helium_mlx.publishable import CARD_FILE, CONVERSION_FILE
 from helium_mlx.publishing import publish, require_ready
 from helium_mlx.quantization import ModuleSettings, config_entry, unquantized
 from helium_mlx.safetensors_header import FLOAT_DTYPES
@@ -94,9 +96,11 @@ def convert(
     overwrite: bool = False,
     verify: bool = True,
     max_shard_size: int | str | None = None,
+    measure: bool = False,
     upload_repo: str | None = None,
     on_progress: OnProgress | None = None,
     on_verification: OnProgress | None = None,
+    on_comparison: OnProgress | None = None,
     on_upload: OnProgress | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
@@ -111,6 +115,8 @@ def convert(
     was written and compares it with the source before that (see `verification.py`). `on_progress(done, total)` counts
     bytes written, `on_verification(done, total)` steps of the verification.
 
+    `measure` compares the result with its source (see `comparison.py`; minutes for 2 billion parameters) and writes
+    the table into the card; `on_comparison(done, total)` counts tokens then.
     `upload_repo` is the Hub's repository to publish the result in afterwards (see `publishing.py`); `on_upload(done,
     total)` counts bytes then. The directory is kept if that fails.
 
@@ -126,6 +132,8 @@ def convert(
     _require_free(destination, overwrite=overwrite)
     plan = _plan(open_checkpoint(resolve(hf_path, revision=revision), architecture=None), options)
     source, config = plan.source, plan.config
+    if measure and source.architecture != "ForCausalLM":
+        raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
     if destination.resolve() == source.directory.resolve():
         raise CheckpointError(f"{destination} is the source itself; write to another directory")
     _require_encodable(plan)
@@ -180,9 +188,19 @@ def convert(
         if overwrite:
             # Again: somebody may have put a file there meanwhile.
             _require_free(destination, overwrite=True)
+    if measure:
+        report = _measured(report, source, on_comparison)
     if upload_repo is not None:
         publish(destination, upload_repo, on_progress=on_upload)
     return report
+
+
+def _measured(report: ConversionReport, source: Checkpoint, on_progress: OnProgress | None) -> ConversionReport:
+    """Compare a conversion with its source, and write what was found into its card; return the report anew."""
+    destination = Path(report.mlx_path)
+    comparison = compare(source.directory, destination, on_progress=on_progress)
+    update_card(destination, comparison, reference=report.source if report.revision else None)
+    return replace(report, files=report.files | file_hashes([destination / CARD_FILE]))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--to", choices=("mlx", "hf"), default="mlx", help="what the result is for: mlx (default), or hf: transformers"
     )
     parser.add_argument("--max-shard-size", metavar="SIZE", help="cut weight files at, say, 2GB (default: 5GB)")
+    parser.add_argument(
+        "--measure", action="store_true", help="compare the result with its source, and put the table into its card"
+    )
     parser.add_argument("--upload-repo", metavar="USER/NAME", help="publish the result there, on the Hugging Face Hub")
     parser.add_argument("--overwrite", action="store_true", help="replace the directory if it is there already")
     parser.add_argument(
@@ -50,6 +53,7 @@ def _convert(**options: object) -> None:
         **options,  # pyright: ignore[reportArgumentType]
         on_progress=Progress("Converting"),
         on_verification=Progress("Verifying"),
+        on_comparison=Progress("Comparing"),
         on_upload=upload_progress() if options["upload_repo"] else None,
     )
     for warning in report.warnings:

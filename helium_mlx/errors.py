@@ -33,5 +33,9 @@ class QuantizationError(HeliumError, ValueError):
     """Bits, group size or mode that MLX does not have or that do not fit a tensor."""
 
 
+class ComparisonError(HeliumError, ValueError):
+    """A comparison of two models that cannot be made: a text, a window or a model that does not lend itself to it."""
+
+
 class UploadError(HeliumError):
     """An upload that the Hub refused or that could not be finished."""

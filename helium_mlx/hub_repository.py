@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helium_mlx.conversion_record import CONVERSION_FILE, is_record
 from helium_mlx.errors import UploadError
 from helium_mlx.json_files import MAX_JSON_BYTES, FileProblem, read_json_object
-from helium_mlx.publishable import CONVERSION_FILE, LocalFile, is_record
+from helium_mlx.publishable import LocalFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

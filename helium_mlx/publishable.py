@@ -5,16 +5,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from helium_mlx.card import with_repository
 from helium_mlx.checkpoint import DEMO_NAME
+from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE, is_record, recorded_hashes
 from helium_mlx.errors import HeliumError, UploadError
 from helium_mlx.file_hashes import file_hashes
 from helium_mlx.json_files import MAX_JSON_BYTES, FileProblem, open_file, read_bytes, read_json_object, shown
-
-CONVERSION_FILE = "conversion.json"
-CARD_FILE = "README.md"
 
 # Nothing else is ever sent or removed.
 PUBLISHABLE = re.compile(
@@ -72,16 +69,6 @@ def publication(directory: Path, repo: str) -> Publication:
     return Publication(tuple(files[name] for name in sorted(files)), tuple(left_out), tuple(warnings))
 
 
-def is_record(record: dict[str, object]) -> bool:
-    """Whether a `conversion.json` is one of this converter's."""
-    versions = record.get("versions")
-    return isinstance(versions, dict) and "helium_mlx" in versions and isinstance(record.get("files"), dict)
-
-
-def _files(record: dict[str, object]) -> dict[str, object]:
-    return cast("dict[str, object]", record["files"])
-
-
 def _record(directory: Path) -> dict[str, object]:
     if not directory.is_dir():
         raise UploadError(f"{directory}: no such directory; name one that `helium-mlx convert` made")
@@ -97,7 +84,7 @@ def _record(directory: Path) -> dict[str, object]:
 
 
 def _recorded_files(record: dict[str, object], directory: Path) -> dict[str, str]:
-    recorded = {name: str(digest) for name, digest in _files(record).items()}
+    recorded = {name: str(digest) for name, digest in recorded_hashes(record).items()}
     for name in recorded:
         if not PUBLISHABLE.fullmatch(name) or name == CONVERSION_FILE:
             raise UploadError(f"{directory / CONVERSION_FILE} names {shown(name)}, which is no file of a checkpoint")
@@ -150,7 +137,7 @@ def _text(path: Path) -> str:
 
 def _published_record(record: dict[str, object], card: LocalFile) -> str:
     """Return the record with the card's new hash, and with the name alone of a source that is a directory here."""
-    files = _files(record)
+    files = recorded_hashes(record)
     text = json.dumps(record | {"files": files | {CARD_FILE: card.sha256}}, indent=2, ensure_ascii=False) + "\n"
     source = str(record.get("source", ""))
     if record.get("revision") is None and source != DEMO_NAME and "/" in source:

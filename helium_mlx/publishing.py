@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helium_mlx import __version__
+from helium_mlx.conversion_record import recorded_hashes
 from helium_mlx.errors import UploadError
 from helium_mlx.hub_errors import client_errors, explained, may_have_been_done
 from helium_mlx.hub_repository import (
@@ -182,8 +183,7 @@ class _Upload:
     def _stale(self, state: RemoteState, record: dict[str, object] | None) -> list[str]:
         """Return what an earlier upload left there and this one lacks; without one, the weights that are replaced."""
         ours = {file.name for file in self.contents.files}
-        earlier = record.get("files") if record else None
-        names = earlier if isinstance(earlier, dict) else filter(_WEIGHTS.fullmatch, state.files)
+        names = recorded_hashes(record) if record else filter(_WEIGHTS.fullmatch, state.files)
         return sorted({name for name in names if PUBLISHABLE.fullmatch(name)} & {*state.files} - ours)
 
     def _send(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from helium_mlx.config import HeliumConfig
+from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE, recorded_hashes
 from helium_mlx.errors import CheckpointError
 from helium_mlx.json_files import (
     MAX_JSON_BYTES,
@@ -164,7 +165,7 @@ def _card(directory: Path) -> tuple[Metadata, str, str | None]:
     import yaml
 
     try:
-        text = read_bytes(directory / "README.md", MAX_JSON_BYTES).decode(errors="replace")
+        text = read_bytes(directory / CARD_FILE, MAX_JSON_BYTES).decode(errors="replace")
     except UnreadableFile:
         return {}, "", None
     found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
@@ -187,11 +188,11 @@ def _origin(directory: Path, config: HeliumConfig, hashes: Mapping[str, str]) ->
         # The Hub's cache: models--user--name/snapshots/commit
         return directory.parent.parent.name.removeprefix("models--").replace("--", "/"), True
     try:
-        record = read_json_object(directory / "conversion.json")
+        record = read_json_object(directory / CONVERSION_FILE)
     except FileProblem:
         record = {}
-    files, source = record.get("files"), str(record.get("source"))
-    is_unchanged = isinstance(files, dict) and hashes and all(files.get(name) == hashes[name] for name in hashes)
+    files, source = recorded_hashes(record), str(record.get("source"))
+    is_unchanged = bool(hashes) and all(files.get(name) == digest for name, digest in hashes.items())
     if is_unchanged and record.get("revision") is not None and _REPO_ID.fullmatch(source):
         return source, True
     named = config.extra.get("_name_or_path")

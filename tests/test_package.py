@@ -31,7 +31,7 @@ def test_importing_the_package_loads_nothing() -> None:
     assert run(code) == "[]"
 
 
-@pytest.mark.parametrize("name", ["generate", "convert"])
+@pytest.mark.parametrize("name", ["generate", "convert", "compare", "upload"])
 @pytest.mark.parametrize(
     "first",
     [

@@ -1,0 +1,246 @@
+"""The two sides of a comparison: a checkpoint that this package opens, or one that mlx-lm does (`mlx-lm:NAME`).
+
+Opening a side reads its tokenizer and the headers of its weights; its model is loaded later, and let go before the
+other's. Both give logits of rows of ids, a few positions at a time, and know nothing of texts and windows.
+
+mlx-lm is no dependency of this package (`pip install mlx-lm`), and is imported only for a side that it opens. No code
+of a checkpoint is run: mlx-lm refuses `model_file` by default, as this package does.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import mlx.core as mx
+
+from helium_mlx import backend, layout
+from helium_mlx.checkpoint import Checkpoint, load_model, open_checkpoint
+from helium_mlx.comparison_report import ComparedModel
+from helium_mlx.config import CONFIG_FILE, DTYPES
+from helium_mlx.errors import CheckpointError, ComparisonError, ConfigError
+from helium_mlx.hub import resolve
+from helium_mlx.hybrid_model import IsTaken, hybrid_model
+from helium_mlx.json_files import FileProblem, one_line, read_json_object
+from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.quantization import unquantized
+from helium_mlx.safetensors_header import FLOAT_DTYPES, TensorInfo, read_header
+from helium_mlx.tokenizer import HeliumTokenizer
+
+MLX_LM_PREFIX = "mlx-lm:"
+
+# 12 MB of float32 logits in Helium's vocabulary.
+HEAD_POSITIONS = 64
+
+LogitsOfRows = Callable[[mx.array, Sequence[int]], Iterator[mx.array]]
+"""From ids (B, L) and each row's length to the logits (n, vocab_size) of the first so many positions of each row.
+
+They come row after row, `HEAD_POSITIONS` or fewer at a time, in the dtype that the model gives them.
+"""
+
+
+class Side(Protocol):
+    """What a comparison asks of either side.
+
+    `bos` begins each window. `context`, in tokens, and `vocab_size` are None where the model does not say. `dtype` is
+    what it computes in by itself.
+    """
+
+    name: str
+    bos: int
+    context: int | None
+    vocab_size: int | None
+    dtype: mx.Dtype
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without BOS."""
+        ...
+
+    def load(self, dtype: mx.Dtype) -> LogitsOfRows:
+        """Return the model, loaded, computing in `dtype`."""
+        ...
+
+    def described(self, dtype: mx.Dtype) -> ComparedModel:
+        """Return what a report says of it; after `load`."""
+        ...
+
+
+def open_side(name: str, *, revision: str | None = None) -> Side:
+    """Open a directory, a Hub repository or "demo", or after "mlx-lm:" what mlx-lm can open.
+
+    Raises CheckpointError, ConfigError, QuantizationError, TokenizerError or ComparisonError, one line.
+    """
+    if name.startswith(MLX_LM_PREFIX):
+        bare = name.removeprefix(MLX_LM_PREFIX)
+        return MlxLmSide(name, resolve(bare, revision=revision))
+    directory = resolve(name, revision=revision)
+    try:
+        return HeliumSide(name, directory)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; what mlx-lm can open is compared as {MLX_LM_PREFIX}{name}") from None
+
+
+class HeliumSide:
+    """A checkpoint of this package."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.checkpoint = open_checkpoint(directory)
+        self._tokenizer = HeliumTokenizer.from_pretrained(directory)
+        self.bos = self._tokenizer.bos_token_id
+        self.context: int | None = self.checkpoint.config.max_position_embeddings
+        self.vocab_size: int | None = self.checkpoint.config.vocab_size
+        stored = getattr(mx, self.checkpoint.dtype)
+        self.dtype = backend.compute_dtype(stored, quantized=self.checkpoint.is_quantized)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without BOS."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def load(self, dtype: mx.Dtype) -> LogitsOfRows:
+        """Return the model, loaded, computing in `dtype`."""
+        return logits_of_helium(load_model(self.checkpoint, dtype=dtype))
+
+    def described(self, dtype: mx.Dtype) -> ComparedModel:
+        """Return what a report says of it."""
+        infos = self.checkpoint.tensors.values()
+        return _described(self.name, "helium_mlx", dtype, infos, parameter_count(self.checkpoint))
+
+
+class HybridSide:
+    """The reference with some modules from the candidate; both are checkpoints of this package."""
+
+    def __init__(self, reference: HeliumSide, candidate: HeliumSide, is_taken: IsTaken) -> None:
+        self.name = candidate.name
+        self.bos, self.context, self.vocab_size = reference.bos, reference.context, reference.vocab_size
+        self.dtype = candidate.dtype
+        self._reference, self._candidate, self._is_taken = reference, candidate, is_taken
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without BOS."""
+        return self._reference.encode(text)
+
+    def load(self, dtype: mx.Dtype) -> LogitsOfRows:
+        """Return the model, loaded, computing in `dtype`."""
+        parts = self._reference.checkpoint, self._candidate.checkpoint
+        return logits_of_helium(hybrid_model(*parts, self._is_taken, dtype=dtype))
+
+
+class MlxLmSide:
+    """What mlx-lm opens, as it opens it: its model, its tokenizer."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        try:
+            from mlx_lm.utils import load_tokenizer
+        except ImportError as error:
+            raise ComparisonError(f"{name} needs mlx-lm, which is not there ({error}): pip install mlx-lm") from None
+        self.name, self._directory = name, directory
+        try:
+            config = read_json_object(directory / CONFIG_FILE)
+        except FileProblem as problem:
+            raise CheckpointError(f"{directory / CONFIG_FILE}: {problem}") from None
+        self._infos = [
+            info for path in sorted(directory.glob("model*.safetensors")) for info in read_header(path).values()
+        ]
+        if not self._infos:
+            raise CheckpointError(f"{directory}: no model*.safetensors is there, which is what mlx-lm reads")
+        self._parameters = 0
+        try:
+            self._tokenizer = load_tokenizer(directory)
+        except (OSError, TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
+            raise _refused(name, "the tokenizer", error) from None
+        self.bos = self._first_id(config)
+        self.context = _positive(config.get("max_position_embeddings"))
+        self.vocab_size = _positive(config.get("vocab_size"))
+        found = [FLOAT_DTYPES[info.dtype] for info in self._infos if info.dtype in FLOAT_DTYPES]
+        stored = getattr(mx, max(DTYPES, key=found.count))
+        is_quantized = any(info.dtype == "U32" for info in self._infos)
+        self.dtype = backend.compute_dtype(stored, quantized=is_quantized)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without BOS."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def load(self, dtype: mx.Dtype) -> LogitsOfRows:
+        """Return the model, loaded, computing in `dtype`."""
+        from mlx_lm.utils import get_total_parameters
+        from mlx_lm.utils import load_model as load_mlx_lm_model
+
+        try:
+            model = load_mlx_lm_model(self._directory)[0]
+        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise _refused(self.name, "the model", error) from None
+        model.set_dtype(dtype)
+        mx.eval(model.parameters())
+        self._parameters = get_total_parameters(model)
+        return logits_of_any(model)
+
+    def described(self, dtype: mx.Dtype) -> ComparedModel:
+        """Return what a report says of it."""
+        return _described(self.name, "mlx-lm", dtype, self._infos, self._parameters)
+
+    def _first_id(self, config: dict[str, object]) -> int:
+        """Return what a window begins with: what the tokenizer puts before a text, else BOS, else EOS."""
+        prefix = self._tokenizer.encode("", add_special_tokens=True)
+        candidates = [
+            *prefix[:1],
+            self._tokenizer.bos_token_id,
+            config.get("bos_token_id"),
+            self._tokenizer.eos_token_id,
+        ]
+        found = [index for index in candidates if isinstance(index, int)]
+        if not found:
+            raise ComparisonError(f"{self.name}: its tokenizer has neither BOS nor EOS for a window to begin with")
+        return found[0]
+
+
+def logits_of_helium(model: HeliumForCausalLM) -> LogitsOfRows:
+    """Return a model of this package as the other side of `LogitsOfRows`: its head sees no padding."""
+
+    def logits(ids: mx.array, lengths: Sequence[int]) -> Iterator[mx.array]:
+        h = model.model.run(model.model.embed(ids), None).last_hidden_state
+        yield from map(model.logits, _chunks(h, lengths))
+
+    return logits
+
+
+def logits_of_any(model: Callable[[mx.array], mx.array]) -> LogitsOfRows:
+    """Return a model that gives the logits of all positions at once, as mlx-lm's do."""
+
+    def logits(ids: mx.array, lengths: Sequence[int]) -> Iterator[mx.array]:
+        yield from _chunks(model(ids), lengths)
+
+    return logits
+
+
+def parameter_count(checkpoint: Checkpoint) -> int:
+    """Return the number of a checkpoint's weights, unpacked."""
+    shapes = layout.tensor_shapes(checkpoint.config, unquantized, checkpoint.architecture)
+    return sum(math.prod(shape) for _, shape in shapes)
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """Return a dtype's name as config.json has it."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _chunks(x: mx.array, lengths: Sequence[int]) -> Iterator[mx.array]:
+    """Cut (B, L, D) into (n, D), its rows at their lengths, one after another."""
+    whole = mx.concatenate([row[:length] for row, length in zip(x, lengths, strict=True)])
+    mx.eval(whole)
+    for first in range(0, whole.shape[0], HEAD_POSITIONS):
+        yield whole[first : first + HEAD_POSITIONS]
+
+
+def _described(name: str, program: str, dtype: mx.Dtype, infos: Iterable[TensorInfo], parameters: int) -> ComparedModel:
+    weight_bytes = sum(info.end - info.start for info in infos)
+    bits = 8 * weight_bytes / parameters
+    return ComparedModel(name, program, dtype_name(dtype), weight_bytes, bits)
+
+
+def _refused(name: str, what: str, error: Exception) -> ComparisonError:
+    return ComparisonError(f"{name}: mlx-lm cannot open {what} ({one_line(str(error) or type(error).__name__)})")

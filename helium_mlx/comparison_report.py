@@ -1,0 +1,62 @@
+"""What a comparison of two models found: the figures of a language, and of all."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LanguageFigures:
+    """How far the candidate is from the reference on one language, or on all of them.
+
+    `mean_kl` and `p99_kl` are KL(reference || candidate) over the scored positions, in nats, `top1_agreement` the share
+    of positions at which both hold the same token for the most probable; all three are None where the two models have
+    different tokenizers. Perplexities are then those of a UTF-8 byte, else of a token; `perplexity_ratio` is the
+    candidate's over the reference's. An `_error` is a standard error (see `comparison_statistics.py`), None where there
+    are not two windows to take it from. `tokens` counts the reference's scored tokens, `bytes` the text's UTF-8 bytes.
+    """
+
+    mean_kl: float | None
+    mean_kl_error: float | None
+    p99_kl: float | None
+    top1_agreement: float | None
+    reference_perplexity: float
+    candidate_perplexity: float
+    perplexity_ratio: float
+    perplexity_ratio_error: float | None
+    reference_bits_per_byte: float
+    candidate_bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One side of a comparison.
+
+    `program` is what ran it, "helium_mlx" or "mlx-lm"; `dtype` what it computed in; `weight_bytes` what its weights
+    take on disk, and `bits_per_weight` those bits over the number of weights, scales and biases included.
+    """
+
+    name: str
+    program: str
+    dtype: str
+    weight_bytes: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class ComparisonReport(LanguageFigures):
+    """The figures over all languages together, those of each, and what was compared.
+
+    `perplexity_unit` is "token", or "byte" where the tokenizers differ; `notes` are sentences for the user. `layers`
+    maps groups of modules to the mean KL of the reference with those modules taken from the candidate, where that was
+    asked for.
+    """
+
+    languages: dict[str, LanguageFigures]
+    reference: ComparedModel
+    candidate: ComparedModel
+    window: int
+    windows: int
+    perplexity_unit: str = "token"
+    layers: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,103 @@
+"""The two passes of a comparison: the reference's, which leaves its logits in a file, and a candidate's beside them.
+
+A pass loads its model, and nothing refers to the model when it ends.
+"""
+
+import gc
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import cast
+
+import mlx.core as mx
+
+from helium_mlx.compared_models import Side, dtype_name
+from helium_mlx.comparison_text import EncodedText
+from helium_mlx.divergence import kl_divergence
+from helium_mlx.errors import ComparisonError
+from helium_mlx.logits_file import LogitsFile
+from helium_mlx.sampling import token_logprobs
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CandidateRun:
+    """What was measured at each position: loss and KL in nats, and whether the two most probable tokens are one.
+
+    The latter two are empty where there was nothing to compare with.
+    """
+
+    losses: list[float]
+    divergences: list[float]
+    agreements: list[bool]
+
+    @property
+    def mean_kl(self) -> float:
+        """The mean KL of a position; there must be some."""
+        return math.fsum(self.divergences) / len(self.divergences)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How models are run: in `dtype`, `batch_size` windows at a time; `on_scored` is told of each few tokens."""
+
+    dtype: mx.Dtype
+    batch_size: int
+    on_scored: Callable[[int], None]
+
+
+def run_reference(side: Side, text: EncodedText, how: Pass, cached: LogitsFile | None) -> list[float]:
+    """Return the loss at each position, in nats, and leave the logits in `cached`, if that is given."""
+    losses: list[float] = []
+    for targets, logits in _scored(side, text, how):
+        losses += cast("list[float]", _losses(logits, targets).tolist())
+        if cached is not None:
+            cached.append(logits)
+        how.on_scored(targets.size)
+    return losses
+
+
+def run_candidate(side: Side, text: EncodedText, how: Pass, cached: LogitsFile | None) -> CandidateRun:
+    """Return what is measured at each position, beside the reference's logits in `cached`, if that is given."""
+    run = CandidateRun([], [], [])
+    if cached is not None:
+        cached.rewind()
+    for targets, logits in _scored(side, text, how):
+        run.losses.extend(cast("list[float]", _losses(logits, targets).tolist()))
+        if cached is not None and cached.columns == logits.shape[1]:
+            reference = cached.read(targets.size)
+            run.divergences.extend(cast("list[float]", kl_divergence(reference, logits).tolist()))
+            same = reference.argmax(axis=-1) == logits.argmax(axis=-1)
+            run.agreements.extend(cast("list[bool]", same.tolist()))
+        how.on_scored(targets.size)
+    return run
+
+
+def _scored(side: Side, text: EncodedText, how: Pass) -> Iterator[tuple[mx.array, mx.array]]:
+    """Yield the tokens to be predicted (n,) with their logits (n, vocab_size), window after window.
+
+    Raises ComparisonError for logits that are not finite.
+    """
+    # What the model before left behind.
+    gc.collect()
+    mx.clear_cache()
+    logits_of = side.load(how.dtype)
+    windows = iter(text.windows)
+    while batch := list(islice(windows, how.batch_size)):
+        targets = iter([token for window in batch for token in window.ids[1:]])
+        longest = max(window.length for window in batch)
+        # Padding is behind a row, where causal attention never looks.
+        ids = [window.ids[:-1] + [side.bos] * (longest - window.length) for window in batch]
+        for logits in logits_of(mx.array(ids, dtype=mx.int32), [window.length for window in batch]):
+            if not mx.isfinite(logits).all().item():
+                raise ComparisonError(
+                    f"{side.name}: its logits are not finite in {dtype_name(how.dtype)}; take --dtype float32, or "
+                    "convert it again"
+                )
+            yield mx.array(list(islice(targets, logits.shape[0]))), logits
+
+
+def _losses(logits: mx.array, targets: mx.array) -> mx.array:
+    return -token_logprobs(logits, targets, 0)[0]
