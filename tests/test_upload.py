@@ -8,6 +8,7 @@ from hub_standin import Fault, HubStandIn, serve
 from hub_standin.client import TOKEN, run, use
 
 import helium_mlx
+from helium_mlx.file_hashes import file_hashes
 from helium_mlx.upload import main
 
 REPO = "somebody/tiny"
@@ -62,6 +63,34 @@ def test_what_is_uploaded_is_what_others_load(hub: HubStandIn, converted: Path, 
     offline = run(hub.url, tmp_path / "fresh", "generate", "--model", REPO, *story, HF_HUB_OFFLINE="1")
     assert offline.stdout == newest.stdout
     assert len(hub.requests) == asked
+
+
+def test_xet_which_the_client_takes_by_itself_sends_the_weights(
+    hub: HubStandIn, converted: Path, tmp_path: Path
+) -> None:
+    arguments = ("upload", "--path", str(converted), "--repo", REPO)
+    sent = run(hub.url, tmp_path / "home", *arguments, HF_HUB_DISABLE_XET="0")
+    assert sent.returncode == 0, sent.stderr
+    assert hub.times("POST", "/v1/shards") == 1
+    assert hub.times("PUT", "/lfs/") == 0
+    commit = hub.repositories[REPO].find("main")
+    assert commit is not None
+    weights = converted / "model.safetensors"
+    assert commit.files["model.safetensors"].sha256 == file_hashes([weights])["model.safetensors"]
+    asked = len(hub.calls)
+    again = run(hub.url, tmp_path / "home", *arguments, HF_HUB_DISABLE_XET="0")
+    assert "nothing to send" in again.stderr
+    assert all(method in ("GET", "HEAD") for method, _ in hub.calls[asked:])
+
+
+def test_what_xet_refuses_is_one_line_without_the_token(hub: HubStandIn, converted: Path, tmp_path: Path) -> None:
+    hub.faults = [Fault("GET", "/xet-write-token/", status=403, message=f"not with {TOKEN}", times=99)]
+    arguments = ("upload", "--path", str(converted), "--repo", REPO)
+    result = run(hub.url, tmp_path / "home", *arguments, HF_HUB_DISABLE_XET="0")
+    assert result.returncode == 1
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert TOKEN not in result.stderr + result.stdout
+    assert hub.repositories[REPO].files() == {}
 
 
 def test_a_dry_run_lists_files_sizes_and_hashes(

@@ -15,20 +15,26 @@ GIT_ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's contents, in git or in LFS."""
+    """A file's contents, in git or in LFS; of one that Xet holds, only what LFS calls it and its size are known."""
 
     data: bytes
     is_lfs: bool
+    xet: tuple[str, int] | None = None
 
     @property
     def sha256(self) -> str:
         """LFS's name of it."""
-        return hashlib.sha256(self.data).hexdigest()
+        return self.xet[0] if self.xet else hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return self.xet[1] if self.xet else len(self.data)
 
     @property
     def oid(self) -> str:
         """Git's name of it, which for LFS is that of the pointer."""
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n"
         stored = pointer.encode() if self.is_lfs else self.data
         return hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
 
@@ -39,9 +45,9 @@ class Blob:
 
     def entry(self, path: str) -> dict[str, object]:
         """Return what a tree listing says of it."""
-        entry: dict[str, object] = {"type": "file", "path": path, "size": len(self.data), "oid": self.oid}
+        entry: dict[str, object] = {"type": "file", "path": path, "size": self.size, "oid": self.oid}
         if self.is_lfs:
-            entry["lfs"] = {"oid": self.sha256, "size": len(self.data), "pointerSize": 134}
+            entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": 134}
         return entry
 
 
@@ -60,13 +66,17 @@ class ConflictError(Exception):
 
 @dataclass
 class Repository:
-    """Branches and pull requests point to commits; `lfs` is the store of large files, committed or not."""
+    """Branches and pull requests point to commits; `lfs` is the store of large files, committed or not.
+
+    `shards` are what Xet's client says of the files that it sent: their SHA-256 among other things.
+    """
 
     private: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     pull_requests: dict[str, str] = field(default_factory=dict)
     lfs: dict[str, bytes] = field(default_factory=dict)
+    shards: list[bytes] = field(default_factory=list)
 
     @classmethod
     def of_files(cls, files: dict[str, bytes], *, oid: str = COMMIT, private: bool = False) -> "Repository":
@@ -123,9 +133,20 @@ class Repository:
         if key == "file":
             files[path] = Blob(base64.b64decode(str(value["content"])), is_lfs=False)
         elif key == "lfsFile":
-            files[path] = Blob(self.lfs[str(value["oid"])], is_lfs=True)
+            files[path] = self._large(str(value["oid"]), int(str(value["size"])))
         elif key == "deletedFile":
             del files[path]
+
+    def _large(self, oid: str, size: int) -> Blob:
+        if oid in self.lfs:
+            return Blob(self.lfs[oid], is_lfs=True)
+        assert any(_in_words(oid) in shard for shard in self.shards), "committed, but never sent"
+        return Blob(b"", is_lfs=True, xet=(oid, size))
+
+
+def _in_words(digest: str) -> bytes:
+    """Return a hash as Xet writes it: four numbers of 64 bits, the lowest byte first."""
+    return b"".join(bytes.fromhex(digest[i : i + 16])[::-1] for i in range(0, 64, 16))
 
 
 def is_lfs_file(path: str) -> bool:

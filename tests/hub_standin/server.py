@@ -97,7 +97,7 @@ class HubStandIn:
             return Answer.error(401, message="Invalid credentials in Authorization header")
         for method, pattern, handle in self._routes():
             found = re.fullmatch(pattern, request.path)
-            if found and method == request.method.replace("HEAD", "GET"):
+            if found and re.fullmatch(method, request.method.replace("HEAD", "GET")):
                 return handle(request, *found.groups())
         return Answer.error(404, "RepoNotFound")
 
@@ -119,6 +119,10 @@ class HubStandIn:
             ("PUT", f"/lfs/{repo}/([0-9a-f]+)", self._put),
             ("POST", f"/lfs/{repo}/([0-9a-f]+)/verify", self._verify),
             ("POST", f"/api/models/{repo}/commit/{revision}", self._writing(self._commit)),
+            ("GET", f"/api/models/{repo}/xet-write-token/{revision}", self._writing(self._xet_token)),
+            ("POST", f"/xet/{repo}/v1/xorbs/default/[0-9a-f]+", self._xorb),
+            ("POST", f"/xet/{repo}/v1/shards", self._shard),
+            ("(GET|POST)", f"/xet/{repo}/.*", lambda request, repo: Answer(404)),
         ]
 
     def _reading(self, handle: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -252,6 +256,22 @@ class HubStandIn:
     def _verify(self, request: Request, repo: str, oid: str) -> Answer:
         stored = self.repositories[repo].lfs.get(oid, b"")
         return Answer.of_json({}, 200 if len(stored) == request.json["size"] else 422)
+
+    def _xet_token(self, request: Request, repo: str, revision: str) -> Answer:
+        access = {"casUrl": f"{self.url}/xet/{repo}", "exp": 4_000_000_000, "accessToken": "of a stand-in"}
+        headers = {
+            "X-Xet-Cas-Url": f"{self.url}/xet/{repo}",
+            "X-Xet-Access-Token": "of a stand-in",
+            "X-Xet-Token-Expiration": "4000000000",
+        }
+        return Answer(200, json.dumps(access).encode(), {"Content-Type": "application/json", **headers})
+
+    def _xorb(self, request: Request, repo: str) -> Answer:
+        return Answer.of_json({"was_inserted": True})
+
+    def _shard(self, request: Request, repo: str) -> Answer:
+        self.repositories[repo].shards.append(request.body)
+        return Answer.of_json({"result": 1})
 
     def _commit(self, request: Request, repo: str, revision: str) -> Answer:
         repository = self.repositories[repo]
