@@ -19,6 +19,7 @@ from helium_mlx.json_files import (
     MAX_JSON_BYTES,
     FileProblem,
     UnreadableFile,
+    one_line,
     read_bytes,
     read_json_object,
     require_file,
@@ -41,6 +42,10 @@ LICENCES = {
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A card's front matter is a few hundred bytes.
 _MAX_METADATA = 20_000
+_MAX_VALUES = 200
+
+_OURS = "The weights are under the source's terms"
+_ILLEGIBLE = "the metadata of the source's card cannot be read; look its licence up, and add it here"
 
 Metadata = dict[str, object]
 
@@ -100,15 +105,13 @@ def read_source(directory: Path, config: HeliumConfig, hashes: Mapping[str, str]
     repository, is_exact = _origin(directory, config, hashes)
     metadata, text, problem = _card(directory)
     family = _family(repository, config)
-    terms = tuple(
-        re.sub(r"^[-*]\s+", "", line.strip())
-        for line in text.splitlines()
-        if re.search(r"(?i)gemma.*(terms|licen)", line)
-    )
     kept = {key: value for key, value in metadata.items() if key.startswith("license") or key == "language"}
+    if not all(map(_is_plain, kept.values())):
+        kept, problem = {}, _ILLEGIBLE
     if family is not None:
         kept.setdefault("language", list(family.languages))
         kept.setdefault("license", family.licence)
+    terms = _sentences_about_gemma(text)
     is_under_gemma_terms = bool(terms) or "gemma" in _as_list(kept.get("license"))
     is_under_gemma_terms |= family is not None and family.is_under_gemma_terms
     return Source(repository, is_exact, family, kept, terms, is_under_gemma_terms, problem)
@@ -145,17 +148,19 @@ def needs_notice(source: Path, config: HeliumConfig) -> bool:
 def licence_section(source: Source) -> list[str]:
     """Return the lines of a card about the licence: the source's metadata in words, and what it says besides."""
     named = _as_list(source.metadata.get("license"))
-    links = [f"[{LICENCES[name][0]}]({LICENCES[name][1]})" if name in LICENCES else f"`{name}`" for name in named]
+    links = [
+        f"[{LICENCES[name][0]}]({LICENCES[name][1]})" if name in LICENCES else f"`{one_line(name)}`" for name in named
+    ]
     if "license_name" in source.metadata:
-        links = [f"`{source.metadata['license_name']}`"]
+        links = [f"`{one_line(str(source.metadata['license_name']))}`"]
     if "license_link" in source.metadata:
-        links[-1:] = [f"{links[-1] if links else 'see'} (<{source.metadata['license_link']}>)"]
+        links[-1:] = [f"{links[-1] if links else 'see'} (<{one_line(str(source.metadata['license_link']))}>)"]
     if source.is_under_gemma_terms and "gemma" not in named:
         name, address = LICENCES["gemma"]
         links.append(f"the [{name}]({address})")
     if not links:
         return ["The source's files name no licence; ask whoever made it before you pass this on."]
-    lines = [f"The weights are under the source's terms: {' and '.join(links)}. They were changed as said above."]
+    lines = [f"{_OURS}: {' and '.join(links)}. They were changed as said above."]
     return lines + [f"\n> {term}" for term in source.terms]
 
 
@@ -179,8 +184,22 @@ def _card(directory: Path) -> tuple[Metadata, str, str | None]:
     except (yaml.YAMLError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
-        return {}, text, "the metadata of the source's card is no YAML; look its licence up, and add it here"
+        return {}, text, _ILLEGIBLE
     return {str(key): value for key, value in metadata.items()}, text[found.end() :], None
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is text or a list of texts; YAML's aliases can make others that are far larger than the file."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and len(value) <= _MAX_VALUES and all(isinstance(one, str) for one in value)
+    )
+
+
+def _sentences_about_gemma(text: str) -> tuple[str, ...]:
+    lines = (re.sub(r"^[-*>]\s+", "", line.strip()) for line in text.splitlines())
+    found = (line for line in lines if re.search(r"(?i)gemma.{0,200}(terms|licen)", line))
+    # A card of ours says the rest of it by itself.
+    return tuple(one_line(line) for line in found if not line.startswith(_OURS))[:5]
 
 
 def _origin(directory: Path, config: HeliumConfig, hashes: Mapping[str, str]) -> tuple[str | None, bool]:

@@ -133,7 +133,7 @@ def test_limits_and_bits_are_said(tmp_path: Path) -> None:
 
 def test_a_source_whose_metadata_cannot_be_read_is_a_limit(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
-    assert "- the metadata of the source's card is no YAML; look its licence up" in card_of(tmp_path, TINY)
+    assert "- the metadata of the source's card cannot be read; look its licence up" in card_of(tmp_path, TINY)
 
 
 def test_without_a_comparison_the_card_says_how_to_make_one(tmp_path: Path) -> None:
@@ -189,7 +189,9 @@ def test_licence_files_are_converted_recorded_and_verified(tmp_path: Path) -> No
     assert "NOTICE" in record["files"]
     again = helium_mlx.convert(str(tmp_path / "x"), str(tmp_path / "y"), quantize=True)
     assert again.files["NOTICE"] == record["files"]["NOTICE"]
-    assert "license: gemma" in (tmp_path / "y/README.md").read_text()
+    text = (tmp_path / "y/README.md").read_text()
+    assert "license: gemma" in text
+    assert text.count("Gemma Terms") == (tmp_path / "x/README.md").read_text().count("Gemma Terms")
 
 
 def test_every_kind_of_model_gets_a_valid_card(tmp_path: Path) -> None:

@@ -80,6 +80,29 @@ def test_metadata_that_cannot_be_read_is_said(tmp_path: Path, front_matter: str)
     assert "look its licence up" in source.problem
 
 
+@pytest.mark.parametrize("value", ["{a: b}", "*bomb", "[[a]]"])
+def test_a_licence_that_is_neither_text_nor_a_list_is_no_licence(tmp_path: Path, value: str) -> None:
+    # Written out, 10^20 letters.
+    levels = ["l0: &l0 [a]", *(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 21))]
+    bomb = "\n".join([*levels, "bomb: &bomb [*l20]"])
+    source = read_source(card(tmp_path, f"---\n{bomb}\nlicense: {value}\n---\n"), TINY, {})
+    assert source.metadata == {}
+    assert source.problem is not None
+
+
+def test_what_a_card_says_is_short_and_stays_on_its_line(tmp_path: Path) -> None:
+    text = (
+        "---\nlicense: other\nlicense_name: |\n  a\n  # b\n---\n"
+        + "gemma terms\n" * 99
+        + "gemma "
+        + "x" * 999
+        + " terms"
+    )
+    section = "\n".join(licence_section(read_source(card(tmp_path, text), TINY, {})))
+    assert "\n# b" not in section
+    assert section.count("gemma terms") == 5
+
+
 def test_a_directory_without_a_card_has_no_licence(tmp_path: Path) -> None:
     source = read_source(tmp_path, TINY, {})
     assert (source.metadata, source.problem, source.repository) == ({}, None, None)

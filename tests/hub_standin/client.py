@@ -46,6 +46,7 @@ class Clock:
 def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, home: Path, *, token: str | None = TOKEN) -> Clock:
     """Point the client of this process at a stand-in; return the clock by which it waits between tries."""
     from huggingface_hub import close_session, constants
+    from huggingface_hub.utils import disable_progress_bars
 
     for name in _PROXIES:
         monkeypatch.delenv(name, raising=False)
@@ -60,6 +61,7 @@ def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, home: Path, *, token: 
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     # The next request makes a new one, without what an earlier test set.
     close_session()
+    disable_progress_bars()
     return clock
 
 

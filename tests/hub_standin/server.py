@@ -238,7 +238,10 @@ class HubStandIn:
             upload = {"href": f"{url}/complete" if "chunk_size" in header else url, "header": header}
             actions = {"upload": upload, "verify": {"href": f"{url}/verify"}}
             objects.append({"oid": oid, "size": size} | ({} if oid in known else {"actions": actions}))
-        return Answer.of_json({"transfer": "basic", "objects": objects})
+        # Clients that ask for Xet, and for LFS in the same breath, get Xet.
+        offered = request.json.get("transfers")
+        transfer = "xet" if isinstance(offered, list) and "xet" in offered else "basic"
+        return Answer.of_json({"transfer": transfer, "objects": objects})
 
     def _put(self, request: Request, repo: str, oid: str) -> Answer:
         self.repositories[repo].lfs[oid] = request.body
