@@ -138,6 +138,8 @@ def _require_names(repo: str, revision: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Upload:
+    """One call of `upload`, whose arguments these are."""
+
     contents: Publication
     repo: str
     revision: str | None
@@ -178,7 +180,7 @@ class _Upload:
         if not state.has_branch and self.revision and (self.create_pr or self.branch.startswith("refs/")):
             raise UploadError(f"{self.repo} has no {needs}; check --revision")
         if self.create_pr and state.head is None:
-            raise UploadError(f"{self.repo}: there is no such repository to ask a pull of; drop --create-pr")
+            raise UploadError(f"{self.repo}: there is no such repository to open a pull request in; drop --create-pr")
 
     def _stale(self, state: RemoteState, record: dict[str, object] | None) -> list[str]:
         """Return what an earlier upload left there and this one lacks; without one, the weights that are replaced."""
