@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         HeliumModel,
     )
     from helium_mlx.prompt_cache import PromptCache, load_cache, save_cache
+    from helium_mlx.publishing import UploadReport, upload
     from helium_mlx.rotating_cache import RotatingKVCache
     from helium_mlx.scoring import Score, score
     from helium_mlx.text_streamer import TextStreamer
@@ -63,6 +64,8 @@ _HOMES = {
     "ComparisonReport": "comparison_report",
     "export": "exporting",
     "ExportReport": "exporting",
+    "upload": "publishing",
+    "UploadReport": "publishing",
     "score": "scoring",
     "Score": "scoring",
     "GenerationConfig": "generation_config",
@@ -131,6 +134,7 @@ __all__ = [
     "TextStreamer",
     "TokenizerError",
     "UploadError",
+    "UploadReport",
     "compare",
     "convert",
     "copy_cache",
@@ -142,6 +146,7 @@ __all__ = [
     "save_cache",
     "score",
     "stream_generate",
+    "upload",
 ]
 
 

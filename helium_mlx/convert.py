@@ -30,6 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--to", choices=("mlx", "hf"), default="mlx", help="what the result is for: mlx (default), or hf: transformers"
     )
     parser.add_argument("--max-shard-size", metavar="SIZE", help="cut weight files at, say, 2GB (default: 5GB)")
+    parser.add_argument(
+        "--measure", action="store_true", help="compare the result with its source, and put the table into its card"
+    )
+    parser.add_argument("--upload-repo", metavar="USER/NAME", help="publish the result there, on the Hugging Face Hub")
     parser.add_argument("--overwrite", action="store_true", help="replace the directory if it is there already")
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="do not compare what was written with the source"
@@ -48,12 +52,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _convert(**options: object) -> None:
     from helium_mlx.conversion import convert
+    from helium_mlx.hub_session import upload_progress
 
     _require_usable(options)
     report = convert(
         **options,  # pyright: ignore[reportArgumentType]
         on_progress=Progress("Converting"),
         on_verification=Progress("Verifying"),
+        on_comparison=Progress("Comparing"),
+        on_upload=upload_progress() if options["upload_repo"] else None,
     )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -63,6 +70,8 @@ def _convert(**options: object) -> None:
         f"{report.peak_resident_memory / 1e6:.0f} MB of memory",
         file=sys.stderr,
     )
+    if options["upload_repo"]:
+        print(f"published as {options['upload_repo']}", file=sys.stderr)
 
 
 def _require_usable(options: dict[str, object]) -> None:
