@@ -22,6 +22,7 @@ namespace mx = mlx::core;
 
 constexpr std::uint64_t kMostVectorBytes = 16'000'000;
 constexpr double kMostLogit = 1e9;
+constexpr std::int32_t kMostId = 1 << 20;
 
 // Logits to compare, behind the token at `position` of prompt and completion.
 struct ExpectedLogits {
@@ -172,6 +173,21 @@ class VectorCheck {
   helium_check_report& report_;
 };
 
+// Ids that no vector's completion has: bytes of characters, and of none.
+void check_stream(const Bundle& bundle, const JsonField& field) {
+  const Tokenizer& tokenizer = *bundle.tokenizer();
+  const auto detokenizer = tokenizer.detokenizer();
+  const std::vector<std::int32_t> ids = field["ids"].integers(0, kMostId);
+  const auto pieces = field["pieces"].elements();
+  if (pieces.size() != ids.size() + 1) field["pieces"].refuse("one more than ids");
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    const std::string piece = i < ids.size() ? detokenizer->add(tokenizer.piece(ids[i])) : detokenizer->finish();
+    if (piece == pieces[i].string()) continue;
+    throw Error(HELIUM_ERROR_CHECK, "the stream of ids" + listed(ids) + " gives " + shown(piece) + " as piece " +
+                                        std::to_string(i) + "; expected " + shown(pieces[i].string()));
+  }
+}
+
 }  // namespace
 
 helium_check_report check_vectors(Bundle& bundle, const std::function<bool()>& may_go_on) {
@@ -192,6 +208,7 @@ helium_check_report check_vectors(Bundle& bundle, const std::function<bool()>& m
     VectorCheck(bundle, vector, report.tolerance, report).pass(may_go_on);
     ++report.vectors;
   }
+  for (const JsonField& field : root["streams"].elements()) check_stream(bundle, field);
   return report;
 }
 
