@@ -1,10 +1,11 @@
 /* Helium in a program of your own: a bundle that `python -m helium_mlx.export` wrote, text in, text out.
  *
- * Threads. A model owns one thread, in which it is loaded and every array lives; any function may be called from any
- * thread. helium_generate and helium_check wait until the model's thread is done with them; several at once are served
- * one after the other, in the order of their calls. Callbacks run on the model's thread, while the caller waits:
- * helium_cancel may be called from within them, other functions on the same model are refused there
- * (HELIUM_ERROR_STATE). A slow callback holds the generation up, no text is lost.
+ * Threads. Models live in one thread of the library's, where every array is; any function may be called from any thread.
+ * helium_open, helium_generate and helium_check wait until that thread is done with them; several at once are served
+ * one after the other, in the order of their calls. Callbacks run on it, while the caller waits: helium_cancel and
+ * helium_tokenize may be called from within them, other functions are refused there (HELIUM_ERROR_STATE). A slow
+ * callback holds the generation up, no text is lost. A program that uses MLX itself, too, must open its first model
+ * before: MLX lets exported functions run on the first stream of a process alone.
  *
  * Strings are UTF-8. Text that is handed out is never cut inside of a character. Nothing that a caller passes in is
  * kept after the call, cancellations aside.
@@ -43,7 +44,7 @@ typedef enum helium_status {
   HELIUM_ERROR_CONTEXT = 5,
   /* The bundle's test vectors came out differently. */
   HELIUM_ERROR_CHECK = 6,
-  /* A function called from within a callback of the same model. */
+  /* A function called from within a callback, or after another thread used MLX. */
   HELIUM_ERROR_STATE = 7,
   /* MLX failed, or there was not enough memory. */
   HELIUM_ERROR_RUNTIME = 8
@@ -150,8 +151,8 @@ HELIUM_API const char* helium_mlx_version(void);
 /* Load a bundle. On success *model is a handle for helium_close, else NULL. */
 HELIUM_API helium_status helium_open(const char* bundle, helium_verification verification, helium_model** model);
 
-/* Cancel what runs and what waits, wait until it has ended, and free everything. NULL is ignored. No call on the model
- * may begin once this one has, and it must not come from within a callback. */
+/* Cancel what runs on the model and what waits for it, wait until that has ended, and free everything. NULL is ignored.
+ * No call on the model may begin once this one has, and it must not come from within a callback. */
 HELIUM_API void helium_close(helium_model* model);
 
 HELIUM_API helium_info helium_get_info(const helium_model* model);

@@ -57,8 +57,9 @@ void require(bool given, const char* name) {
 }
 
 void require_other_thread(const helium::Model& model) {
-  if (model.is_current_thread()) {
-    throw helium::Error(HELIUM_ERROR_STATE, "a callback called its own model, which is busy; call it afterwards");
+  if (model.is_busy_thread()) {
+    throw helium::Error(HELIUM_ERROR_STATE,
+                        "a callback called a model, while their thread is busy; call it afterwards");
   }
 }
 

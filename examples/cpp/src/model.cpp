@@ -10,7 +10,7 @@
 
 namespace helium {
 
-Model::Model(const std::filesystem::path& directory, helium_verification verification) {
+Model::Model(const std::filesystem::path& directory, helium_verification verification) : worker_(Worker::shared()) {
   worker_.run([&] { bundle_ = std::make_unique<Bundle>(directory, verification); });
   manifest_ = bundle_->shared_manifest();
   tokenizer_ = bundle_->tokenizer();
@@ -22,7 +22,6 @@ Model::~Model() {
     bundle_.reset();
     mlx::core::synchronize();
     mlx::core::clear_cache();
-    mlx::core::clear_streams();
   });
 }
 

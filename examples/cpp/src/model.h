@@ -1,4 +1,4 @@
-// A bundle and the thread it lives in: what a handle of the C interface stands for.
+// A bundle and the ways to it from any thread: what a handle of the C interface stands for.
 #pragma once
 
 #include <atomic>
@@ -21,7 +21,8 @@ class Model {
 
   const Manifest& manifest() const { return *manifest_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
-  bool is_current_thread() const { return worker_.is_current(); }
+  // Whether a callback asks.
+  bool is_busy_thread() const { return worker_.is_current(); }
 
   helium_statistics generate(const std::string& prompt, const GenerationOptions& options, Listener listener);
   helium_check_report check();
@@ -31,7 +32,7 @@ class Model {
   std::unique_ptr<Bundle> bundle_;
   std::shared_ptr<const Manifest> manifest_;
   std::shared_ptr<const Tokenizer> tokenizer_;
-  Worker worker_;
+  Worker& worker_;
 };
 
 }  // namespace helium

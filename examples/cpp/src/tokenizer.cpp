@@ -16,6 +16,12 @@ namespace {
 constexpr std::uint64_t kMostModelBytes = 64'000'000;
 constexpr std::string_view kBytePiece = "<0x00>";
 
+std::uint8_t byte_of(std::string_view piece) {
+  unsigned byte = 0;
+  std::from_chars(piece.data() + 3, piece.data() + 5, byte, 16);
+  return static_cast<std::uint8_t>(byte);
+}
+
 bool is_alone(std::string_view text, std::size_t start, std::size_t end) {
   const auto before = last_character(text.substr(0, start)), after = first_character(text.substr(end));
   return !(before && is_word_character(*before)) && !(after && is_word_character(*after));
@@ -50,9 +56,11 @@ Tokenizer::Tokenizer(const Manifest& manifest, const std::filesystem::path& mode
         model.string() + " is no SentencePiece model");
   for (int id = 0; id < processor_->GetPieceSize(); ++id) {
     const std::string& text = processor_->IdToPiece(id);
-    if (is_utf8(text) && !(processor_->IsByte(id) && text.size() != kBytePiece.size())) continue;
-    throw Error(HELIUM_ERROR_BUNDLE, model.string() + " has the piece " + shown(text) +
-                                         ", which is no UTF-8 or no byte; export the bundle anew");
+    if (!is_utf8(text) || (processor_->IsByte(id) && text.size() != kBytePiece.size())) {
+      throw Error(HELIUM_ERROR_BUNDLE, model.string() + " has the piece " + shown(text) +
+                                           ", which is no UTF-8 or no byte; export the bundle anew");
+    }
+    if (processor_->IsByte(id)) byte_ids_[byte_of(text)] = id;
   }
   for (const AddedToken& token : spec_.added_tokens) {
     const bool leaves_trace = !token.special;
@@ -91,6 +99,7 @@ void Tokenizer::encode_segment(std::string_view text, std::vector<std::int32_t>&
   if (text.empty()) return;
   const std::string prefixed = spec_.segment_prefix + std::string(text);
   const std::string_view segment = prefixed;
+  std::vector<Found> found;
   std::size_t start = 0;
   for (std::size_t at = 0; at < segment.size();) {
     const AddedToken* literal = literals_.at(segment, at);
@@ -98,18 +107,33 @@ void Tokenizer::encode_segment(std::string_view text, std::vector<std::int32_t>&
       ++at;
       continue;
     }
-    encode_pieces(segment.substr(start, at - start), ids);
-    ids.push_back(literal->id);
+    encode_pieces(segment.substr(start, at - start), found);
+    found.push_back({literal->id, segment.substr(at, literal->content.size())});
     start = at = at + literal->content.size();
   }
-  encode_pieces(segment.substr(start), ids);
+  encode_pieces(segment.substr(start), found);
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const bool beside_unknown =
+        (i > 0 && is_unknown(found[i - 1])) || (i + 1 < found.size() && is_unknown(found[i + 1]));
+    if (found[i].literal.empty() || !is_unknown(found[i]) || !beside_unknown) {
+      ids.push_back(found[i].id);
+      continue;
+    }
+    // A run of what is unknown is one text to `tokenizers`, spelled in bytes, a spelled-out "<unk>" in it as well.
+    for (const char byte : found[i].literal) ids.push_back(byte_ids_[static_cast<std::uint8_t>(byte)]);
+  }
 }
 
-void Tokenizer::encode_pieces(std::string_view text, std::vector<std::int32_t>& ids) const {
+void Tokenizer::encode_pieces(std::string_view text, std::vector<Found>& found) const {
   if (text.empty()) return;
   std::vector<int> pieces;
   check(processor_->Encode({text.data(), text.size()}, &pieces), "the tokenizer cannot encode a text");
-  ids.insert(ids.end(), pieces.begin(), pieces.end());
+  for (const int id : pieces) found.push_back({id, {}});
+}
+
+// Bytes that SentencePiece found are of a character without a piece.
+bool Tokenizer::is_unknown(const Found& found) const {
+  return found.literal.empty() ? processor_->IsByte(found.id) : processor_->IsUnknown(found.id);
 }
 
 Piece Tokenizer::piece(std::int32_t id) const {
@@ -118,9 +142,7 @@ Piece Tokenizer::piece(std::int32_t id) const {
   if (id < 0 || id >= processor_->GetPieceSize()) return {};
   const std::string& text = processor_->IdToPiece(id);
   if (processor_->IsByte(id)) {
-    unsigned byte = 0;
-    std::from_chars(text.data() + 3, text.data() + 5, byte, 16);
-    return {Piece::Kind::kByte, "", static_cast<std::uint8_t>(byte)};
+    return {Piece::Kind::kByte, "", byte_of(text)};
   }
   if (spec_.byte_fallback) return {Piece::Kind::kText, with_spaces(text), 0};
   if (processor_->IsControl(id)) return {Piece::Kind::kText, "", 0};

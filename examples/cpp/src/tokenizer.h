@@ -2,6 +2,7 @@
 // tokenizer file that the checkpoint follows. Const throughout: any thread may use it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -44,14 +45,22 @@ class Tokenizer {
   std::unique_ptr<Detokenizer> detokenizer() const;
 
  private:
+  // A piece that was found in a text; `literal` is what a literal was spelled as, else empty.
+  struct Found {
+    std::int32_t id;
+    std::string_view literal;
+  };
+
   void encode_segment(std::string_view text, std::vector<std::int32_t>& ids) const;
-  void encode_pieces(std::string_view text, std::vector<std::int32_t>& ids) const;
+  void encode_pieces(std::string_view text, std::vector<Found>& found) const;
+  bool is_unknown(const Found& found) const;
 
   TokenizerSpec spec_;
   std::int32_t bos_;
   ContentFinder added_;
   ContentFinder literals_;
   std::unordered_map<std::int32_t, Piece> added_pieces_;
+  std::array<std::int32_t, 256> byte_ids_{};
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
 };
 

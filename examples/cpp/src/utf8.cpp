@@ -9,17 +9,18 @@ bool Utf8Validator::add(std::uint8_t byte) {
   if (!valid_) return false;
   if (remaining_ > 0) {
     valid_ = lowest_ <= byte && byte <= highest_;
-    lowest_ = 0x80;
-    highest_ = 0xBF;
+    const bool is_surrogate = lead_ == 0xED && remaining_ == 2 && byte >= 0xA0;
+    lowest_ = is_surrogate ? 0xFF : 0x80;
+    highest_ = is_surrogate ? 0x00 : 0xBF;
     --remaining_;
     return valid_;
   }
   if (byte < 0x80) return true;
   // C0 and C1 could only begin what fits in one byte, F5 and more only what is above U+10FFFF.
   valid_ = 0xC2 <= byte && byte <= 0xF4;
+  lead_ = byte;
   remaining_ = static_cast<int>(sequence_length(byte)) - 1;
   if (byte == 0xE0) lowest_ = 0xA0;
-  if (byte == 0xED) highest_ = 0x9F;
   if (byte == 0xF0) lowest_ = 0x90;
   if (byte == 0xF4) highest_ = 0x8F;
   return valid_;

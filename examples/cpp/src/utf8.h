@@ -10,7 +10,8 @@ namespace helium {
 
 inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";
 
-// Takes a text byte by byte, and knows of an invalid one at the first byte that no character could have there.
+// Takes a text byte by byte, and knows of an invalid one at the first byte that no character could have there, of a
+// surrogate at its third byte: so does Python, whose pieces of text are to be had again.
 class Utf8Validator {
  public:
   // Whether the bytes so far are the beginning of a valid text. Once false, it stays so.
@@ -21,6 +22,7 @@ class Utf8Validator {
  private:
   bool valid_ = true;
   int remaining_ = 0;
+  std::uint8_t lead_ = 0;
   std::uint8_t lowest_ = 0x80;
   std::uint8_t highest_ = 0xBF;
 };

@@ -1,5 +1,6 @@
-// A thread that runs what it is given, in order. MLX's streams belong to the thread that made them, and an array to its
-// stream, so everything of a model happens on one.
+// The thread that everything of MLX happens on, which runs what it is given, in order. A stream belongs to the thread
+// that made it, and MLX 0.32 gives an imported function the first stream of the process, whoever imports it: so one
+// thread makes that stream, serves all models, and stays until the process ends.
 #pragma once
 
 #include <condition_variable>
@@ -15,9 +16,9 @@ namespace helium {
 
 class Worker {
  public:
-  Worker() : thread_([this] { serve(); }) {}
-  // Waits for what was given.
-  ~Worker();
+  // The one of this process. Throws Error (HELIUM_ERROR_STATE) if another thread used MLX before it.
+  static Worker& shared();
+
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
@@ -33,13 +34,14 @@ class Worker {
   }
 
  private:
+  Worker() : thread_([this] { serve(); }) {}
+
   void post(std::function<void()> task);
-  void serve();
+  [[noreturn]] void serve();
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;
-  bool ending_ = false;
   // Last, so that all else is there when it starts.
   std::thread thread_;
 };

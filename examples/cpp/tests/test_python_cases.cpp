@@ -38,6 +38,12 @@ std::vector<std::string> strings(const JsonField& field) {
   return values;
 }
 
+std::string listed(const std::vector<std::string>& pieces) {
+  std::string text;
+  for (const std::string& piece : pieces) text += shown(piece) + " ";
+  return text;
+}
+
 helium_options options_of(const JsonField& request, const testing::OpenModel& model, std::vector<const char*>& stops) {
   helium_options options = model.options(static_cast<std::int32_t>(request["max_tokens"].integer(1, kMostId)));
   const auto number = [&](const char* name, float otherwise) {
@@ -79,7 +85,7 @@ TEST(python_cases, ids_get_the_same_pieces) {
     for (const std::int32_t id : decoding["ids"].integers(0, kMostId))
       pieces.push_back(detokenizer->add(own.piece(id)));
     pieces.push_back(detokenizer->finish());
-    EXPECT(pieces == strings(decoding["pieces"]));
+    EXPECT_EQUAL(listed(pieces), listed(strings(decoding["pieces"])));
   }
 }
 

@@ -50,8 +50,8 @@ TEST(text, utf8_is_what_rfc_3629_says) {
     EXPECT(is_utf8(valid));
   }
   for (const char* invalid :
-       {"\x80", "\xC3", "\xC0\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80",
-        "\xF5\x80\x80\x80", "\xFF", "\xE2\x82", "\xE2\x82g", "a\xBF"}) {
+       {"\x80", "\xC3", "\xC0\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xED\xA0", "\xED\xBF\xBF",
+        "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF", "\xE2\x82", "\xE2\x82g", "a\xBF"}) {
     EXPECT(!is_utf8(invalid));
   }
 }
@@ -100,6 +100,8 @@ TEST(text, a_run_of_bytes_is_held_until_it_ends) {
 TEST(text, one_invalid_byte_replaces_its_whole_run) {
   EXPECT_EQUAL(json_streamed({byte('a'), byte('b'), byte(0xFF), byte('c'), text("d"), byte('e')}), "||���|�|d||e");
   EXPECT_EQUAL(json_streamed({byte(0xE0), byte(0x80)}), "|��|");
+  EXPECT_EQUAL(json_streamed({byte(0xED), byte(0xA0), byte(0x80)}), "||���|");
+  EXPECT_EQUAL(json_streamed({byte(0xED), byte(0xA0), text("x")}), "||��x|");
   EXPECT_EQUAL(json_streamed({byte('a'), byte(0xC3), text("x")}), "||��x|");
   EXPECT_EQUAL(json_streamed({byte('a'), byte(0xC3)}), "||��");
 }
