@@ -279,10 +279,13 @@ class Decoding:
         token = cast(int, step[0].item())
         if not self.top_logprobs:
             return DecodedToken(token, None, {})
-        logprob = cast(float, step[1].item())
-        top, scores = cast(list[int], step[2][0].tolist()), cast(list[float], step[3][0].tolist())
-        ranked = sorted(zip(top, scores, strict=True), key=lambda pair: -pair[1])
-        return DecodedToken(token, logprob, dict(ranked))
+        return DecodedToken(token, cast(float, step[1].item()), ranked(step[2], step[3])[0])
+
+
+def ranked(ids: mx.array, logprobs: mx.array) -> list[dict[int, float]]:
+    """Return the tokens of each row with their log-probabilities, both (K, top), the most probable first."""
+    rows = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", logprobs.tolist()), strict=True)
+    return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
 
 
 class CompletionText:

@@ -226,9 +226,9 @@ def test_places_are_filled_at_once_and_no_step_is_run_in_vain(demo: Demo, monkey
 
 
 def test_prompts_of_similar_length_are_prefilled_together_and_long_ones_alone() -> None:
-    assert batching._groups([4, 400, 5, 3, 100, 90], 16) == [[1], [4], [5], [2, 0, 3]]
-    assert batching._groups([8, 8, 8], 16) == [[0, 1], [2]]
-    assert batching._groups([1, 9], 100) == [[1], [0]]
+    assert batching.groups_of([4, 400, 5, 3, 100, 90], 16) == [[1], [4], [5], [2, 0, 3]]
+    assert batching.groups_of([8, 8, 8], 16) == [[0, 1], [2]]
+    assert batching.groups_of([1, 9], 100) == [[1], [0]]
 
 
 def test_prompts_are_read_as_places_become_free(demo: Demo) -> None:
