@@ -40,6 +40,14 @@ def compute_dtype(checkpoint_dtype: mx.Dtype, *, quantized: bool) -> mx.Dtype:
     return mx.float32 if quantized and is_cpu() else checkpoint_dtype
 
 
+def wireable_bytes() -> int | None:
+    """Return how much memory may be kept resident for the GPU; None where MLX wires none: anywhere but on Metal."""
+    if is_cpu() or not mx.metal.is_available():
+        return None
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return recommended if isinstance(recommended, int) else None
+
+
 def conversion_streams() -> list[mx.Stream]:
     """Return the streams to deal independent work out to: one on a GPU, two on the CPU, where each uses one core.
 

@@ -291,6 +291,11 @@ class DecodingBatch:
         return [row for row in self._step.rows if row.goes_on]
 
     @property
+    def unread(self) -> list[Row]:
+        """The rows that have a token in flight which somebody waits for."""
+        return [row for row in self._step.rows if row.reason is None]
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing in flight."""
         return not self._step.rows
@@ -313,7 +318,7 @@ class DecodingBatch:
             tokens = step.tokens
             if joining or returning or len(kept) < len(step.rows):
                 sources = [*_by_cache(joining), *((each.layers, [0]) for each in returning)]
-                self._layers = regrouped(self._layers, kept, sources, room=max(row.to_come for row in rows))
+                self._layers = regrouped(self._layers, kept, sources, room=self._room(rows, kept, sources))
                 places = [*kept, *(len(step.rows) + i for i, each in enumerate(arrivals) if each.row.goes_on)]
                 tokens = mx.concatenate([step.tokens, first.tokens])[mx.array(places, dtype=mx.int32)]
                 tokens = mx.concatenate([tokens, *(each.token for each in returning)])
@@ -326,6 +331,12 @@ class DecodingBatch:
         del joining
         self._step = following
         return [*step.read(), *first.read()]
+
+    def _room(self, rows: list[Row], kept: list[int], joining: Sequence[tuple[list[BatchKVCache], list[int]]]) -> int:
+        """Return by how many columns the longest of the rows can be outgrown, by itself or another."""
+        lengths = [self._layers[0].lengths[place] for place in kept]
+        lengths += [layers[0].lengths[place] for layers, places in joining for place in places]
+        return max(length + row.to_come for length, row in zip(lengths, rows, strict=True)) - max(lengths)
 
     def parked(self, row: Row) -> Parked:
         """Return a copy of what the batch holds of a row that goes on, for it to leave and come back with."""

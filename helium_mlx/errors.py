@@ -35,3 +35,11 @@ class QuantizationError(HeliumError, ValueError):
 
 class UploadError(HeliumError):
     """An upload that the Hub refused or that could not be finished."""
+
+
+class EngineError(HeliumError):
+    """An engine that was closed, whose worker has died, or that belongs to another process."""
+
+
+class EngineMemoryError(EngineError):
+    """Weights and caches that do not fit under an engine's `memory_limit`; the message has the figures."""

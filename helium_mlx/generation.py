@@ -305,9 +305,14 @@ class CompletionText:
         else:
             text, stopped = self.stops.add(self.detokenizer.add_token(token))
         if reason and not stopped:
-            rest, stopped = self.stops.add(self.detokenizer.finish())
-            text += rest + self.stops.finish()
+            rest, stopped = self.finish()
+            text += rest
         return text, "stop" if stopped else reason
+
+    def finish(self) -> tuple[str, bool]:
+        """Return the text that was held back, once no more tokens come, and whether a stop string ended it."""
+        rest, stopped = self.stops.add(self.detokenizer.finish())
+        return rest + self.stops.finish(), stopped
 
 
 def _stream(
