@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from helium_mlx import HeliumEngine
 from helium_mlx.engine import EngineStream
@@ -46,37 +47,42 @@ class Figures:
         )
 
 
+def one_by_one(engine: HeliumEngine, requests: int, tokens: int, firsts: list[float]) -> None:
+    """Make the requests, each when the one before it has ended."""
+    for _ in range(requests):
+        _read(_ask(engine, tokens), time.perf_counter(), firsts)
+
+
+def together(engine: HeliumEngine, requests: int, tokens: int, firsts: list[float]) -> None:
+    """Make the requests at once, each read by a thread."""
+    begun = time.perf_counter()
+    readers = [threading.Thread(target=_read, args=(_ask(engine, tokens), begun, firsts)) for _ in range(requests)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+
+
+def _ask(engine: HeliumEngine, tokens: int) -> EngineStream:
+    return engine.stream(PROMPT, max_tokens=tokens, ignore_eos=True)
+
+
+def _read(stream: EngineStream, begun: float, firsts: list[float]) -> None:
+    next(stream)
+    firsts.append(time.perf_counter() - begun)
+    stream.result()
+
+
 def measure(engine: HeliumEngine, *, requests: int, tokens: int, rounds: int) -> None:
     """Print tokens a second and the time to the first token, one by one and all at once, in turns."""
-
-    def read(stream: EngineStream, begun: float, firsts: list[float]) -> None:
-        next(stream)
-        firsts.append(time.perf_counter() - begun)
-        stream.result()
-
-    def ask() -> EngineStream:
-        return engine.stream(PROMPT, max_tokens=tokens, ignore_eos=True)
-
-    def one_by_one(firsts: list[float]) -> None:
-        for _ in range(requests):
-            read(ask(), time.perf_counter(), firsts)
-
-    def together(firsts: list[float]) -> None:
-        begun = time.perf_counter()
-        readers = [threading.Thread(target=read, args=(ask(), begun, firsts)) for _ in range(requests)]
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-
-    together([])
-    ways = {"one by one": Figures(one_by_one), "together": Figures(together)}
+    together(engine, requests, tokens, [])
+    ways = {way.__name__: Figures(partial(way, engine, requests, tokens)) for way in (one_by_one, together)}
     for _ in range(rounds):
         for way in ways.values():
             way.round()
     print(f"{requests} requests of {tokens} tokens, medians of {rounds} rounds")
     for name, way in ways.items():
-        print(f"{name:>11}: {way.describe(requests * tokens)}")
+        print(f"{name.replace('_', ' '):>11}: {way.describe(requests * tokens)}")
 
 
 def measure_waits(engine: HeliumEngine, long_prompt: int) -> None:

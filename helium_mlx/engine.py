@@ -133,7 +133,7 @@ class HeliumEngine:
         )
         worker.budget.require(worker.cost_of(request), request.span)
         number, channel = self._new_channel()
-        worker.call(lambda: worker.add(number, request, channel, None))
+        worker.call(lambda: worker.add(number, request, channel, None), queues=True)
         return EngineStream(channel, self, number, request)
 
     def complete(self, prompt: Prompt, **options: object) -> str:
@@ -229,7 +229,7 @@ class HeliumEngine:
             top_logprobs=top_logprobs,
             prefill_step_size=worker.prefill_step_size,
         )
-        worker.call(lambda: worker.add_score(run))
+        worker.call(lambda: worker.add_score(run), queues=True)
         return run.future
 
     def _save(self, number: int, request: EngineRequest, path: Path, with_cache: bool) -> None:

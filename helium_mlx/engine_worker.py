@@ -54,10 +54,11 @@ _PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class _Call:
-    """What a caller wants done between two turns, and where the answer goes."""
+    """What a caller wants done between two turns, and where the answer goes; `queues` a request that must be ended."""
 
     function: Callable[[], object]
     answer: "Future[object]"
+    queues: bool
 
     def run(self) -> None:
         """Do it."""
@@ -153,12 +154,15 @@ class EngineWorker:
         """Let the worker look around. Takes no lock, so that a finalizer may call it anywhere."""
         self._inbox.put(None)
 
-    def call(self, function: Callable[[], T]) -> "Future[T]":
-        """Have a function called between two turns. Raises EngineError if nobody will."""
+    def call(self, function: Callable[[], T], *, queues: bool = False) -> "Future[T]":
+        """Have a function called between two turns. Raises EngineError if nobody will.
+
+        One that queues a request is called at the end too, so that the request ends like the others.
+        """
         answer: Future[object] = Future()
         with self._lock:
             self.require_usable()
-            self._inbox.put(_Call(function, answer))
+            self._inbox.put(_Call(function, answer, queues))
         return cast("Future[T]", answer)
 
     def stop(self) -> None:
@@ -239,14 +243,12 @@ class EngineWorker:
             said = f"the engine's worker has died: {type(error).__name__}: {error}; make a new engine"
         with self._lock:
             self._end_reason = said
+        self._refuse_calls(said)
         for task in self._tasks():
             if error is None:
                 task.cancel()
             else:
                 task.fail(EngineError(said))
-        while not self._inbox.empty():
-            if (call := self._inbox.get()) is not None and call.answer.set_running_or_notify_cancel():
-                call.answer.set_exception(EngineError(said))
         for tasks in (self._waiting, self._aside, self._jobs, self._ready, self._returning, self._own):
             tasks.clear()
         if hasattr(self, "_batch"):
@@ -257,6 +259,16 @@ class EngineWorker:
         atexit.unregister(self._close_at_exit)
         # Else MLX takes this thread's streams down when it is gone, and aborts if the process ends at that moment.
         mx.clear_streams()
+
+    def _refuse_calls(self, said: str) -> None:
+        while not self._inbox.empty():
+            call = self._inbox.get()
+            if call is None:
+                continue
+            if call.queues:
+                call.run()
+            elif call.answer.set_running_or_notify_cancel():
+                call.answer.set_exception(EngineError(said))
 
     # --- who is there
 
