@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -284,16 +284,21 @@ def load_engine(options: argparse.Namespace) -> None:
     for behaviour, count in sorted(tally.ended.items()):
         print(f"{count:6,} {behaviour}")
     print(f"{tally.tokens:,} tokens, {tally.tokens / seconds:,.0f} a second through {waves} pauses")
-    if tally.ended.total() != waves * options.wave:
-        raise HeliumError(f"{waves * options.wave} requests were made, and {tally.ended.total()} ended")
-    if tally.wrong:
-        raise HeliumError(f"{len(tally.wrong)} requests went wrong, the first {tally.wrong[0]}")
-    if threads := [thread.name for thread in set(threading.enumerate()) - before]:
-        raise HeliumError(f"threads are left: {', '.join(threads)}")
-    if left:
-        raise HeliumError(f"files are left: {', '.join(left)}")
+    judge(tally, waves * options.wave, set(threading.enumerate()) - before, left)
     diary.judge()
     print(f"{tally.ended.total():,} requests, none lost, all as alone; nothing grows")
+
+
+def judge(tally: Tally, made: int, threads: Collection[threading.Thread], files: Sequence[str]) -> None:
+    """Raise HeliumError if requests of those made were lost or went wrong, or if threads or files are left."""
+    if tally.ended.total() != made:
+        raise HeliumError(f"{made} requests were made, and {tally.ended.total()} ended")
+    if tally.wrong:
+        raise HeliumError(f"{len(tally.wrong)} requests went wrong, the first {tally.wrong[0]}")
+    if threads:
+        raise HeliumError(f"threads are left: {', '.join(thread.name for thread in threads)}")
+    if files:
+        raise HeliumError(f"files are left: {', '.join(files)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

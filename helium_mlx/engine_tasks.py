@@ -215,6 +215,9 @@ class OwnRun:
         except Exception as error:
             self.fail(error)
             return
+        if self._last.finish_reason:
+            # Suspended, it would keep its cache until garbage is collected: it holds this object, and this one it.
+            self._chunks.close()
         self.channel.put(self._last)
 
     def fail(self, error: Exception) -> None:
