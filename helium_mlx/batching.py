@@ -296,6 +296,11 @@ class DecodingBatch:
         return [row for row in self._step.rows if row.reason is None]
 
     @property
+    def held(self) -> list[Row]:
+        """The rows whose caches are held, those included that have ended since the last step."""
+        return list(self._step.rows)
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing in flight."""
         return not self._step.rows
@@ -318,7 +323,7 @@ class DecodingBatch:
             tokens = step.tokens
             if joining or returning or len(kept) < len(step.rows):
                 sources = [*_by_cache(joining), *((each.layers, [0]) for each in returning)]
-                self._layers = regrouped(self._layers, kept, sources, room=self._room(rows, kept, sources))
+                self._layers = self._regrouped(rows, kept, sources)
                 places = [*kept, *(len(step.rows) + i for i, each in enumerate(arrivals) if each.row.goes_on)]
                 tokens = mx.concatenate([step.tokens, first.tokens])[mx.array(places, dtype=mx.int32)]
                 tokens = mx.concatenate([tokens, *(each.token for each in returning)])
@@ -332,11 +337,20 @@ class DecodingBatch:
         self._step = following
         return [*step.read(), *first.read()]
 
-    def _room(self, rows: list[Row], kept: list[int], joining: Sequence[tuple[list[BatchKVCache], list[int]]]) -> int:
-        """Return by how many columns the longest of the rows can be outgrown, by itself or another."""
+    def _regrouped(
+        self, rows: list[Row], kept: list[int], joining: Sequence[tuple[list[BatchKVCache], list[int]]]
+    ) -> list[BatchKVCache]:
+        """Return the caches of `rows`, with room for the longest that one of them may get."""
         lengths = [self._layers[0].lengths[place] for place in kept]
         lengths += [layers[0].lengths[place] for layers, places in joining for place in places]
-        return max(length + row.to_come for length, row in zip(lengths, rows, strict=True)) - max(lengths)
+        longest = max(length + row.to_come for length, row in zip(lengths, rows, strict=True))
+        layers, places = joining[0] if joining else ([], [])
+        if kept or len(joining) > 1 or places != list(range(len(layers[0].padding))):
+            return regrouped(self._layers, kept, joining, room=longest - max(lengths))
+        # Those who come into an empty batch as they were run need no copy.
+        for layer in layers:
+            layer.reserve(longest)
+        return layers
 
     def parked(self, row: Row) -> Parked:
         """Return a copy of what the batch holds of a row that goes on, for it to leave and come back with."""

@@ -7,8 +7,8 @@
 An engine owns one thread, in which the model is loaded and everything of MLX happens (`engine_worker.py`); callers give
 and get plain Python values. Requests that come while others run decode together with them, in one pass a token, as rows
 of a batch that join and leave (`batching.py`). Those with an option that batches lack (`max_kv_size`, `kv_bits`,
-`prompt_lookup`) have a cache of their own and take a token in turn with the batch. Which is faster depends on nothing a
-caller sees: each text is what `stream_generate` gives with the same options, but for the rounding of sums.
+`prompt_lookup`) have a cache of their own and take a token in turn with the batch. Either way the text is what
+`stream_generate` gives with the same options, but for the rounding of sums.
 
 Not here: prompt caches that requests share, and more than one model.
 """

@@ -24,9 +24,12 @@ class MemoryBudget:
     bytes_per_token: int
 
     def batch_bytes(self, spans: Sequence[int], joining: Sequence[int] = ()) -> int:
-        """Return what caches of rows of these final lengths take, those of prompts that are to join beside them."""
+        """Return what caches of rows of these final lengths take, those of prompts that are to join beside them.
+
+        A row that is alone joins nobody, and its prompt's cache is the batch's.
+        """
         together = len(spans) * max(spans, default=0)
-        return self.bytes_per_token * (together + sum(joining))
+        return self.bytes_per_token * (together + (sum(joining) if len(spans) > 1 else 0))
 
     def allows(self, cache_bytes: int) -> bool:
         """Return whether caches of so many bytes fit beside the weights."""

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import TypeVar
 
 import mlx.core as mx
 
@@ -21,8 +22,10 @@ from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.scoring import Score, score_steps
 from helium_mlx.tokenizer import HeliumTokenizer
 
+E = TypeVar("E", bound=BaseException)
 
-def without_locals(error: Exception) -> Exception:
+
+def without_locals(error: E) -> E:
     """Return an error whose traceback has its lines still, and no longer holds the arrays of its frames."""
     traceback.clear_frames(error.__traceback__)
     return error
@@ -156,6 +159,7 @@ class OwnRun:
         self.number = number
         self.request = request
         self.channel = channel
+        self.is_running = False
         self._between = between
         self._stop = threading.Event()
         sampling, own = request.sampling, request.own_cache
@@ -208,13 +212,21 @@ class OwnRun:
         """Whether nothing is to be done any more."""
         return self.channel.is_ended
 
+    @property
+    def is_past_prompt(self) -> bool:
+        """Whether the next step is that of a token."""
+        return self._last.generated_tokens > 0
+
     def advance(self) -> None:
         """Run the prompt, or a token."""
+        self.is_running = True
         try:
             self._last = next(self._chunks)
         except Exception as error:
             self.fail(error)
             return
+        finally:
+            self.is_running = False
         if self._last.finish_reason:
             # Suspended, it would keep its cache until garbage is collected: it holds this object, and this one it.
             self._chunks.close()

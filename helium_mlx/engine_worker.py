@@ -34,7 +34,7 @@ from helium_mlx.engine_memory import MemoryBudget, ProcessLimits
 from helium_mlx.engine_request import EngineRequest
 from helium_mlx.engine_state import load_state, save_state
 from helium_mlx.engine_stream import Channel
-from helium_mlx.engine_tasks import EngineRow, OwnRun, ScoreRun
+from helium_mlx.engine_tasks import EngineRow, OwnRun, ScoreRun, without_locals
 from helium_mlx.errors import CheckpointError, EngineError
 from helium_mlx.generation import TOKENS_PER_CLEARING
 from helium_mlx.hub import resolve
@@ -114,6 +114,7 @@ class EngineWorker:
         self._memory_limit = memory_limit
         self._limits = ProcessLimits(cache_limit, memory_limit)
         self._inbox: SimpleQueue[_Call | None] = SimpleQueue()
+        self._deferred: deque[_Call] = deque()
         self._lock = threading.Lock()
         self._end_reason: str | None = None
         self._closing = False
@@ -220,6 +221,9 @@ class EngineWorker:
             worked = not self.is_paused and self._turn()
 
     def _take_calls(self, *, wait: bool) -> None:
+        while self._deferred:
+            self._deferred.popleft().run()
+            wait = False
         try:
             while not self._closing:
                 call = self._inbox.get(block=wait)
@@ -244,11 +248,14 @@ class EngineWorker:
         with self._lock:
             self._end_reason = said
         self._refuse_calls(said)
+        failure = EngineError(said)
+        if error is not None:
+            failure.__cause__ = without_locals(error)
         for task in self._tasks():
             if error is None:
                 task.cancel()
             else:
-                task.fail(EngineError(said))
+                task.fail(failure)
         for tasks in (self._waiting, self._aside, self._jobs, self._ready, self._returning, self._own):
             tasks.clear()
         if hasattr(self, "_batch"):
@@ -261,10 +268,11 @@ class EngineWorker:
         mx.clear_streams()
 
     def _refuse_calls(self, said: str) -> None:
+        calls = [*self._deferred]
         while not self._inbox.empty():
             call = self._inbox.get()
-            if call is None:
-                continue
+            calls += [] if call is None else [call]
+        for call in calls:
             if call.queues:
                 call.run()
             elif call.answer.set_running_or_notify_cancel():
@@ -377,7 +385,7 @@ class EngineWorker:
 
     def _needed(self, task: Task, admitted: list[EngineRow]) -> int:
         """Return the bytes of all caches if the task were admitted too."""
-        decoding = cast("list[EngineRow]", self._batch.unread)
+        decoding = cast("list[EngineRow]", self._batch.held)
         joining = [row for row in [*self._rows(), *admitted] if row not in decoding]
         own, scores = list(self._own), self._scores()
         if isinstance(task, EngineRow):
@@ -474,22 +482,29 @@ class EngineWorker:
         mx.clear_cache()
 
     def _own_steps(self) -> bool:
-        worked = False
+        worked, in_prompt = False, any(run.is_running for run in self._own)
         for run in list(self._own):
-            if not run.channel.is_full:
-                run.advance()
-                worked = True
+            # Between the steps of one's prompt, the others that are past theirs go on.
+            if run.is_over or run.is_running or run.channel.is_full or (in_prompt and not run.is_past_prompt):
+                continue
+            run.advance()
+            worked = True
         self._own = [run for run in self._own if not run.is_over]
         return worked
 
     def _between_prompt_steps(self) -> None:
-        """Let the others take a step while a run of its own is in its prompt."""
+        """Let the others take a turn while a run of its own is in its prompt; what is no request has to wait."""
+        while not self._inbox.empty():
+            call = self._inbox.get()
+            if call is not None and call.queues:
+                call.run()
+            elif call is not None:
+                self._deferred.append(call)
         if self._closing:
             for run in self._own:
                 run.channel.cancelled = True
-        self._drop_cancelled(task for task in self._tasks() if not isinstance(task, OwnRun))
-        self._prompt_step()
-        self._batch_step()
+        self._drop_cancelled(task for task in self._tasks() if not (isinstance(task, OwnRun) and task.is_running))
+        self._turn()
 
     # --- pause and resume
 
@@ -581,5 +596,4 @@ class EngineWorker:
         """Return the bytes of cache that a request needs if nobody is beside it. For any thread."""
         if request.own_cache.is_wanted:
             return request.own_cache.bytes_for(self.model.config, request.span, self.dtype)
-        prompt = len(request.prompt) + len(request.generated)
-        return self.budget.batch_bytes([request.span], [prompt])
+        return self.budget.batch_bytes([request.span])

@@ -273,7 +273,7 @@ async def complete_is_cancelled(engine: HeliumEngine) -> None:
     await cancelled(asyncio.ensure_future(engine.complete_async("A", max_tokens=3000, ignore_eos=True)))
 
 
-async def cancelled(task: "asyncio.Future[object]") -> None:
+async def cancelled(task: "asyncio.Future[None] | asyncio.Future[str]") -> None:
     await asyncio.sleep(0.02)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

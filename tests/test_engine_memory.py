@@ -13,6 +13,7 @@ def test_rows_that_decode_together_take_the_longest_of_them_each() -> None:
     assert budget.batch_bytes([7]) == 70
     assert budget.batch_bytes([7, 2, 3]) == 210
     assert budget.batch_bytes([7, 2, 3], [2, 1]) == 240
+    assert budget.batch_bytes([7], [2]) == 70
 
 
 def test_the_limit_is_on_weights_plus_caches() -> None:
