@@ -298,7 +298,8 @@ def test_closing_early_frees_the_caches(demo: Demo) -> None:
     assert mx.get_active_memory() > before
     completions.close()
     mx.synchronize()
-    assert mx.get_active_memory() == before
+    # Less, where something that an earlier test left has been freed meanwhile.
+    assert mx.get_active_memory() <= before
 
 
 def test_memory_does_not_grow_with_what_was_completed(demo: Demo) -> None:
