@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from helium_mlx.comparison_report import ComparisonReport
     from helium_mlx.config import HeliumConfig
     from helium_mlx.conversion import ConversionReport, convert
+    from helium_mlx.engine import EngineCompletion, EngineStream, HeliumEngine
     from helium_mlx.errors import (
         ArgumentError,
         BundleError,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         ComparisonError,
         ConfigError,
         ContextOverflowError,
+        EngineError,
+        EngineMemoryError,
         GenerationError,
         HeliumError,
         QuantizationError,
@@ -68,6 +71,9 @@ _HOMES = {
     "UploadReport": "publishing",
     "score": "scoring",
     "Score": "scoring",
+    "HeliumEngine": "engine",
+    "EngineStream": "engine",
+    "EngineCompletion": "engine",
     "GenerationConfig": "generation_config",
     "TextStreamer": "text_streamer",
     "HeliumConfig": "config",
@@ -95,6 +101,8 @@ _HOMES = {
     "ComparisonError": "errors",
     "ConfigError": "errors",
     "ContextOverflowError": "errors",
+    "EngineError": "errors",
+    "EngineMemoryError": "errors",
     "GenerationError": "errors",
     "QuantizationError": "errors",
     "TokenizerError": "errors",
@@ -115,10 +123,15 @@ __all__ = [
     "ContextOverflowError",
     "ConversionReport",
     "ExportReport",
+    "EngineCompletion",
+    "EngineError",
+    "EngineMemoryError",
+    "EngineStream",
     "GenerationChunk",
     "GenerationConfig",
     "GenerationError",
     "HeliumConfig",
+    "HeliumEngine",
     "HeliumError",
     "HeliumForCausalLM",
     "HeliumForSequenceClassification",

@@ -64,6 +64,14 @@ def for_products(matrix: mx.array) -> mx.array:
     return mx.concatenate(strips, axis=-1).swapaxes(-1, -2)
 
 
+def wireable_bytes() -> int | None:
+    """Return how much memory may be kept resident for the GPU; None where MLX wires none: anywhere but on Metal."""
+    if is_cpu() or not mx.metal.is_available():
+        return None
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return recommended if isinstance(recommended, int) else None
+
+
 def conversion_streams() -> list[mx.Stream]:
     """Return the streams to deal independent work out to: one on a GPU, two on the CPU, where each uses one core.
 

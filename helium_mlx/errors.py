@@ -51,3 +51,11 @@ class UploadError(HeliumError):
 
 class BundleError(HeliumError):
     """A bundle that is missing, damaged, or made for another backend or another version of MLX."""
+
+
+class EngineError(HeliumError):
+    """An engine that was closed, whose worker has died, or that belongs to another process."""
+
+
+class EngineMemoryError(EngineError):
+    """Weights and caches that do not fit under an engine's `memory_limit`; the message has the figures."""

@@ -323,10 +323,13 @@ class Decoding:
         token = cast(int, step[0].item())
         if not self.top_logprobs:
             return DecodedToken(token, None, {})
-        logprob = cast(float, step[1].item())
-        top, scores = cast(list[int], step[2][0].tolist()), cast(list[float], step[3][0].tolist())
-        ranked = sorted(zip(top, scores, strict=True), key=lambda pair: -pair[1])
-        return DecodedToken(token, logprob, dict(ranked))
+        return DecodedToken(token, cast(float, step[1].item()), ranked(step[2], step[3])[0])
+
+
+def ranked(ids: mx.array, logprobs: mx.array) -> list[dict[int, float]]:
+    """Return the tokens of each row with their log-probabilities, both (K, top), the most probable first."""
+    rows = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", logprobs.tolist()), strict=True)
+    return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
 
 
 class CompletionText:
@@ -346,9 +349,14 @@ class CompletionText:
         else:
             text, stopped = self.stops.add(self.detokenizer.add_token(token))
         if reason and not stopped:
-            rest, stopped = self.stops.add(self.detokenizer.finish())
-            text += rest + self.stops.finish()
+            rest, stopped = self.finish()
+            text += rest
         return text, "stop" if stopped else reason
+
+    def finish(self) -> tuple[str, bool]:
+        """Return the text that was held back, once no more tokens come, and whether a stop string ended it."""
+        rest, stopped = self.stops.add(self.detokenizer.finish())
+        return rest + self.stops.finish(), stopped
 
 
 def _stream(

@@ -58,10 +58,12 @@ def save_cache(
     *,
     tokens: Sequence[int] = (),
     fingerprint: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write a cache of one kind in all layers, as `make_cache` makes it; a file of that name is replaced in one step.
 
-    `tokens` are the ids that it holds, for `reuse`; `fingerprint` is what `fingerprint_of` returns.
+    `tokens` are the ids that it holds, for `reuse`; `fingerprint` is what `fingerprint_of` returns; `notes` are kept in
+    the metadata beside the record.
 
     Raises GenerationError for a cache whose layers differ, or that holds another number of tokens, and CheckpointError
     where the file cannot be written.
@@ -71,7 +73,7 @@ def save_cache(
     arrays = {name: part for layer, one in enumerate(cache) for name, part in _named(layer, one.parts)}
     plans = {name: (part.dtype, part.shape) for name, part in arrays.items()}
     with _replacement(path) as temporary:
-        metadata = {RECORD: json.dumps(record, separators=(",", ":"))}
+        metadata = {**(notes or {}), RECORD: json.dumps(record, separators=(",", ":"))}
         with SafetensorsWriter(temporary, plans, metadata=metadata) as writer:
             for name, part in arrays.items():
                 writer.write(name, part)
@@ -80,6 +82,20 @@ def save_cache(
 def load_cache(path: str | Path) -> list[KVCache]:
     """Return the cache that `save_cache` wrote. Raises CheckpointError, one line, for anything else."""
     return _read(_path(path)).cache
+
+
+def load_fitting(
+    path: str | Path, model: HeliumPreTrainedModel, fingerprint: Mapping[str, str], empty: Sequence[KVCache]
+) -> tuple[list[KVCache], tuple[int, ...]]:
+    """Return the cache in a file, for this model, and the tokens that it holds. `empty` is one of the kind expected.
+
+    Raises CheckpointError for a file that is damaged, or that was written with another model, tokenizer or kind.
+    """
+    path = Path(path)
+    saved = _read(path)
+    _require_same(path, saved, fingerprint, empty)
+    _require_fit(path, saved, model.config)
+    return saved.cache, saved.tokens
 
 
 def fingerprint_of(model: HeliumPreTrainedModel, tokenizer: HeliumTokenizer) -> dict[str, str]:
@@ -151,10 +167,8 @@ class PromptCache:
             _require_writable(path)
             return cls(path, fingerprint, empty, ())
         _require_writable(path)
-        saved = _read(path)
-        _require_same(path, saved, fingerprint, empty)
-        _require_fit(path, saved, model.config)
-        return cls(path, fingerprint, saved.cache, saved.tokens)
+        cache, held = load_fitting(path, model, fingerprint, empty)
+        return cls(path, fingerprint, cache, held)
 
     def prepare(self, prompt: Sequence[int]) -> tuple[list[KVCache], int]:
         """Return a cache for a run of `prompt`, and how many of its tokens are in it: the others are to be run.

@@ -188,6 +188,20 @@ def logit_adjustment(options: SamplingOptions, vocab_size: int, reserved_ids: Co
     Raises GenerationError for an id out of the vocabulary, and if every one is banned.
     """
     bias = options.logit_bias or {}
+    banned = banned_tokens(options, vocab_size, reserved_ids)
+    if not bias and not banned:
+        return None
+    values = {**bias, **dict.fromkeys(banned, -math.inf)}
+    adjustment = mx.zeros((1, vocab_size))
+    adjustment[:, mx.array(list(values))] = mx.array(list(values.values()))
+    # Left lazy, it would belong to this thread.
+    mx.eval(adjustment)
+    return adjustment
+
+
+def banned_tokens(options: SamplingOptions, vocab_size: int, reserved_ids: Collection[int] = ()) -> frozenset[int]:
+    """Return the tokens that cannot be drawn, without an array. Raises GenerationError as `logit_adjustment` does."""
+    bias = options.logit_bias or {}
     banned = frozenset(options.banned_ids)
     for name, ids in (("logit_bias", bias), ("banned_ids", banned)):
         highest = max(ids, default=0)
@@ -198,16 +212,9 @@ def logit_adjustment(options: SamplingOptions, vocab_size: int, reserved_ids: Co
     if options.temperature > 0:
         # A model may have fewer ids than the tokenizer it is run with.
         banned |= {token for token in reserved_ids if token < vocab_size} - bias.keys()
-    if not bias and not banned:
-        return None
     if len(banned) >= vocab_size:
         raise OptionError(f"all {vocab_size} tokens are banned, by banned_ids or as reserved ones; leave at least one")
-    values = {**bias, **dict.fromkeys(banned, -math.inf)}
-    adjustment = mx.zeros((1, vocab_size))
-    adjustment[:, mx.array(list(values))] = mx.array(list(values.values()))
-    # Left lazy, it would belong to this thread.
-    mx.eval(adjustment)
-    return adjustment
+    return banned
 
 
 def penalize(logits: mx.array, penalized: mx.array, penalty: float) -> mx.array:

@@ -7,7 +7,7 @@ whatever the model computes in. It does not batch texts and keeps no cache from 
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from helium_mlx.cache import make_cache
 from helium_mlx.errors import ContextOverflowError, GenerationError
-from helium_mlx.generation import require_generator
+from helium_mlx.generation import ranked, require_generator
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.option_values import require_whole, token_ids
 from helium_mlx.sampling import token_logprobs
@@ -79,6 +79,23 @@ def score(
     TokenizerError for fewer than two tokens, ids that the model lacks and options out of range.
     """
     require_generator(model, tokenizer)
+    steps = score_steps(model, tokenizer, text, top_logprobs=top_logprobs, prefill_step_size=prefill_step_size)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return cast(Score, done.value)
+
+
+def score_steps(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    text: str | Sequence[int] | mx.array,
+    *,
+    top_logprobs: int,
+    prefill_step_size: int,
+) -> Generator[None, None, Score]:
+    """Do what `score` does, and yield after each step, so that others can take theirs in between; return the score."""
     vocab_size = model.config.vocab_size
     prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
     top_logprobs = require_whole(
@@ -100,16 +117,11 @@ def score(
             picked = token_logprobs(logits, ids[0, first + 1 : last + 1], top_logprobs)
             mx.eval(picked)
             logprobs += cast("list[float]", picked[0].tolist())
-            tops += _ranked(*picked[1:]) if top_logprobs else [{} for _ in range(first, last)]
+            tops += ranked(*picked[1:]) if top_logprobs else [{} for _ in range(first, last)]
+        yield
     texts = _texts_of(tokenizer, tokens)
     scored = text if isinstance(text, str) else "".join(texts[1:])
     return Score(tokens, [None, *logprobs], [{}, *tops], texts, len(scored.encode()))
-
-
-def _ranked(ids: mx.array, values: mx.array) -> list[dict[int, float]]:
-    """Return the tokens of each row with their log-probabilities, the most probable first."""
-    rows = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", values.tolist()), strict=True)
-    return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
 
 
 def _tokens_of(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, text: str | Sequence[int] | mx.array) -> list[int]:

@@ -226,9 +226,9 @@ def test_places_are_filled_at_once_and_no_step_is_run_in_vain(demo: Demo, monkey
 
 
 def test_prompts_of_similar_length_are_prefilled_together_and_long_ones_alone() -> None:
-    assert batching._groups([4, 400, 5, 3, 100, 90], 16) == [[1], [4], [5], [2, 0, 3]]
-    assert batching._groups([8, 8, 8], 16) == [[0, 1], [2]]
-    assert batching._groups([1, 9], 100) == [[1], [0]]
+    assert batching.groups_of([4, 400, 5, 3, 100, 90], 16) == [[1], [4], [5], [2, 0, 3]]
+    assert batching.groups_of([8, 8, 8], 16) == [[0, 1], [2]]
+    assert batching.groups_of([1, 9], 100) == [[1], [0]]
 
 
 def test_prompts_are_read_as_places_become_free(demo: Demo) -> None:
@@ -322,7 +322,8 @@ def test_closing_early_frees_the_caches(demo: Demo) -> None:
     assert mx.get_active_memory() > before
     completions.close()
     mx.synchronize()
-    assert mx.get_active_memory() == before
+    # Less, where something that an earlier test left has been freed meanwhile.
+    assert mx.get_active_memory() <= before
 
 
 def test_memory_does_not_grow_with_what_was_completed(demo: Demo) -> None:

@@ -79,8 +79,7 @@ def main() -> None:
         completions.append({**request, **reached, "finish_reason": chunks[-1].finish_reason})
     cases = {
         "encodings": [
-            {"text": text, "ids": tokenizer.encode(text)}
-            for text in (*TEXTS, *random_texts(random_, arguments.texts))
+            {"text": text, "ids": tokenizer.encode(text)} for text in (*TEXTS, *random_texts(random_, arguments.texts))
         ],
         "decodings": [
             {"ids": ids, "pieces": pieces_of(tokenizer, ids)} for ids in random_ids(random_, tokenizer, arguments.texts)
