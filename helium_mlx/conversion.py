@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx import __version__, layout
+from helium_mlx.bit_allocation import Allocation, allocate
+from helium_mlx.calibrated_rounding import RoundingOutcome, rounded_rows
+from helium_mlx.calibration import CalibrationReport, Windows, calibration_windows
 from helium_mlx.card import CardFacts, interoperability_warnings, model_card
 from helium_mlx.card_quality import update_card
 from helium_mlx.checkpoint import CODE_KEYS, INDEX_FILE, Checkpoint, open_checkpoint
@@ -57,7 +60,8 @@ class ConversionReport:
 
     `files` and `source_files` map names to SHA-256; `total_bytes` counts the weight files' tensors; `seconds` is wall
     time; `peak_memory` is MLX's, `peak_resident_memory` the process's since it began, in bytes. `verification` maps
-    each check to its figure, and is None where none was wanted; `warnings` say what of the source was ignored, and
+    each check to its figure, and is None where none was wanted; `calibration` says what a run over text chose, cost and
+    brought, where there was one; `warnings` say what of the source was ignored, and
     where another program would not read the result as we do.
     """
 
@@ -77,6 +81,7 @@ class ConversionReport:
     peak_resident_memory: int
     versions: dict[str, str]
     verification: dict[str, object] | None
+    calibration: CalibrationReport | None
     warnings: list[str]
 
 
@@ -90,6 +95,9 @@ def convert(
     q_group_size: int | None = None,
     q_mode: str | None = None,
     recipe: str | None = None,
+    target_bpw: float | None = None,
+    rounding: str = "nearest",
+    calibration_text: str | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
     to: str = "mlx",
@@ -106,8 +114,11 @@ def convert(
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
     `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, `q_mode` "affine"; the modes mxfp4, mxfp8 and
-    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`). `dequantize`
-    undoes either. `dtype` (bfloat16, float16, float32) is what the other tensors, scales and biases are stored in;
+    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`);
+    `target_bpw` chooses bits and group size of each module so that the result takes at most so many bits per weight
+    (see `bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files
+    of the same form and size (see `calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file,
+    or the package's own text. `dequantize` undoes a quantization. `dtype` (bfloat16, float16, float32) is what the other tensors, scales and biases are stored in;
     None keeps the source's. `to` "hf" writes what transformers reads, dequantized if need be. Weight files are cut at
     `max_shard_size`, a number of bytes or text such as "2GB", 5 GB by default.
 
@@ -125,7 +136,10 @@ def convert(
     """
     if upload_repo is not None:
         require_ready(upload_repo, verify=verify)
-    options = ConversionOptions(quantize, q_bits, q_group_size, q_mode, recipe, dequantize, dtype, to, max_shard_size)
+    options = ConversionOptions(
+        quantize, q_bits, q_group_size, q_mode, recipe, dequantize, dtype, to, max_shard_size, rounding, target_bpw,
+        calibration_text,
+    )  # fmt: skip
     start = time.perf_counter()
     mx.reset_peak_memory()
     destination = Path(mlx_path)
@@ -142,11 +156,12 @@ def convert(
     with new_directory(destination, replace=overwrite) as directory, hashing(plan.source_files) as source_hashes:
         _require_space(directory, plan.total_bytes, destination)
         _write_configs(plan, directory, destination)
-        _write_weights(plan, directory, on_progress)
+        calibration = _write_weights(plan, directory, on_progress)
         files = file_hashes(sorted(directory.iterdir()))
         figures = None
         if verify:
-            expected = _expected(plan, files, source_hashes())
+            is_plain = calibration is None or calibration.is_plain
+            expected = _expected(plan, files, source_hashes(), is_plain=is_plain)
             figures = _verified(directory, source, expected, destination, on_verification)
         facts = CardFacts(
             name=destination.name,
@@ -156,7 +171,7 @@ def convert(
             bits_per_weight=round(8 * plan.total_bytes / plan.parameters, 3),
             for_transformers=to == "hf",
             architecture=source.architecture,
-            warnings=_warnings(plan, figures),
+            warnings=_warnings(plan, figures, calibration),
             total_bytes=plan.total_bytes,
             source_files=source_hashes(),
         )
@@ -180,6 +195,7 @@ def convert(
             peak_resident_memory=peak_resident_memory(),
             versions={"helium_mlx": __version__, "mlx": version("mlx"), "python": platform.python_version()},
             verification=figures,
+            calibration=calibration,
             warnings=list(facts.warnings),
         )
         record = asdict(report)
@@ -214,6 +230,8 @@ class _Plan:
     config: HeliumConfig
     tensors: dict[str, TensorPlan]
     parameters: int
+    windows: Windows | None
+    allocation: Allocation | None
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -242,10 +260,22 @@ class _Plan:
 def _plan(source: Checkpoint, options: ConversionOptions) -> _Plan:
     settings = options.settings_for(source)
     tokenizer = HeliumTokenizer.from_pretrained(source.directory)
+    windows = allocation = None
+    if options.is_calibrated:
+        windows = calibration_windows(tokenizer, source.config, options.calibration_text)
+    if options.target_bpw is not None and windows is not None:
+        allocation = allocate(
+            source,
+            windows,
+            options.target_bpw,
+            rounding=options.rounding_kind,
+            dtype=getattr(mx, options.dtype or source.dtype),
+        )
+        settings = allocation.settings.get
     config = _converted_config(source, settings, options.dtype)
     tensors = _tensor_plans(config, settings, source.architecture)
     parameters = sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized, source.architecture))
-    return _Plan(source, tokenizer, options, settings, config, tensors, parameters)
+    return _Plan(source, tokenizer, options, settings, config, tensors, parameters, windows, allocation)
 
 
 def _require_free(destination: Path, *, overwrite: bool) -> None:
@@ -325,12 +355,60 @@ def _write_configs(plan: _Plan, directory: Path, destination: Path) -> None:
         shutil.copyfile(plan.source.directory / GENERATION_CONFIG_FILE, directory / GENERATION_CONFIG_FILE)
 
 
-def _write_weights(plan: _Plan, directory: Path, on_progress: OnProgress | None) -> None:
+def _write_weights(plan: _Plan, directory: Path, on_progress: OnProgress | None) -> CalibrationReport | None:
+    """Write the weight files; return what calibration has to say, where there was any."""
+    options, windows = plan.options, plan.windows
+    if windows is None:
+        _write_rows(plan, directory, converted_rows(plan.source, plan.settings, plan.dtype), on_progress)
+        return None
+    start, outcome, kept = time.perf_counter(), RoundingOutcome(), options.rounding_kind
+    if kept != "nearest":
+        _write_rows(plan, directory, _calibrated_rows(plan, windows, outcome), on_progress)
+    if kept == "nearest" or not outcome.is_better:
+        kept = "nearest"
+        _write_rows(plan, directory, converted_rows(plan.source, plan.settings, plan.dtype), on_progress)
+    seconds = time.perf_counter() - start
+    allocation = plan.allocation
+    both = seconds + (allocation.seconds if allocation else 0.0)
+    is_measured = options.rounding != "nearest"
+    return CalibrationReport(
+        text=options.calibration_text or "helium_mlx",
+        fitted_tokens=windows.fitted_tokens,
+        held_out_tokens=windows.held_out_tokens,
+        rounding=kept,
+        plain_kl=outcome.plain_kl if is_measured else None,
+        kl=outcome.kl if is_measured else None,
+        plain_modules=outcome.kept_plain,
+        sensitivities=dict(allocation.sensitivities) if allocation else {},
+        allocation_seconds=allocation.seconds if allocation else 0.0,
+        rounding_seconds=round(seconds, 3),
+        seconds_per_billion_weights=round(both / plan.parameters * 1e9, 1),
+        peak_memory=mx.get_peak_memory(),
+    )
+
+
+def _calibrated_rows(plan: _Plan, windows: Windows, outcome: RoundingOutcome) -> Iterator[tuple[str, int, mx.array]]:
+    yield from converted_rows(
+        plan.source, plan.settings, plan.dtype, is_wanted=lambda path: plan.settings(path) is None
+    )
+    yield from rounded_rows(
+        plan.source,
+        plan.settings,
+        plan.dtype,
+        rounding=plan.options.rounding_kind,
+        windows=windows,
+        outcome=outcome,
+    )
+
+
+def _write_rows(
+    plan: _Plan, directory: Path, rows_by_name: Iterator[tuple[str, int, mx.array]], on_progress: OnProgress | None
+) -> None:
     total, done, architecture = plan.total_bytes, 0, plan.source.architecture
     metadata_format = "pt" if plan.options.to == "hf" else "mlx"
     limit = plan.options.max_shard_bytes
     with open_weights(directory, plan.tensors, max_shard_bytes=limit, metadata_format=metadata_format) as writers:
-        for name, first_row, rows in converted_rows(plan.source, plan.settings, plan.dtype):
+        for name, first_row, rows in rows_by_name:
             name_on_disk = layout.name_on_disk(name, architecture)
             writers[name_on_disk].write(name_on_disk, rows, first_row=first_row)
             done += rows.nbytes
@@ -338,13 +416,13 @@ def _write_weights(plan: _Plan, directory: Path, on_progress: OnProgress | None)
                 on_progress(done, total)
 
 
-def _expected(plan: _Plan, files: dict[str, str], source_files: dict[str, str]) -> Expected:
+def _expected(plan: _Plan, files: dict[str, str], source_files: dict[str, str], *, is_plain: bool) -> Expected:
     names = [path.name for path in (*plan.tokenizer.files, *licence_files(plan.source.directory))]
     names += [] if GENERATION_CONFIG_FILE in plan.json_files else [GENERATION_CONFIG_FILE]
     copies = {name: source_files[name] for name in names}
     if needs_notice(plan.source.directory, plan.source.config):
         copies[NOTICE_FILE] = GEMMA_NOTICE_HASH
-    return Expected(plan.tensors, plan.settings, plan.dtype, plan.json_files, copies, files)
+    return Expected(plan.tensors, plan.settings, plan.dtype, plan.json_files, copies, files, is_plain)
 
 
 def _verified(
@@ -357,7 +435,7 @@ def _verified(
         raise CheckpointError(f"{destination}: verification failed, so nothing is kept: {said}") from None
 
 
-def _warnings(plan: _Plan, figures: dict[str, object] | None) -> list[str]:
+def _warnings(plan: _Plan, figures: dict[str, object] | None, calibration: CalibrationReport | None) -> list[str]:
     source, config = plan.source, plan.config
     warnings = list(source.warnings)
     others = {FLOAT_DTYPES[info.dtype] for info in source.tensors.values() if info.dtype in FLOAT_DTYPES}
@@ -365,6 +443,11 @@ def _warnings(plan: _Plan, figures: dict[str, object] | None) -> list[str]:
         warnings.append(
             f"the source has tensors in {' and '.join(sorted(others))}; all are in {config.dtype} now, --dtype picks"
             " another"
+        )
+    if calibration is not None and calibration.was_dropped:
+        warnings.append(
+            f"rounding {plan.options.rounding} was further from the source than plain rounding on held-out text (KL "
+            f"divergence {calibration.kl:.5f}, plain {calibration.plain_kl:.5f}), so that plain rounding was kept"
         )
     if plan.options.to == "mlx":
         warnings += interoperability_warnings(config, source.architecture)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from helium_mlx import layout
 from helium_mlx.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from helium_mlx.quantization import (
     unquantized,
 )
 from helium_mlx.recipes import RECIPES, recipe_settings
+from helium_mlx.rounding import ROUNDINGS, Rounding
 from helium_mlx.saving import parse_size
 
 Target = Literal["mlx", "hf"]
@@ -41,6 +42,9 @@ class ConversionOptions:
     dtype: str | None = None
     to: str = "mlx"
     max_shard_size: int | str | None = None
+    rounding: str = "nearest"
+    target_bpw: float | None = None
+    calibration_text: str | None = None
 
     def __post_init__(self) -> None:
         if self.to not in TARGETS:
@@ -51,10 +55,13 @@ class ConversionOptions:
             parse_size(self.max_shard_size)
         if self.recipe is not None and self.recipe not in RECIPES:
             raise QuantizationError(f"recipe is {self.recipe!r}; known are {', '.join(RECIPES)}")
+        if self.rounding not in ROUNDINGS:
+            raise QuantizationError(f"rounding is {self.rounding!r}; known are {', '.join(ROUNDINGS)}")
         if self.is_quantizing:
             self._require_consistent()
         else:
             given = [name for name in ("q_bits", "q_group_size", "q_mode") if getattr(self, name) is not None]
+            given += ["rounding"] if self.rounding != "nearest" else []
             if given:
                 raise QuantizationError(
                     f"{given[0]} is given, but the checkpoint is not to be quantized; add -q (quantize)"
@@ -67,12 +74,22 @@ class ConversionOptions:
 
     @property
     def is_quantizing(self) -> bool:
-        """Whether the result is to be quantized; a recipe alone says so too."""
-        return self.quantize or self.recipe is not None
+        """Whether the result is to be quantized; a recipe or a target alone says so too."""
+        return self.quantize or self.recipe is not None or self.target_bpw is not None
+
+    @property
+    def rounding_kind(self) -> Rounding:
+        """How weights are rounded."""
+        return cast(Rounding, self.rounding)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the model is run over calibration text."""
+        return self.rounding != "nearest" or self.target_bpw is not None
 
     def given(self) -> dict[str, object]:
         """Return the options that were given, for the record."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        return {name: value for name, value in asdict(self).items() if value not in (None, False, "nearest")}
 
     def settings_for(self, source: Checkpoint) -> ModuleSettings:
         """Return how each module of the result is packed.
@@ -93,6 +110,11 @@ class ConversionOptions:
                     "the full-precision checkpoint that it was made from"
                 )
             return unquantized
+        if self.is_calibrated and source.architecture != "ForCausalLM":
+            raise QuantizationError(
+                f"{source.directory} holds a {source.architecture}, and calibration needs the logits of a causal LM; "
+                "quantize it with rounding nearest and bits of your choice"
+            )
         shapes = dict(layout.weight_shapes(source.config, source.architecture))
         settings = self._settings(source, shapes)
         require_divisible(((path, columns) for path, (_, columns) in shapes.items()), settings)
@@ -106,6 +128,9 @@ class ConversionOptions:
         return dict.fromkeys(shapes, self._uniform()).get
 
     def _uniform(self) -> QuantizationSettings:
+        if self.target_bpw is not None:
+            # Only where the search begins; the smallest groups fit wherever any do.
+            return QuantizationSettings(MODES["affine"][1][0], DEFAULT_BITS["affine"])
         mode = "affine" if self.q_mode is None else self.q_mode
         if mode not in MODES:
             raise QuantizationError(f"q_mode is {mode!r}; MLX has {', '.join(MODES)}")
@@ -120,6 +145,19 @@ class ConversionOptions:
             raise QuantizationError("quantize and dequantize (-q and -d) exclude each other; keep one")
         if self.to == "hf":
             raise QuantizationError("transformers cannot read MLX's quantization; drop -q, or write to mlx")
+        for name in ("recipe", "q_bits", "q_group_size", "q_mode") if self.target_bpw is not None else ():
+            if getattr(self, name) is not None:
+                raise QuantizationError(f"{name} and target_bpw are both given, but the target chooses that; keep one")
+        if self.rounding != "nearest" and self.q_mode not in (None, "affine"):
+            raise QuantizationError(
+                f"rounding {self.rounding} is for mode affine, whose groups have scales and biases to fit; "
+                f"{self.q_mode} has nearest only"
+            )
+        if self.calibration_text is not None and not self.is_calibrated:
+            raise QuantizationError(
+                "calibration_text is given, but rounding nearest has no use for it; add rounding gptq or fitted, or "
+                "target_bpw"
+            )
         if self.recipe is None:
             self._uniform()
         elif self.q_bits is not None or self.q_mode is not None:

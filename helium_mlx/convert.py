@@ -8,6 +8,7 @@ from helium_mlx.config import DTYPES
 from helium_mlx.errors import HeliumError, UsageError
 from helium_mlx.quantization import MODES
 from helium_mlx.recipes import RECIPES
+from helium_mlx.rounding import ROUNDINGS
 from helium_mlx.terminal import Progress, flags_of, run_command
 
 
@@ -24,6 +25,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--q-group-size", type=int, help="weights that share a scale: 32, 64 or 128 (default: 64)")
     parser.add_argument("--q-mode", choices=tuple(MODES), help="format of the weights (default: affine)")
     parser.add_argument("--recipe", metavar="NAME", help=f"quantize, with bits by module: {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--target-bpw", type=float, metavar="X", help="quantize to X bits per weight, measured out module by module"
+    )
+    parser.add_argument(
+        "--rounding",
+        choices=ROUNDINGS,
+        default="nearest",
+        help="how weights are rounded: nearest (default), fitted scales and biases, or gptq, which is best and slowest",
+    )
+    parser.add_argument(
+        "--calibration-text", metavar="FILE", help="text for the last two (default: the package's, in six languages)"
+    )
     parser.add_argument("--dequantize", "-d", action="store_true", help="undo a quantization")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of what is not quantized (default: the source's)")
     parser.add_argument(
@@ -64,6 +77,8 @@ def _convert(**options: object) -> None:
     )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if report.calibration is not None:
+        print(report.calibration.summary, file=sys.stderr)
     print(
         f"{report.mlx_path}: {report.total_bytes / 1e6:.1f} MB of weights, {report.bits_per_weight:.2f} bits each, "
         f"{'verified' if report.verification else 'not verified'}, in {report.seconds:.1f} s and "

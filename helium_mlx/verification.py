@@ -39,6 +39,9 @@ ROWS_COMPARED = 16
 # wrong place gives 0.9 at 2 bits, and more at every other width.
 AFFINE_ERROR = 0.5
 
+# The same where each weight makes up for the errors of others.
+CALIBRATED_ERROR = 1.0
+
 # The error of the weights over the weights, for the modes that round relatively: above the worst that rounding can do
 # where one value dominates its group, which is about twice what normal weights give.
 RELATIVE_ERROR = {"mxfp4": 0.3, "mxfp8": 0.13, "nvfp4": 0.35}
@@ -62,6 +65,8 @@ NOTE = "note"
 class Expected:
     """What should be in the directory: tensors by name on disk, how modules are packed, and the files.
 
+    With `is_plain`, weights are rounded to the nearest code; else they are rounded for the outputs that they give.
+
     `json_files` maps names to contents, `copies` the names of the source's files that are there byte for byte to their
     SHA-256, and `hashes` everything that was written to its own.
     """
@@ -72,6 +77,7 @@ class Expected:
     json_files: Mapping[str, Mapping[str, object]]
     copies: Mapping[str, str]
     hashes: Mapping[str, str]
+    is_plain: bool = True
 
 
 def verify(
@@ -238,7 +244,7 @@ def _require_sound(name: str, slabs: list[_Compared], expected: Expected, n_dims
         raise CheckpointError(f"{name} differs from the source, rounded to {dtype}, in {n_different} values")
     if packing is not None:
         for slab in slabs:
-            _require_close(name, slab, packing, dtype)
+            _require_close(name, slab, packing, dtype, is_plain=expected.is_plain)
     size = sum(slab.size for slab in slabs)
     relative = math.sqrt(sum(slab.error for slab in slabs) / size) if size else 0.0
     if packing is None and relative > 4 * ROUNDING_ERROR[dtype]:
@@ -248,12 +254,12 @@ def _require_sound(name: str, slabs: list[_Compared], expected: Expected, n_dims
     return relative
 
 
-def _require_close(name: str, slab: _Compared, packing: QuantizationSettings, dtype: str) -> None:
+def _require_close(name: str, slab: _Compared, packing: QuantizationSettings, dtype: str, *, is_plain: bool) -> None:
     """Raise CheckpointError for rows that are further off than rounding to codes makes them."""
     size = math.sqrt(slab.size)
     bound = RELATIVE_ERROR.get(packing.mode, 0.0) * size
     if packing.has_biases and size:
-        bound = AFFINE_ERROR * math.sqrt(slab.scale) + ROUNDING_ERROR[dtype] * size
+        bound = (AFFINE_ERROR if is_plain else CALIBRATED_ERROR) * math.sqrt(slab.scale) + ROUNDING_ERROR[dtype] * size
     error = math.sqrt(slab.error)
     if not error <= bound * 1.001 + 1e-30:
         off, allowed = (error / size, bound / size) if size else (math.inf, 0.0)

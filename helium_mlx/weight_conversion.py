@@ -4,7 +4,7 @@ One thread reads ahead, MLX computes (on two cores of a CPU, see `backend.py`), 
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle
 
 import mlx.core as mx
@@ -17,17 +17,24 @@ from helium_mlx.slabs import Slab, all_finite, dequantized, places_of, read_ahea
 
 
 def converted_rows(
-    checkpoint: Checkpoint, settings: ModuleSettings, dtype: mx.Dtype
+    checkpoint: Checkpoint,
+    settings: ModuleSettings,
+    dtype: mx.Dtype,
+    *,
+    is_wanted: Callable[[str], bool] = lambda path: True,
 ) -> Iterator[tuple[str, int, mx.array]]:
     """Yield the result as (name in a causal LM, first row, rows), evaluated, in the order of the source's files.
 
-    `settings` say how each module is packed in the result; `dtype` is that of everything else.
+    `settings` say how each module is packed in the result; `dtype` is that of everything else; tensors of modules that
+    `is_wanted` says no to, by their path, are left out.
 
     Raises CheckpointError for values that are not finite, or that `dtype` cannot hold, and for a file that changes
     while it is read.
     """
     places = places_of(checkpoint)
-    slabs = (slab for name in places for slab in slabs_of(checkpoint, places, name))
+    slabs = (
+        slab for name in places if is_wanted(name.rpartition(".")[0]) for slab in slabs_of(checkpoint, places, name)
+    )
     streams = backend.conversion_streams()
     started: deque[tuple[Slab, dict[str, mx.array], mx.array]] = deque()
     for (slab, octets), stream in zip(read_ahead(slabs), cycle(streams)):
@@ -51,14 +58,15 @@ def converted_parts(
     arrays = slab.arrays(octets)
     suffix = next(iter(arrays))
     weight = arrays[suffix] if slab.settings is None else dequantized(arrays, slab.settings)
-    rows = {suffix: weight.astype(dtype)} if packing is None else _quantized(weight, packing, dtype)
+    rows = {suffix: weight.astype(dtype)} if packing is None else quantized(weight, packing, dtype)
     is_sound = mx.array(True)
     for array in (*arrays.values(), *(rows.values() if packing is not None or weight.dtype != dtype else ())):
         is_sound = is_sound & all_finite(array)
     return rows, is_sound
 
 
-def _quantized(weight: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> dict[str, mx.array]:
+def quantized(weight: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Return the parts that `mx.quantize` makes of a weight (rows, columns), keyed by suffix; nothing is evaluated."""
     # In float32, which holds all that the source does: the codes are the same, and come a third faster on the CPU.
     parts = mx.quantize(weight.astype(mx.float32), packing.group_size, packing.bits, packing.mode)
     return {
