@@ -119,8 +119,9 @@ def convert(
     (see `bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files
     of the same form and size (see `calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file,
     or the package's own text. `dequantize` undoes a quantization. `dtype` (bfloat16, float16, float32) is what the
-    other tensors, scales and biases are stored in; None keeps the source's. `to` "hf" writes what transformers reads, dequantized if need be. Weight files are cut at
-    `max_shard_size`, a number of bytes or text such as "2GB", 5 GB by default.
+    other tensors, scales and biases are stored in; None keeps the source's. `to` "hf" writes what transformers
+    reads, dequantized if need be. Weight files are cut at `max_shard_size`, a number of bytes or text such as
+    "2GB", 5 GB by default.
 
     An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
     was written and compares it with the source before that (see `verification.py`). `on_progress(done, total)` counts
