@@ -14,12 +14,13 @@ from helium_mlx.tokenizer import HeliumTokenizer
 TEXTS = (
     "", " ", "  ", "\n", "\n\n", "a\nb", "a\n\n\nb", "the\r\nfile", " Paris", "Paris ", "\tthe", "<s>", "<s>x", "x<s>",
     "<s> a</s>", "é<s>é", "ⓐ<s>", "x <s> y", "<s><s>a", "<unk>", "a<unk>b", "<0x41>", "<0x0A>", "<|im_start|>user",
-    "<|im_sp_05|>", "<<s>>", "▁a▁", "a\u00a0b", "e\u0301", "👩\u200d🚀", "\u0000", "中文", "\ufffd", "L'été, Noël et l'œuvre.",
+    "<|im_sp_05|>", "<<s>>", "▁a▁", "a\u00a0b", "e\u0301", "👩\u200d🚀", "\u0000", "中文",
+    "\ufffd", "L'été, Noël et l'œuvre.",
 )  # fmt: skip
 PARTS = (
-    " ", "  ", "\n", "<s>", "</s>", "<unk>", "<0x41>", "<0xC3>", "<pad>", "<|im_end|>", "<", ">", "▁", "\u00a0", "\u200d",
-    "\u0301", "é", "ß", "ⓐ", "_", "7", "-", "中", "😀", "👩", "Once", "upon", "a", "time", "the", "La", "fois", "était", "\t",
-    "\u0000",
+    " ", "  ", "\n", "<s>", "</s>", "<unk>", "<0x41>", "<0xC3>", "<pad>", "<|im_end|>", "<", ">", "▁", "\u00a0",
+    "\u200d", "\u0301", "é", "ß", "ⓐ", "_", "7", "-", "中", "😀", "👩", "Once", "upon", "a", "time", "the", "La",
+    "fois", "était", "\t", "\u0000",
 )  # fmt: skip
 PROMPTS = ("Once upon a time", "Il était une fois", "Es war einmal", "C'era una volta", "Havia um menino\nE uma menina")
 WORDS = ("the", "boy", "and", "a", "girl", "lived", "near", "harbour", "with", "their", "dog", "who", "was", "called")
@@ -51,7 +52,8 @@ def requests(random_: random.Random) -> list[dict[str, object]]:
     stories = [" ".join(random_.choices(WORDS, k=words)) for words in PROMPT_WORDS]
     sampled: list[dict[str, object]] = [
         {"temperature": 1.0}, {"temperature": 0.7}, {"temperature": 1.2, "top_p": 0.8},
-        {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "min_p": 0.1}, {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.01},
+        {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "min_p": 0.1},
+        {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.01},
     ]  # fmt: skip
     return [
         *({"prompt": prompt, "max_tokens": 24} for prompt in (*PROMPTS, *stories)),
