@@ -75,7 +75,7 @@ TEST(c_api, a_stop_string_ends_the_text_before_it) {
 TEST(c_api, no_chunk_is_cut_inside_of_a_character) {
   const OpenModel model;
   helium_options options = endless(model);
-  options.max_tokens = 150;
+  options.max_tokens = 60;
   options.temperature = 50;
   options.has_seed = true;
   bool had_many_bytes = false;

@@ -85,24 +85,7 @@ PARTS = (
     "\u0000",
 )
 PROMPTS = ("Once upon a time", "Il était une fois", "Es war einmal", "C'era una volta", "Havia um menino\nE uma menina")
-WORDS = [
-    "the",
-    "boy",
-    "and",
-    "a",
-    "girl",
-    "lived",
-    "near",
-    "the",
-    "harbour",
-    "with",
-    "their",
-    "dog",
-    "who",
-    "was",
-    "called",
-    "Arthur",
-]
+WORDS = ("the", "boy", "and", "a", "girl", "lived", "near", "harbour", "with", "their", "dog", "who", "was", "called")
 # How long the prompts are that take several calls, larger caches, and in the end the whole context.
 PROMPT_WORDS = (40, 300, 700, 2000)
 
