@@ -28,8 +28,9 @@ from helium_mlx.weight_conversion import quantized
 
 Parts = dict[str, mx.array]
 
-# A head's rows are rounded in so many blocks, each for the tokens at which its logits count.
+# A head's rows are rounded in so many blocks, each for the tokens at which its logits count, of so many rows at least.
 HEAD_BLOCKS = 128
+BLOCK_ROWS = 16
 
 # How much of a uniform distribution the head's logits are taken to count for besides, everywhere: for rows that the
 # calibration text hardly has, this makes all tokens count alike.
@@ -177,7 +178,7 @@ class _Rounder:
         self._outcome.plain_kl, self._outcome.kl = plain_kl.mean, kl.mean
 
     def _blocks(self, path: str) -> Iterator[mx.array]:
-        rows = -(-self._layers.config.vocab_size // HEAD_BLOCKS)
+        rows = max(BLOCK_ROWS, -(-self._layers.config.vocab_size // HEAD_BLOCKS))
         for weight in self._layers.rows(path):
             yield from (weight[first : first + rows] for first in range(0, weight.shape[0], rows))
 

@@ -114,14 +114,14 @@ def convert(
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
     `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, `q_mode` "affine"; the modes mxfp4, mxfp8 and
-    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`);
-    `target_bpw` chooses bits and group size of each module so that the result takes at most so many bits per weight
-    (see `bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files
-    of the same form and size (see `calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file,
-    or the package's own text. `dequantize` undoes a quantization. `dtype` (bfloat16, float16, float32) is what the
-    other tensors, scales and biases are stored in; None keeps the source's. `to` "hf" writes what transformers
-    reads, dequantized if need be. Weight files are cut at `max_shard_size`, a number of bytes or text such as
-    "2GB", 5 GB by default.
+    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`); `target_bpw`
+    chooses bits and group size of each module so that the result takes at most so many bits per weight (see
+    `bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files of
+    the same form and size (see `calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file, or
+    the package's own text. `dequantize` undoes a quantization. `dtype` (bfloat16, float16, float32) is what the other
+    tensors, scales and biases are stored in; None keeps the source's. `to` "hf" writes what transformers reads,
+    dequantized if need be. Weight files are cut at `max_shard_size`, a number of bytes or text such as "2GB", 5 GB by
+    default.
 
     An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
     was written and compares it with the source before that (see `verification.py`). `on_progress(done, total)` counts

@@ -1,5 +1,6 @@
 """What a conversion is asked for: checked for sense before any work, and turned into settings for each module."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
@@ -145,6 +146,8 @@ class ConversionOptions:
             raise QuantizationError("quantize and dequantize (-q and -d) exclude each other; keep one")
         if self.to == "hf":
             raise QuantizationError("transformers cannot read MLX's quantization; drop -q, or write to mlx")
+        if self.target_bpw is not None and not 0 < self.target_bpw < math.inf:
+            raise QuantizationError(f"target_bpw is {self.target_bpw}; give bits per weight, such as 3.5")
         for name in ("recipe", "q_bits", "q_group_size", "q_mode") if self.target_bpw is not None else ():
             if getattr(self, name) is not None:
                 raise QuantizationError(f"{name} and target_bpw are both given, but the target chooses that; keep one")
