@@ -1,8 +1,8 @@
 """Makes the table of quality against size: `python examples/quality_table.py --model demo`.
 
 Converts a model in every way there is, measures each result with `compare` on the package's text, and prints a Markdown
-table on standard output: bits per weight with scales and biases counted, and mean KL divergence from the source, in nats
-a token, on stories (what the demo knows) and on prose (what it does not). `--json` writes the figures to a file.
+table on standard output: bits per weight with scales and biases counted, and mean KL divergence from the source, in
+nats a token, on stories (what the demo knows) and on prose (what it does not). `--json` writes the figures to a file.
 
 mlx-lm's learned methods download their texts; here they are called as functions, with the calibration text of this
 package. What does not accept the model is named on standard error, with the reason.

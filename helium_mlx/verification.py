@@ -317,8 +317,8 @@ def _require_no_worse(error: float, plain: float) -> None:
     """Raise CheckpointError for logits further off than plain rounding's, twice over: the prompts are short."""
     if not error <= PLAIN_FACTOR * plain:
         raise CheckpointError(
-            f"logits are off by {error:.3g} of their size, where plain rounding of the source's weights gives {plain:.3g}, "
-            "and twice that is allowed"
+            f"logits are off by {error:.3g} of their size, where plain rounding of the source's weights gives "
+            f"{plain:.3g}, and twice that is allowed"
         )
 
 
