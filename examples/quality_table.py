@@ -149,11 +149,10 @@ def measured(source: Path, made: list[Made]) -> Iterator[Figures]:
     there = [each for each in made if each.path is not None]
     reports = compare_all(source, [each.path for each in there if each.path is not None], documents())
     for each, report in zip(there, reports, strict=True):
-        kinds, bits = report.languages, report.candidate.bits_per_weight
-        assert report.mean_kl is not None
-        yield Figures(
-            each.method, each.setting, round(bits, 3), kinds[STORIES].mean_kl, kinds["prose"].mean_kl, report.mean_kl
-        )  # pyright: ignore[reportArgumentType]
+        kinds, bits = report.languages, round(report.candidate.bits_per_weight, 3)
+        stories, prose, overall = kinds[STORIES].mean_kl, kinds["prose"].mean_kl, report.mean_kl
+        assert stories is not None and prose is not None and overall is not None
+        yield Figures(each.method, each.setting, bits, stories, prose, overall)
 
 
 def table(rows: list[Figures]) -> str:
