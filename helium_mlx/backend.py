@@ -72,6 +72,16 @@ def wireable_bytes() -> int | None:
     return recommended if isinstance(recommended, int) else None
 
 
+def cholesky(x: mx.array) -> mx.array:
+    """Return the lower Cholesky factor of (N, N), on the CPU: Metal has no decompositions."""
+    return mx.linalg.cholesky(x, stream=mx.cpu)
+
+
+def solve_triangular(factor: mx.array, x: mx.array, *, upper: bool) -> mx.array:
+    """Return what a triangular (N, N) times it makes (N, K), on the CPU: Metal has no solvers."""
+    return mx.linalg.solve_triangular(factor, x, upper=upper, stream=mx.cpu)
+
+
 def conversion_streams() -> list[mx.Stream]:
     """Return the streams to deal independent work out to: one on a GPU, two on the CPU, where each uses one core.
 
