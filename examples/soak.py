@@ -11,7 +11,7 @@ middle third by more than `SLACK` says. The first third warms up.
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,12 @@ def resident_memory() -> int:
     return int(status.read_text().split()[1]) * resource.getpagesize()
 
 
-def growing(samples: Sequence[Sample]) -> list[str]:
-    """Return the quantities that grow: larger in the last third of `samples` than in the middle one."""
+def growing(samples: Sequence[Sample], slack: Mapping[str, tuple[float, int]] = SLACK) -> list[str]:
+    """Return the quantities that grow: larger in the last third of `samples` than in the middle one, by the slack."""
     third = len(samples) // 3
     found = []
     for field in fields(Sample):
-        share, amount = SLACK[field.name]
+        share, amount = slack[field.name]
         middle, last = (
             max(getattr(sample, field.name) for sample in part) for part in (samples[third:-third], samples[-third:])
         )
@@ -81,11 +81,11 @@ class Diary:
         self.samples.append(take_sample())
         print(" ".join(f"{number:>12,}" for number in (done, *astuple(self.samples[-1]))), flush=True)
 
-    def judge(self) -> None:
+    def judge(self, slack: Mapping[str, tuple[float, int]] = SLACK) -> None:
         """Raise HeliumError if a quantity grows, or if the samples are too few to say."""
         if len(self.samples) < 6:
             raise HeliumError(f"{len(self.samples)} samples came, and six are the least to judge by: more --tokens")
-        if found := growing(self.samples):
+        if found := growing(self.samples, slack):
             raise HeliumError(f"memory grows: {'; '.join(found)}")
 
 

@@ -3,9 +3,9 @@
     model, tokenizer = helium_mlx.load("demo")
     for chunk in helium_mlx.stream_generate(model, tokenizer, "Bonjour"): print(chunk.text, end="")
 
-Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert` and
-`compare` are functions here and modules of the same name (`python -m helium_mlx.generate`); the functions win, whatever
-was imported first.
+Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert`,
+`compare`, `upload` and `export` are functions here and modules of the same name (`python -m helium_mlx.generate`); the
+functions win, whatever was imported first.
 """
 
 import importlib
@@ -20,18 +20,23 @@ if TYPE_CHECKING:
     from helium_mlx.comparison_report import ComparisonReport
     from helium_mlx.config import HeliumConfig
     from helium_mlx.conversion import ConversionReport, convert
+    from helium_mlx.engine import EngineCompletion, EngineStream, HeliumEngine
     from helium_mlx.errors import (
         ArgumentError,
+        BundleError,
         CheckpointError,
         ComparisonError,
         ConfigError,
         ContextOverflowError,
+        EngineError,
+        EngineMemoryError,
         GenerationError,
         HeliumError,
         QuantizationError,
         TokenizerError,
         UploadError,
     )
+    from helium_mlx.exporting import ExportReport, export
     from helium_mlx.generation import GenerationChunk, generate, stream_generate
     from helium_mlx.generation_config import GenerationConfig
     from helium_mlx.loading import load
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
         HeliumModel,
     )
     from helium_mlx.prompt_cache import PromptCache, load_cache, save_cache
+    from helium_mlx.publishing import UploadReport, upload
     from helium_mlx.rotating_cache import RotatingKVCache
     from helium_mlx.scoring import Score, score
     from helium_mlx.text_streamer import TextStreamer
@@ -59,8 +65,15 @@ _HOMES = {
     "ConversionReport": "conversion",
     "compare": "comparison",
     "ComparisonReport": "comparison_report",
+    "export": "exporting",
+    "ExportReport": "exporting",
+    "upload": "publishing",
+    "UploadReport": "publishing",
     "score": "scoring",
     "Score": "scoring",
+    "HeliumEngine": "engine",
+    "EngineStream": "engine",
+    "EngineCompletion": "engine",
     "GenerationConfig": "generation_config",
     "TextStreamer": "text_streamer",
     "HeliumConfig": "config",
@@ -83,10 +96,13 @@ _HOMES = {
     "save_cache": "prompt_cache",
     "HeliumError": "errors",
     "ArgumentError": "errors",
+    "BundleError": "errors",
     "CheckpointError": "errors",
     "ComparisonError": "errors",
     "ConfigError": "errors",
     "ContextOverflowError": "errors",
+    "EngineError": "errors",
+    "EngineMemoryError": "errors",
     "GenerationError": "errors",
     "QuantizationError": "errors",
     "TokenizerError": "errors",
@@ -99,16 +115,23 @@ __all__ = [
     "AutoModel",
     "AutoModelForCausalLM",
     "AutoTokenizer",
+    "BundleError",
     "CheckpointError",
     "ComparisonError",
     "ComparisonReport",
     "ConfigError",
     "ContextOverflowError",
     "ConversionReport",
+    "EngineCompletion",
+    "EngineError",
+    "EngineMemoryError",
+    "EngineStream",
+    "ExportReport",
     "GenerationChunk",
     "GenerationConfig",
     "GenerationError",
     "HeliumConfig",
+    "HeliumEngine",
     "HeliumError",
     "HeliumForCausalLM",
     "HeliumForSequenceClassification",
@@ -124,9 +147,11 @@ __all__ = [
     "TextStreamer",
     "TokenizerError",
     "UploadError",
+    "UploadReport",
     "compare",
     "convert",
     "copy_cache",
+    "export",
     "generate",
     "load",
     "load_cache",
@@ -134,6 +159,7 @@ __all__ = [
     "save_cache",
     "score",
     "stream_generate",
+    "upload",
 ]
 
 

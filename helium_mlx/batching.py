@@ -13,7 +13,10 @@ mlx-lm's `BatchGenerator`, which the adapter lends the model to, is not used her
 seconds to import, and draws all rows from one random state, so that a row's text depends on who is beside it; nor has
 it stop strings in the text or a context that ends.
 
-Not here: transformers' `model.generate` on a padded batch (`batch_generation`), log-probabilities, prompt caches.
+`DecodingBatch` is the step that the rows take together, `PromptRun` the way of prompts into a batch; `engine_worker.py`
+runs on the same two.
+
+Not here: transformers' `model.generate` on a padded batch (`batch_generation`), prompt caches.
 """
 
 import dataclasses
@@ -25,14 +28,30 @@ from typing import cast
 import mlx.core as mx
 
 from helium_mlx.batch_cache import BatchKVCache, regrouped
+from helium_mlx.cache import KVCache
+from helium_mlx.cache_memory import require_batch_fits
 from helium_mlx.errors import GenerationError, HeliumError
-from helium_mlx.generation import CompletionText, FinishReason, room_after, tokens_of_prompt
+from helium_mlx.generation import (
+    CompletionText,
+    DecodedToken,
+    FinishReason,
+    holds_ids,
+    ranked,
+    require_generator,
+    room_after,
+    tokens_of_prompt,
+)
+from helium_mlx.json_files import shown
 from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.sampling import Sampler, SamplingOptions
+from helium_mlx.option_values import require_switch, require_whole
+from helium_mlx.sampling import Sampler, SamplingOptions, logit_adjustment, token_logprobs
 from helium_mlx.stopping import StopStrings
 from helium_mlx.tokenizer import HeliumTokenizer
 
 Prompt = str | Sequence[int]
+
+# All of a prompt's samples are prepared with it.
+MAX_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ def batch_generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     prefill_step_size: int = 512,
 ) -> Generator[Completion, None, None]:
@@ -93,52 +112,50 @@ def batch_generate(
 
     Closing the iterator stops at once.
 
-    Raises GenerationError and ContextOverflowError as `stream_generate`, with the index of the prompt.
+    Raises GenerationError and ContextOverflowError as `stream_generate`, with the index of the prompt, and
+    GenerationError if `batch_size` rows as long as the longest do not fit into memory.
     """
-    for name, value in (
-        ("batch_size", batch_size),
-        ("samples", samples),
-        ("max_tokens", max_tokens),
-        ("prefill_step_size", prefill_step_size),
-    ):
-        _require_count(name, value)
-    if isinstance(prompts, str) or (isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int)):
-        raise GenerationError("prompts is a single prompt; give a list of prompts: [prompt]")
+    require_generator(model, tokenizer)
+    batch_size = require_whole("batch_size", batch_size, 1)
+    samples = require_whole("samples", samples, 1, MAX_SAMPLES)
+    max_tokens = require_whole("max_tokens", max_tokens, 1)
+    prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
+    ignore_eos = require_switch("ignore_eos", ignore_eos)
+    _require_several(prompts)
     options = SamplingOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids
     )
-    stops = StopStrings(stop).stop
+    stops, seed, vocab_size = StopStrings(stop).stop, options.seed, model.config.vocab_size
+    reserved = tokenizer.reserved_ids if options.temperature > 0 else ()
+    # Bias and bans that the model has no ids for are refused now, and not with the first row.
+    logit_adjustment(options, vocab_size, reserved)
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
 
-    def checked(place: int, request: Prompt | Request) -> _Checked:
-        request = request if isinstance(request, Request) else Request(request)
-        index = place if request.index is None else request.index
-        limit = max_tokens if request.max_tokens is None else request.max_tokens
-        try:
-            _require_count("max_tokens", limit)
-            tokens = tokens_of_prompt(model, tokenizer, request.prompt)
-            count = min(limit, room_after(model, 0, len(tokens)))
-        except HeliumError as error:
-            raise type(error)(f"prompt {index}: {error}") from None
-        return _Checked(request, index, tokens, count)
-
-    def rows_of(request: _Checked) -> list[_Row]:
-        wanted = range(samples) if request.request.samples is None else request.request.samples
+    def rows_of(request: CheckedRequest) -> list[_CompletionRow]:
         rows = []
-        vocab_size, reserved = model.config.vocab_size, tokenizer.reserved_ids if temperature > 0 else ()
-        for sample in wanted:
+        for sample in request.samples:
             own_seed = None if seed is None else (seed + request.index * samples + sample) % 2**64
             text = CompletionText(tokenizer, StopStrings(stops), eos)
             prompt_ids = mx.array(request.tokens, dtype=mx.int32)
             sampler = Sampler(
                 dataclasses.replace(options, seed=own_seed), prompt_ids, vocab_size=vocab_size, reserved_ids=reserved
             )
-            rows.append(_Row(request, sample, sampler, text))
+            rows.append(_CompletionRow(request, sample, sampler, text))
         return rows
 
-    requests = (checked(place, prompt) for place, prompt in enumerate(prompts))
+    requests = (
+        check_request(model, tokenizer, prompt, place, max_tokens=max_tokens, samples=samples)
+        for place, prompt in enumerate(prompts)
+    )
     if isinstance(prompts, Sequence):
-        requests = iter(list(requests))
+        known = list(requests)
+        # Of all of them it is known which is the longest, and whether there are enough to fill the batch.
+        if known:
+            rows = min(batch_size, sum(len(request.samples) for request in known))
+            require_batch_fits(model, rows, max(request.longest for request in known))
+        requests = iter(known)
+    else:
+        requests = _fitting(model, requests, batch_size)
     return _complete(model, map(rows_of, requests), batch_size=batch_size, step_size=prefill_step_size)
 
 
@@ -154,43 +171,123 @@ def generate_many(
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A request with its prompt's ids and the number of tokens that its completion may have."""
+class CheckedRequest:
+    """A request with its prompt's ids, the number of tokens that its completion may have, and the samples wanted."""
 
     request: Request
     index: int
     tokens: list[int]
     count: int
+    samples: Sequence[int]
+
+    @property
+    def longest(self) -> int:
+        """How many tokens prompt and completion may come to have."""
+        return len(self.tokens) + self.count
 
 
-class _Row:
-    """One completion on its way: how many tokens were begun, which of them were read, and the text so far."""
+def check_request(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompt: Prompt | Request,
+    place: int,
+    *,
+    max_tokens: int,
+    samples: int,
+) -> CheckedRequest:
+    """Return what a prompt, or a request with what it has of its own, comes to; `place` is its index if it has none.
 
-    def __init__(self, request: _Checked, sample: int, sampler: Sampler, text_of: CompletionText) -> None:
-        self.request = request
-        self.sample = sample
+    Raises GenerationError and ContextOverflowError, which name the index.
+    """
+    request = prompt if isinstance(prompt, Request) else Request(prompt)
+    index = place if request.index is None else require_whole("index", request.index, 0)
+    limit = max_tokens if request.max_tokens is None else request.max_tokens
+    wanted = range(samples) if request.samples is None else request.samples
+    try:
+        tokens = tokens_of_prompt(model, tokenizer, request.prompt)
+        count = min(require_whole("max_tokens", limit, 1), room_after(model, 0, len(tokens)))
+        numbers = wanted if request.samples is None else [_sample(number, samples) for number in wanted]
+    except HeliumError as error:
+        raise type(error)(f"prompt {index}: {error}") from None
+    return CheckedRequest(request, index, tokens, count, numbers)
+
+
+def _sample(number: object, samples: int) -> int:
+    return require_whole("sample", number, 0, samples - 1)
+
+
+def _fitting(model: HeliumForCausalLM, requests: Iterator[CheckedRequest], batch_size: int) -> Iterator[CheckedRequest]:
+    """Pass requests on as long as a batch of them fits into memory. Raises GenerationError at the first that does not.
+
+    Of what is still to come nothing is known: a batch counts as full of rows as long as the longest so far.
+    """
+    rows = longest = 0
+    for request in requests:
+        more, longer = min(batch_size, rows + len(request.samples)), max(longest, request.longest)
+        if (more, longer) != (rows, longest):
+            require_batch_fits(model, more, longer)
+        rows, longest = more, longer
+        yield request
+
+
+def _require_several(prompts: object) -> None:
+    """Raise GenerationError for a single prompt, and for what is no prompts at all."""
+    flat = getattr(prompts, "ndim", 2) < 2
+    if isinstance(prompts, (str, bytes)) or flat or (isinstance(prompts, Sequence) and prompts and holds_ids(prompts)):
+        raise GenerationError("prompts is a single prompt; give a list of prompts: [prompt]")
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise GenerationError(f"prompts is {shown(prompts)}; give a list of prompts, or another iterable of them")
+
+
+class Row:
+    """One text on its way through a batch: how many tokens were begun, which of them were read, and why it ended.
+
+    `count` is how many tokens it may have; `top_logprobs` how many alternatives are asked for with each.
+    """
+
+    def __init__(self, sampler: Sampler, text_of: CompletionText, count: int, *, top_logprobs: int = 0) -> None:
         self.sampler = sampler
         self.text_of = text_of
+        self.count = count
+        self.top_logprobs = top_logprobs
+        self.is_plain_greedy = _is_plain_greedy(sampler.options)
         self.begun = 0
         self.tokens: list[int] = []
-        self.text = ""
         self.reason: FinishReason | None = None
 
     @property
     def to_come(self) -> int:
         """How many tokens may still be begun."""
-        return self.request.count - self.begun
+        return self.count - self.begun
 
     @property
     def goes_on(self) -> bool:
         """Whether another token is to be computed."""
         return self.reason is None and self.to_come > 0
 
-    def add(self, token: int) -> Completion | None:
-        """Take a token that was read; return the completion if it was the last."""
+    def draw(self, logits: mx.array) -> mx.array:
+        """Start computing the next token, (1,), from logits (1, vocab_size)."""
+        return self.sampler(logits)
+
+    def add(self, token: int) -> str:
+        """Take a token that was read; return the text that can be shown with it. `reason` says if it was the last."""
         self.tokens.append(token)
-        text, self.reason = self.text_of.add(token, is_last=len(self.tokens) == self.request.count)
-        self.text += text
+        text, self.reason = self.text_of.add(token, is_last=len(self.tokens) == self.count)
+        return text
+
+
+class _CompletionRow(Row):
+    """A row that collects its text."""
+
+    def __init__(self, request: CheckedRequest, sample: int, sampler: Sampler, text_of: CompletionText) -> None:
+        super().__init__(sampler, text_of, request.count)
+        self.request = request
+        self.sample = sample
+        self.text = ""
+
+    def completed(self, token: int) -> Completion | None:
+        """Take a token that was read; return the completion if it was the last."""
+        self.text += self.add(token)
         if self.reason is None:
             return None
         return Completion(
@@ -207,70 +304,162 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Step:
-    """Rows, and the newest token of each, (B,), perhaps still being computed."""
+    """Rows, and the newest token of each, (B,), perhaps still being computed; `logprobs` where a row asks for them."""
 
-    rows: list[_Row]
+    rows: Sequence[Row]
     tokens: mx.array
+    logprobs: list[mx.array]
 
-    def read(self) -> Iterator[Completion]:
-        """Wait for the tokens; yield the completions that end with them."""
-        # A row that has ended may be here still: its token was begun before that was known.
+    def read(self) -> list[tuple[Row, DecodedToken]]:
+        """Wait for the tokens; return those of the rows that had not ended before."""
         tokens = cast(list[int], self.tokens.tolist())
-        for row, token in zip(self.rows, tokens, strict=True):
-            if row.reason is None and (completion := row.add(token)):
-                yield completion
+        # A row that has ended may be here still: its token was begun before that was known.
+        places = [place for place, row in enumerate(self.rows) if row.reason is None]
+        if not self.logprobs:
+            return [(self.rows[place], DecodedToken(tokens[place], None, {})) for place in places]
+        values = cast(list[float], self.logprobs[0].tolist())
+        top = ranked(self.logprobs[1], self.logprobs[2])
+        read = list[tuple[Row, DecodedToken]]()
+        for place in places:
+            wanted = self.rows[place].top_logprobs
+            found = dict(list(top[place].items())[:wanted])
+            read.append((self.rows[place], DecodedToken(tokens[place], values[place] if wanted else None, found)))
+        return read
 
 
 @dataclass(frozen=True)
-class _Prefilled:
+class Prefilled:
     """A row that waits to join: where its prompt is, and the logits behind it, (1, vocab_size)."""
 
-    row: _Row
+    row: Row
     layers: list[BatchKVCache]
     place: int
     logits: mx.array
 
 
-def _complete(
-    model: HeliumForCausalLM, requests: Iterator[list[_Row]], *, batch_size: int, step_size: int
-) -> Generator[Completion, None, None]:
-    waiting = _Waiting(model, requests, step_size)
-    step, layers = _Step([], mx.zeros(0, mx.uint32)), list[BatchKVCache]()
-    while True:
-        kept = [place for place, row in enumerate(step.rows) if row.goes_on]
-        arrivals = waiting.take(batch_size - len(kept))
+@dataclass(frozen=True)
+class Parked:
+    """A row that was taken out of a batch: its cache, a batch of one, and its newest token, (1,), not in it yet."""
+
+    row: Row
+    layers: list[BatchKVCache]
+    token: mx.array
+
+
+class DecodingBatch:
+    """The rows that decode together, and the one step of theirs that is always in flight.
+
+    Rows leave when they end, and whenever their `reason` is set; others join between two steps.
+    """
+
+    def __init__(self, model: HeliumForCausalLM) -> None:
+        self.model = model
+        self._step = _no_step()
+        self._layers: list[BatchKVCache] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that go on."""
+        return [row for row in self._step.rows if row.goes_on]
+
+    @property
+    def unread(self) -> list[Row]:
+        """The rows that have a token in flight which somebody waits for."""
+        return [row for row in self._step.rows if row.reason is None]
+
+    @property
+    def held(self) -> list[Row]:
+        """The rows whose caches are held, those included that have ended since the last step."""
+        return list(self._step.rows)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in flight."""
+        return not self._step.rows
+
+    def advance(
+        self, arrivals: list[Prefilled], returning: list[Parked] | None = None, *, leaving: Collection[Row] = ()
+    ) -> list[tuple[Row, DecodedToken]]:
+        """Start the next step, and return what the one before it and the arrivals' first one gave, once it is there.
+
+        `arrivals` and `returning` join, and are emptied, so that their caches are let go before anybody waits. The rows
+        `leaving` get the token that is in flight and no further one.
+        """
+        step, returning = self._step, returning or []
+        kept = [place for place, row in enumerate(step.rows) if row.goes_on and row not in leaving]
         first = _sampled([each.row for each in arrivals], [each.logits for each in arrivals])
         joining = [each for each in arrivals if each.row.goes_on]
-        rows = [*(step.rows[place] for place in kept), *(each.row for each in joining)]
-        following = _Step([], mx.zeros(0, mx.uint32))
+        rows = [*(step.rows[place] for place in kept), *(each.row for each in [*joining, *returning])]
+        following = _no_step()
         if rows:
             tokens = step.tokens
-            if joining or len(kept) < len(step.rows):
-                layers = regrouped(layers, kept, _by_cache(joining), room=max(row.to_come for row in rows))
+            if joining or returning or len(kept) < len(step.rows):
+                sources = [*_by_cache(joining), *((each.layers, [0]) for each in returning)]
+                self._layers = self._regrouped(rows, kept, sources)
                 places = [*kept, *(len(step.rows) + i for i, each in enumerate(arrivals) if each.row.goes_on)]
                 tokens = mx.concatenate([step.tokens, first.tokens])[mx.array(places, dtype=mx.int32)]
-            logits = model.next_logits(tokens[:, None], list(layers), layers[0].lengths)
+                tokens = mx.concatenate([tokens, *(each.token for each in returning)])
+            logits = self.model.next_logits(tokens[:, None], list(self._layers), self._layers[0].lengths)
             following = _sampled(rows, [logits])
         else:
-            layers = []
-        # The caches of those who have joined are let go before anybody waits.
-        del arrivals, joining
-        yield from step.read()
-        yield from first.read()
-        if not following.rows and waiting.is_over:
+            self._layers = []
+        arrivals.clear()
+        returning.clear()
+        del joining
+        self._step = following
+        return [*step.read(), *first.read()]
+
+    def _regrouped(
+        self, rows: list[Row], kept: list[int], joining: Sequence[tuple[list[BatchKVCache], list[int]]]
+    ) -> list[BatchKVCache]:
+        """Return the caches of `rows`, with room for the longest that one of them may get."""
+        lengths = [self._layers[0].lengths[place] for place in kept]
+        lengths += [layers[0].lengths[place] for layers, places in joining for place in places]
+        longest = max(length + row.to_come for length, row in zip(lengths, rows, strict=True))
+        layers, places = joining[0] if joining else ([], [])
+        if kept or len(joining) > 1 or places != list(range(len(layers[0].padding))):
+            return regrouped(self._layers, kept, joining, room=longest - max(lengths))
+        # Those who come into an empty batch as they were run need no copy.
+        for layer in layers:
+            layer.reserve(longest)
+        return layers
+
+    def parked(self, row: Row) -> Parked:
+        """Return a copy of what the batch holds of a row that goes on, for it to leave and come back with."""
+        place = self._step.rows.index(row)
+        layers = regrouped([], [], [(self._layers, [place])], room=row.to_come)
+        return Parked(row, layers, self._step.tokens[place : place + 1])
+
+    def clear(self) -> None:
+        """Let go of all rows and of the step in flight."""
+        self._step, self._layers = _no_step(), []
+
+
+def _no_step() -> _Step:
+    return _Step([], mx.zeros(0, mx.uint32), [])
+
+
+def _complete(
+    model: HeliumForCausalLM, requests: Iterator[list[_CompletionRow]], *, batch_size: int, step_size: int
+) -> Generator[Completion, None, None]:
+    waiting, batch = _Waiting(model, requests, step_size), DecodingBatch(model)
+    while True:
+        for row, decoded in batch.advance(waiting.take(batch_size - len(batch.rows))):
+            if completion := cast(_CompletionRow, row).completed(decoded.token):
+                yield completion
+        if batch.is_empty and waiting.is_over:
             break
-        step = following
     waiting.raise_error()
 
 
 class _Waiting:
     """The prompts that have not joined yet. Prefills just as many as there are places for."""
 
-    def __init__(self, model: HeliumForCausalLM, requests: Iterator[list[_Row]], step_size: int) -> None:
+    def __init__(self, model: HeliumForCausalLM, requests: Iterator[list[_CompletionRow]], step_size: int) -> None:
         self.model = model
         self.requests = requests
         self.step_size = step_size
-        self.ready: deque[_Prefilled] = deque()
+        self.ready: deque[Prefilled] = deque()
         self.exhausted = False
         self.error: HeliumError | None = None
 
@@ -279,9 +468,9 @@ class _Waiting:
         """Whether nobody will come any more."""
         return self.exhausted and not self.ready
 
-    def take(self, places: int) -> list[_Prefilled]:
+    def take(self, places: int) -> list[Prefilled]:
         """Return the next rows, at most `places`, in the order of the prompts."""
-        fetched, count = list[list[_Row]](), len(self.ready)
+        fetched, count = list[list[_CompletionRow]](), len(self.ready)
         while count < places and (samples := self._next()):
             fetched.append(samples)
             count += len(samples)
@@ -294,7 +483,7 @@ class _Waiting:
         if self.error:
             raise self.error
 
-    def _next(self) -> list[_Row] | None:
+    def _next(self) -> list[_CompletionRow] | None:
         if self.exhausted:
             return None
         try:
@@ -304,42 +493,57 @@ class _Waiting:
         self.exhausted = samples is None
         return samples
 
-    def _prefill(self, requests: list[list[_Row]]) -> None:
-        prefilled = list[tuple[int, list[_Prefilled]]]()
-        for group in _groups([len(samples[0].request.tokens) for samples in requests], self.step_size):
+    def _prefill(self, requests: list[list[_CompletionRow]]) -> None:
+        prefilled = list[tuple[int, list[Prefilled]]]()
+        for group in groups_of([len(samples[0].request.tokens) for samples in requests], self.step_size):
             layers, logits = prefill_rows(
                 self.model, [requests[place][0].request.tokens for place in group], step_size=self.step_size
             )
             mx.async_eval(logits)
             for row, place in enumerate(group):
                 own = logits[row : row + 1]
-                prefilled.append((place, [_Prefilled(sample, layers, row, own) for sample in requests[place]]))
+                prefilled.append((place, [Prefilled(sample, layers, row, own) for sample in requests[place]]))
         for _, samples in sorted(prefilled, key=lambda each: each[0]):
             self.ready.extend(samples)
+
+
+class PromptRun:
+    """Prompts on their way into a cache together, padded on the left, `step_size` columns at a time."""
+
+    def __init__(self, model: HeliumForCausalLM, prompts: Sequence[Sequence[int]], *, step_size: int) -> None:
+        columns = max(map(len, prompts))
+        padding = [columns - len(prompt) for prompt in prompts]
+        rows = [[0] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]
+        self.model = model
+        self.step_size = step_size
+        self.layers = [BatchKVCache(padding) for _ in range(model.config.num_hidden_layers)]
+        self._ids = mx.array(rows, dtype=mx.int32)
+        for layer in self.layers:
+            layer.reserve(columns)
+
+    def advance(self) -> mx.array | None:
+        """Run the next columns; after the last ones return the logits behind the prompts, (B, vocab_size), lazily."""
+        start, columns = self.layers[0].offset, self._ids.shape[1]
+        caches, lengths = list[KVCache](self.layers), self.layers[0].lengths
+        if start + self.step_size >= columns:
+            return self.model.next_logits(self._ids[:, start:], caches, lengths)
+        embeddings = self.model.model.embed(self._ids[:, start : start + self.step_size])
+        self.model.model.run(embeddings, caches, row_offsets=lengths)
+        mx.eval([layer.state for layer in self.layers])
+        return None
 
 
 def prefill_rows(
     model: HeliumForCausalLM, prompts: Sequence[Sequence[int]], *, step_size: int
 ) -> tuple[list[BatchKVCache], mx.array]:
-    """Run prompts through the model together, padded on the left, `step_size` columns at a time.
-
-    Return their caches and their last logits, (B, vocab_size), lazily.
-    """
-    columns = max(map(len, prompts))
-    padding = [columns - len(prompt) for prompt in prompts]
-    ids = mx.array([[0] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)], dtype=mx.int32)
-    layers = [BatchKVCache(padding) for _ in range(model.config.num_hidden_layers)]
-    for layer in layers:
-        layer.reserve(columns)
-    last = (columns - 1) // step_size * step_size
-    for start in range(0, last, step_size):
-        embeddings = model.model.embed(ids[:, start : start + step_size])
-        model.model.run(embeddings, list(layers), row_offsets=layers[0].lengths)
-        mx.eval([layer.state for layer in layers])
-    return layers, model.next_logits(ids[:, last:], list(layers), layers[0].lengths)
+    """Run prompts through the model together; return their caches and their last logits, (B, vocab_size), lazily."""
+    run = PromptRun(model, prompts, step_size=step_size)
+    while (logits := run.advance()) is None:
+        pass
+    return run.layers, logits
 
 
-def _groups(lengths: Sequence[int], step_size: int) -> list[list[int]]:
+def groups_of(lengths: Sequence[int], step_size: int) -> list[list[int]]:
     """Return which prompts to run together: those of similar length that fit one step; a long one is on its own."""
     groups = list[list[int]]()
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
@@ -351,7 +555,7 @@ def _groups(lengths: Sequence[int], step_size: int) -> list[list[int]]:
     return groups
 
 
-def _by_cache(joining: Sequence[_Prefilled]) -> list[tuple[list[BatchKVCache], list[int]]]:
+def _by_cache(joining: Sequence[Prefilled]) -> list[tuple[list[BatchKVCache], list[int]]]:
     parts = list[tuple[list[BatchKVCache], list[int]]]()
     for each in joining:
         if parts and parts[-1][0] is each.layers:
@@ -361,24 +565,26 @@ def _by_cache(joining: Sequence[_Prefilled]) -> list[tuple[list[BatchKVCache], l
     return parts
 
 
-def _sampled(rows: list[_Row], logits: list[mx.array]) -> _Step:
+def _sampled(rows: Sequence[Row], logits: list[mx.array]) -> _Step:
     """Start computing a token for each row from logits that are (len(rows), vocab_size) when put together."""
     if not rows:
-        return _Step([], mx.zeros(0, mx.uint32))
+        return _no_step()
     scores = logits[0] if len(logits) == 1 else mx.concatenate(logits)
     for row in rows:
         row.begun += 1
     state = list[mx.array]()
-    if _is_plain_greedy(rows[0].sampler.options):
+    if all(row.is_plain_greedy for row in rows):
         tokens = mx.argmax(scores, axis=-1)
     else:
         drawn = []
         for place, row in enumerate(rows):
-            drawn.append(row.sampler(scores[place : place + 1]))
+            drawn.append(row.draw(scores[place : place + 1]))
             state += row.sampler.state
         tokens = mx.concatenate(drawn)
-    mx.async_eval(tokens, state)
-    return _Step(rows, tokens)
+    most = max(row.top_logprobs for row in rows)
+    logprobs = token_logprobs(scores, tokens, most) if most else []
+    mx.async_eval(tokens, state, logprobs)
+    return _Step(rows, tokens, logprobs)
 
 
 def _is_plain_greedy(options: SamplingOptions) -> bool:
@@ -386,8 +592,3 @@ def _is_plain_greedy(options: SamplingOptions) -> bool:
     # What only shapes a draw is put aside; anything else that is set makes the options differ from the plain ones.
     no_draw = dataclasses.replace(options, top_p=1.0, top_k=0, min_p=0.0, repetition_context_size=None, seed=None)
     return no_draw == SamplingOptions()
-
-
-def _require_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise GenerationError(f"{name} is {value}; it must be a whole number, at least 1")

@@ -1,6 +1,7 @@
 """The command `benchmark`: speed and memory on this machine, alone or beside mlx-lm on the same directory.
 
-Figures are medians over the runs, with the smallest and largest beside them, and the ratio is of the medians. `start`
+Figures are medians over the runs, with the smallest and largest beside them, and the ratio is of the medians, above 1
+where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start`
 is the wall time of a whole process that generates one token, with its peak resident memory; everything else is
 measured in a process a program that has the checkpoint loaded, greedily. Peak memory is MLX's own count, weights
 included; graph nodes and bytes a token are counted, not timed (`graph_size`, `benchmark_worker.weight_bytes`).
@@ -23,7 +24,7 @@ from typing import cast
 
 from helium_mlx import __version__
 from helium_mlx.benchmark_measures import Figure, Report, benchmark
-from helium_mlx.terminal import Progress, run_command
+from helium_mlx.terminal import Progress, flags_of, run_command
 
 __all__ = ["Figure", "Report", "benchmark", "build_parser", "main"]
 
@@ -55,9 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = vars(build_parser().parse_args(argv))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
     as_json, plot = options.pop("json"), options.pop("plot")
-    return run_command(lambda: _run(options, as_json=as_json, plot=plot))
+    return run_command(lambda: _run(options, as_json=as_json, plot=plot), flags_of(parser))
 
 
 def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> None:
@@ -77,7 +79,8 @@ def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> N
         rows = [asdict(figure) | {"name": figure.name, "ratio": figure.ratio} for figure in report.figures]
         print(json.dumps({
             "options": dict(options), "machine": machine, "versions": versions,
-            "bandwidth": report.bandwidth, "left_out": report.left_out, "figures": rows,
+            "bandwidth": report.bandwidth, "left_out": report.left_out,
+            "measured_once": report.measured_once, "figures": rows,
         }))  # fmt: skip
         return
     print(f"{place}; memory bandwidth {report.bandwidth / 1e9:.1f} GB/s\n")
@@ -85,13 +88,14 @@ def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> N
 
 
 def table(report: Report, model: str, against: str | None) -> list[str]:
-    """Return the lines of a Markdown table, and one for each row that was left out."""
+    """Return the lines of a Markdown table, and one for each row that was left out or measured once."""
     lines = [f"| {model} | helium_mlx | {against or '-'} | ratio |", "|--|--|--|--|"]
     for figure in report.figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
         lines.append(f"| {figure.name}, {figure.unit} | {_spread(figure.ours)} | {_spread(figure.theirs)} | {ratio} |")
-    left_out = [f"Left out: {reason}" for reason in report.left_out]
-    return [*lines, "", *left_out] if left_out else lines
+    notes = [f"Left out: {reason}" for reason in report.left_out]
+    notes += [f"Measured once: {reason}" for reason in report.measured_once]
+    return [*lines, "", *notes] if notes else lines
 
 
 def _machine() -> dict[str, object]:

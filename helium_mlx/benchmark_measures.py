@@ -3,7 +3,7 @@
 Every program has a process of its own for as long as the benchmark lasts (`benchmark_worker`), so that their memory
 is apart and neither loads twice. A quantity is measured in one program right after the other, the first changing from
 round to round, so that what else the machine does falls on both. The first round warms up caches and kernels and is
-not counted.
+not counted, unless it takes a program so long that warming up makes no difference: then it is the only one.
 """
 
 import json
@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from helium_mlx.errors import HeliumError
+from helium_mlx.errors import HeliumError, UsageError
 from helium_mlx.memory import resident_bytes
 
 OURS = "helium_mlx"
@@ -30,6 +31,9 @@ PEAK_PROMPT = 4096
 """Tokens of the prompt whose peak memory is measured, where the context has room for them."""
 
 PEAK_STEP_SIZE = 512
+
+SLOW = 15.0
+"""Seconds above which a program is measured once."""
 
 # Fewer tokens behind a context than this say little about speed.
 _FEWEST_TOKENS = 16
@@ -75,16 +79,21 @@ SHARE = "share of the bandwidth at context {}"
 
 @dataclass(frozen=True)
 class Report:
-    """All figures, the memory bandwidth in bytes a second, and which rows did not fit the model's context."""
+    """All figures, the memory bandwidth in bytes a second, which rows did not fit the model's context, and which took a
+    program so long that they were measured once."""
 
     figures: list[Figure]
     bandwidth: float
     left_out: list[str]
+    measured_once: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Row:
-    """A quantity to measure: the request to a worker, the factor to the unit, and the values so far by program."""
+    """A quantity to measure: the request to a worker, the factor to the unit, and the values so far by program.
+
+    `slow` has the seconds that one measurement took, by program, where those were more than `SLOW`.
+    """
 
     quantity: str
     tokens: int | None
@@ -94,6 +103,12 @@ class Row:
     factor: float = 1.0
     once: bool = False
     values: dict[str, list[float]] = field(default_factory=dict)
+    slow: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The quantity with its length."""
+        return self.quantity.format(f"{self.tokens:,}")
 
 
 class Worker:
@@ -171,13 +186,16 @@ def benchmark(
     Lengths that the model's context has no room for are left out and named in the report. `on_progress(done, total)`
     is called after every measurement.
 
-    Raises HeliumError for numbers out of range, and if mlx-lm is asked for and is not installed or cannot open the
-    directory.
+    Raises UsageError for numbers out of range, and HeliumError if mlx-lm is asked for and is not installed or cannot
+    open the directory.
     """
     from helium_mlx.hub import resolve
 
-    if min(*prompt_tokens, *contexts, generation_tokens - 1, runs) < 1:
-        raise HeliumError("prompt-tokens, contexts and runs must be at least 1, and generation-tokens at least 2")
+    lengths = {"prompt_tokens": prompt_tokens, "contexts": contexts, "runs": [runs]}
+    for name, values in {**lengths, "generation_tokens": [generation_tokens]}.items():
+        least = 2 if name == "generation_tokens" else 1
+        if min(values) < least:
+            raise UsageError(f"{name} is {min(values)}; it must be at least {least}")
     if against is not None and find_spec("mlx_lm") is None:
         raise HeliumError("--against mlx-lm needs mlx-lm; install it with: pip install mlx-lm")
     directory = resolve(model)
@@ -191,7 +209,10 @@ def benchmark(
             Figure(row.quantity, row.tokens, row.unit, row.larger_is_better, *_by_program(row, against)) for row in rows
         ]
         figures += _bandwidth_figures(workers, rows, generation_tokens, bandwidth, against)
-    return Report(figures, bandwidth, left_out)
+    measured_once = [
+        f"{row.name}, {program}: a run takes {seconds:.0f} s" for row in rows for program, seconds in row.slow.items()
+    ]
+    return Report(figures, bandwidth, left_out, measured_once)
 
 
 def tokens_behind(context: int, limit: int, wanted: int) -> int:
@@ -222,7 +243,7 @@ def _rows(
         ),
         Row(NODES, None, "nodes", False, lambda worker: worker.ask("nodes"), once=True),
     ]  # fmt: skip
-    return rows, [f"{row.quantity.format(f'{row.tokens:,}')}: the model's context is {limit:,}" for row in left_out]
+    return rows, [f"{row.name}: the model's context is {limit:,}" for row in left_out]
 
 
 def _take_turns(
@@ -251,11 +272,15 @@ def _take_turns(
             note(list(zip(starts, measured, strict=True)) if run else [], worker)
         for row in rows:
             for worker in order:
-                if not row.once:
-                    value = row.measure(worker)
-                    note([(row, value)] if run else [], worker)
-                elif run == runs:
-                    note([(row, row.measure(worker))], worker)
+                if worker.program in row.slow or (row.once and run < runs):
+                    continue
+                began = time.perf_counter()
+                value = row.measure(worker)
+                took = time.perf_counter() - began
+                if took > SLOW and run == 0:
+                    row.slow[worker.program] = took
+                    total -= runs
+                note([(row, value)] if run or row.slow.get(worker.program) else [], worker)
     rows[:0] = starts
 
 

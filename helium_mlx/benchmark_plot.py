@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from helium_mlx.benchmark_measures import DECODE, Figure
-from helium_mlx.errors import HeliumError
+from helium_mlx.errors import HeliumError, UsageError
 
 FORMATS = (".svg", ".png", ".pdf")
 
@@ -19,7 +19,7 @@ _COLORS = ("#0b6e4f", "#8a8f98")
 def check_plot(path: str) -> None:
     """Raise HeliumError unless `draw` can write `path`; to be asked before a long measurement."""
     if Path(path).suffix not in FORMATS:
-        raise HeliumError(f"--plot is {path}; its name must end in {', '.join(FORMATS)}")
+        raise UsageError(f"--plot is {path}; its name must end in {', '.join(FORMATS)}")
     if not Path(path).parent.is_dir():
         raise HeliumError(f"--plot is {path}, and there is no directory {Path(path).parent}; make it first")
     if find_spec("matplotlib") is None:

@@ -5,7 +5,8 @@ model does not need to know how keys and values are stored (`kv_storage.py`) or 
 (here), or the first and the last (`rotating_cache.py`). Any storage goes with any of the two.
 
 Interface: `offset` (tokens seen, hence the position of the next), `mask(length)` for a call with `length` new tokens,
-`attend(queries, keys, values)`, `nbytes`, `state` (the arrays to evaluate), `trimmable`, `trim(n)`, `copy()`.
+`attend(queries, keys, values)`, `nbytes`, `state` (the arrays to evaluate), `trimmable`, `trim(n)`, `copy()`, and
+`in_use`, while a run of `stream_generate` has it.
 """
 
 import copy
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
-from helium_mlx.kv_storage import PlainStorage, QuantizedStorage, Storage
+from helium_mlx.kv_storage import PlainStorage, QuantizedStorage, Storage, require_group_size
 from helium_mlx.masks import Mask, causal_mask
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class KVCache:
         self.storage: Storage = PlainStorage() if storage is None else storage
         self.offset = 0
         self.reserved = 0
+        self.in_use = False
         self.dtype: mx.Dtype | None = None
         self._held: list[mx.array] = []
 
@@ -75,6 +77,7 @@ class KVCache:
     def copy(self: Cache) -> Cache:
         """Return a cache that holds the same and goes its own way; memory is shared until one of the two is written."""
         other = copy.copy(self)
+        other.in_use = False
         # Writing to a slice of an mx.array changes the Python object, which the two must not share.
         other._held = [copy.copy(part) for part in self._held]
         return other
@@ -83,6 +86,7 @@ class KVCache:
         """Return an empty cache of the same kind."""
         other = copy.copy(self)
         other.offset, other.reserved, other.dtype, other._held = 0, 0, None, []
+        other.in_use = False
         return other
 
     @property
@@ -209,6 +213,7 @@ def caches_for(
     """Return what `make_cache` returns for a model of this config."""
     from helium_mlx.rotating_cache import RotatingKVCache
 
+    require_group_size(kv_group_size)
     if kv_bits is not None:
         QuantizedStorage(kv_bits, kv_group_size).require_fit(config.head_dim)
 

@@ -8,6 +8,8 @@ or so, is not: the limit that Metal recommends leaves room for that. Sizes are b
 """
 
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -16,6 +18,9 @@ from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import GenerationError
 from helium_mlx.kv_storage import KV_GROUP_SIZES
 from helium_mlx.rotating_cache import SPARE
+
+if TYPE_CHECKING:
+    from helium_mlx.model import HeliumForCausalLM
 
 
 def bytes_per_token(
@@ -90,7 +95,7 @@ def require_fits(
 ) -> None:
     """Raise GenerationError if weights and a cache of `tokens` tokens are over `limit`, by default the working set.
 
-    The error has the figures and the flags of which each would make it fit.
+    The error has the figures and the options of which each would make it fit.
     """
     limit = working_set_bytes() if limit is None else limit
     needed = cache_bytes(
@@ -98,14 +103,44 @@ def require_fits(
     )
     if limit is None or weights_bytes + needed <= limit:
         return
-    room = limit - weights_bytes
-    raise GenerationError(
-        f"weights of {_gigabytes(weights_bytes)} and a KV cache of {_gigabytes(needed)} for {tokens} tokens are over "
-        f"the {_gigabytes(limit)} that this device recommends; "
-        + (
-            _remedy(config, tokens, room, max_kv_size, kv_bits, kv_group_size, dtype)
-            or "take a smaller or quantized model"
-        )
+    remedy = _remedy(config, tokens, limit - weights_bytes, max_kv_size, kv_bits, kv_group_size, dtype)
+    raise _too_large(weights_bytes, needed, f"{tokens} tokens", limit, remedy)
+
+
+def require_run_fits(model: "HeliumForCausalLM", tokens: int, kind: Mapping[str, int]) -> None:
+    """Raise GenerationError unless a run of `tokens` tokens, prompt included, fits beside the weights of `model`.
+
+    `kind`: the settings of its cache, `KVCache.kind`.
+    """
+    require_fits(
+        weights_bytes(model), model.config, tokens, dtype=model.model.norm.weight.dtype,
+        max_kv_size=kind.get("max_size"), kv_bits=kind.get("bits"), kv_group_size=kind.get("group_size", 64),
+    )  # fmt: skip
+
+
+def require_batch_fits(model: "HeliumForCausalLM", rows: int, tokens: int) -> None:
+    """Raise GenerationError unless `rows` rows of `tokens` tokens, prompts included, fit beside the weights of `model`.
+
+    A row takes as much as the longest beside it (`batch_cache.py`), so `tokens` are those of the longest.
+    """
+    limit, weights = working_set_bytes(), weights_bytes(model)
+    each = cache_bytes(model.config, tokens, dtype=model.model.norm.weight.dtype)
+    if limit is None or weights + rows * each <= limit:
+        return
+    fitting = (limit - weights) // each
+    what = f"{rows} rows of {tokens} tokens"
+    raise _too_large(weights, rows * each, what, limit, f"give batch_size {fitting}" if fitting > 0 else "")
+
+
+def weights_bytes(model: "HeliumForCausalLM") -> int:
+    """Return what the weights of a model take; counts them, which takes a tenth of a millisecond or a few."""
+    return sum(tensor.nbytes for tensor in model.tensors().values())
+
+
+def _too_large(weights: int, cache: int, what: str, limit: int, remedy: str) -> GenerationError:
+    return GenerationError(
+        f"weights of {_gigabytes(weights)} and a KV cache of {_gigabytes(cache)} for {what} are over the "
+        f"{_gigabytes(limit)} that this device recommends; {remedy or 'take a smaller or quantized model'}"
     )
 
 
@@ -118,20 +153,20 @@ def _remedy(
     kv_group_size: int,
     dtype: mx.Dtype,
 ) -> str:
-    """Return the flags that make the cache fit into `room` bytes; "" if none does."""
-    flags: list[str] = []
+    """Return the options that make the cache fit into `room` bytes; "" if none does."""
+    options: list[str] = []
     for bits in (8, 4):
         group = kv_group_size if config.head_dim % kv_group_size == 0 else _group_size(config.head_dim)
         if group is None or (kv_bits is not None and bits >= kv_bits):
             continue
         size = cache_bytes(config, tokens, max_kv_size=max_kv_size, kv_bits=bits, kv_group_size=group, dtype=dtype)
         if size <= room:
-            flags.append(f"--kv-bits {bits}" + ("" if group == kv_group_size else f" --kv-group-size {group}"))
+            options.append(f"kv_bits {bits}" + ("" if group == kv_group_size else f" with kv_group_size {group}"))
             break
     slots = room // bytes_per_token(config, kv_bits=kv_bits, kv_group_size=kv_group_size, dtype=dtype)
     if slots - SPARE >= 2:
-        flags.append(f"--max-kv-size {slots - SPARE}")
-    return f"give {' or '.join(flags)}" if flags else ""
+        options.append(f"max_kv_size {slots - SPARE}")
+    return f"give {' or '.join(options)}" if options else ""
 
 
 def _group_size(head_dim: int) -> int | None:

@@ -3,9 +3,9 @@
 Sequential: what a matrix is given comes from the layers before it as they were rounded already. With GPTQ, what it is
 to give in return is what the source's own matrix gives from the source's own inputs, so that every layer makes up for
 those before it as far as a matrix can, by least squares; where its outputs are added to the residual stream, for what
-that lacks, too (compare GPTAQ, arXiv:2504.02692). Every matrix is rounded plainly as well, and the calibrated rounding
-is kept where it errs less on windows that nothing was fitted to. The same windows say, at the end, how far either model
-is from its source.
+that lacks, too (compare GPTAQ, arXiv:2504.02692). Every matrix is rounded plainly, too, and the calibrated rounding is
+kept where it errs less on windows that nothing was fitted to. The same windows say, at the end, how far either model is
+from its source.
 
 The embedding is fitted without weights: its rows are used one by one, so there are no inputs to weigh them by.
 """

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from helium_mlx import backend, kyutai_layout, layout
 from helium_mlx.activations import XIELU
@@ -230,6 +231,10 @@ def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dty
     }
     model.load_weights(list(weights.items()))
     del weights
+    multiplying = (nn.Linear, nn.Embedding) if config.tie_word_embeddings else nn.Linear
+    for module in model.modules():
+        if isinstance(module, multiplying):
+            module.weight = backend.for_products(module.weight)
     # One layer at a time: the parts of a merged projection are let go before the next layer is read.
     for layer in model.body.layers:
         mx.eval(layer.parameters())

@@ -10,6 +10,8 @@ COMMANDS = {
     "generate": "stream a completion of a prompt",
     "convert": "convert Hugging Face weights to MLX, optionally quantized",
     "compare": "measure how far a checkpoint is from its reference: KL, top-1, perplexity",
+    "export": "export a checkpoint as a bundle that C++ and Swift can run",
+    "upload": "publish a converted directory on the Hugging Face Hub",
     "benchmark": "measure speed and memory on this machine, beside mlx-lm",
     "selfcheck": "prove this machine's MLX backend against stored outputs of transformers",
 }

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from helium_mlx.comparison_report import ComparedModel, ComparisonReport, LanguageFigures
 from helium_mlx.config import DTYPES
@@ -45,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, help="dtype that both compute in (default: the wider of their own)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a candidate instead of tables")
     parser.add_argument(
+        "--update-card", action="store_true", help="write the table into the card of B, a directory that convert made"
+    )
+    parser.add_argument(
         "--plot", metavar="FILE",
         help="draw a .svg, .png or .pdf: KL by group of layers, or with several candidates KL over size",
     )  # fmt: skip
@@ -65,8 +69,10 @@ def _compare(
     languages: list[str] | None,
     json: bool,
     plot: str | None,
+    update_card: bool,
     **options: object,
 ) -> None:
+    from helium_mlx import card_quality
     from helium_mlx.comparison import compare_all
     from helium_mlx.comparison_text import bundled_documents, documents_of_files
 
@@ -76,6 +82,8 @@ def _compare(
         from helium_mlx.benchmark_plot import check_plot
 
         check_plot(plot)
+    for candidate in candidates if update_card else []:
+        card_quality.require_card(Path(candidate))
     documents = bundled_documents(languages) if text is None else documents_of_files(text)
     reports: list[ComparisonReport] = []
     for report in compare_all(
@@ -88,6 +96,8 @@ def _compare(
     ):
         reports.append(report)
         _print(report, as_json=json, is_first=len(reports) == 1)
+        if update_card:
+            card_quality.update_card(Path(report.candidate.name), report)
     if len(reports) > 1 and not json:
         print("\n" + "\n".join(summary(reports)))
     if plot is not None:

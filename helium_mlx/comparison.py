@@ -86,7 +86,7 @@ def compare_all(
     size = _window_size(window, [ours, *others])
     text = _encoded(documents, ours, size)
     texts = [_encoded(documents, other, size) for other in others]
-    alike = [_is_alike(ours, text, *pair) for pair in zip(others, texts, strict=True)]
+    alike = [text == theirs for theirs in texts]
     groups = [
         _groups(ours, other, is_alike) if by_layers else {} for other, is_alike in zip(others, alike, strict=True)
     ]
@@ -146,12 +146,6 @@ def _encoded(documents: Sequence[Document], side: Side, size: int) -> EncodedTex
                 f"{side.name}: its tokenizer gives the id {max(ids)}, and the model has {side.vocab_size} rows"
             )
     return encoded_text(ids_of_documents, first=side.bos, size=size)
-
-
-def _is_alike(ours: Side, text: EncodedText, other: Side, theirs: EncodedText) -> bool:
-    """Whether the two models predict the same tokens out of as many, so that distributions can be compared."""
-    sizes = {side.vocab_size for side in (ours, other)} - {None}
-    return text == theirs and len(sizes) < 2
 
 
 def _counting(total: int, on_progress: OnProgress | None) -> Callable[[int], None]:

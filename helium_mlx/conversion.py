@@ -22,27 +22,29 @@ from helium_mlx.bit_allocation import Allocation, allocate
 from helium_mlx.calibrated_rounding import RoundingOutcome, rounded_rows
 from helium_mlx.calibration import CalibrationReport, Windows, calibration_windows
 from helium_mlx.card import CardFacts, interoperability_warnings, model_card
+from helium_mlx.card_quality import update_card
 from helium_mlx.checkpoint import CODE_KEYS, INDEX_FILE, Checkpoint, open_checkpoint
+from helium_mlx.comparison import compare
 from helium_mlx.config import CONFIG_FILE, HeliumConfig
 from helium_mlx.conversion_options import ConversionOptions
+from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE
 from helium_mlx.errors import CheckpointError, HeliumError, TokenizerError
 from helium_mlx.file_hashes import file_hashes, hashing
 from helium_mlx.generation_config import GENERATION_CONFIG_FILE, GenerationConfig
 from helium_mlx.hub import resolve
 from helium_mlx.memory import peak_resident_memory
+from helium_mlx.publishing import publish, require_ready
 from helium_mlx.quantization import ModuleSettings, config_entry, unquantized
 from helium_mlx.safetensors_header import FLOAT_DTYPES
 from helium_mlx.safetensors_writer import TensorPlan, plan_bytes
 from helium_mlx.saving import architecture_name, generation_values
+from helium_mlx.source_card import GEMMA_NOTICE_HASH, NOTICE_FILE, copy_licences, licence_files, needs_notice
 from helium_mlx.tensor_reader import MLX_DTYPES
 from helium_mlx.tokenizer import JSON_FILE, HeliumTokenizer
 from helium_mlx.verification import NOTE, Expected, prompt_ids
 from helium_mlx.verification import verify as compare_with_source
 from helium_mlx.weight_conversion import converted_rows
 from helium_mlx.weight_files import new_directory, open_weights, write_json
-
-CONVERSION_FILE = "conversion.json"
-CARD_FILE = "README.md"
 
 OnProgress = Callable[[int, int], None]
 
@@ -102,8 +104,12 @@ def convert(
     overwrite: bool = False,
     verify: bool = True,
     max_shard_size: int | str | None = None,
+    measure: bool = False,
+    upload_repo: str | None = None,
     on_progress: OnProgress | None = None,
     on_verification: OnProgress | None = None,
+    on_comparison: OnProgress | None = None,
+    on_upload: OnProgress | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
@@ -121,28 +127,28 @@ def convert(
     was written and compares it with the source before that (see `verification.py`). `on_progress(done, total)` counts
     bytes written, `on_verification(done, total)` steps of the verification.
 
-    Raises CheckpointError, ConfigError, QuantizationError or TokenizerError; nothing is left behind then.
+    `measure` compares the result with its source (see `comparison.py`; minutes for 2 billion parameters) and writes
+    the table into the card; `on_comparison(done, total)` counts tokens then.
+    `upload_repo` is the Hub's repository to publish the result in afterwards (see `publishing.py`); `on_upload(done,
+    total)` counts bytes then. The directory is kept if that fails.
+
+    Raises CheckpointError, ConfigError, QuantizationError or TokenizerError; nothing is left behind then. Raises
+    UploadError for an upload that is bound to fail, before any work, or that failed.
     """
+    if upload_repo is not None:
+        require_ready(upload_repo, verify=verify)
     options = ConversionOptions(
-        quantize,
-        q_bits,
-        q_group_size,
-        q_mode,
-        recipe,
-        dequantize,
-        dtype,
-        to,
-        max_shard_size,
-        rounding,
-        target_bpw,
+        quantize, q_bits, q_group_size, q_mode, recipe, dequantize, dtype, to, max_shard_size, rounding, target_bpw,
         calibration_text,
-    )
+    )  # fmt: skip
     start = time.perf_counter()
     mx.reset_peak_memory()
     destination = Path(mlx_path)
     _require_free(destination, overwrite=overwrite)
     plan = _plan(open_checkpoint(resolve(hf_path, revision=revision), architecture=None), options)
     source, config = plan.source, plan.config
+    if measure and source.architecture != "ForCausalLM":
+        raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
     if destination.resolve() == source.directory.resolve():
         raise CheckpointError(f"{destination} is the source itself; write to another directory")
     _require_encodable(plan)
@@ -167,6 +173,8 @@ def convert(
             for_transformers=to == "hf",
             architecture=source.architecture,
             warnings=_warnings(plan, figures, calibration),
+            total_bytes=plan.total_bytes,
+            source_files=source_hashes(),
         )
         card = model_card(facts, source.directory, config)
         # "replace": a path that is no UTF-8 may be in it.
@@ -197,7 +205,19 @@ def convert(
         if overwrite:
             # Again: somebody may have put a file there meanwhile.
             _require_free(destination, overwrite=True)
+    if measure:
+        report = _measured(report, source, on_comparison)
+    if upload_repo is not None:
+        publish(destination, upload_repo, on_progress=on_upload)
     return report
+
+
+def _measured(report: ConversionReport, source: Checkpoint, on_progress: OnProgress | None) -> ConversionReport:
+    """Compare a conversion with its source, and write what was found into its card; return the report anew."""
+    destination = Path(report.mlx_path)
+    comparison = compare(source.directory, destination, on_progress=on_progress)
+    update_card(destination, comparison, reference=report.source if report.revision else None)
+    return replace(report, files=report.files | file_hashes([destination / CARD_FILE]))
 
 
 @dataclass(frozen=True)
@@ -235,7 +255,7 @@ class _Plan:
         """What the result is made from."""
         names = [CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE]
         beside = [path for name in names if (path := self.source.directory / name).is_file()]
-        return [*beside, *self.tokenizer.files, *self.source.files]
+        return [*beside, *licence_files(self.source.directory), *self.tokenizer.files, *self.source.files]
 
 
 def _plan(source: Checkpoint, options: ConversionOptions) -> _Plan:
@@ -331,6 +351,7 @@ def _write_configs(plan: _Plan, directory: Path, destination: Path) -> None:
         raise TokenizerError(str(error).replace(str(directory), str(destination))) from None
     for name, values in plan.json_files.items():
         write_json(directory / name, values)
+    copy_licences(plan.source.directory, plan.source.config, directory)
     if GENERATION_CONFIG_FILE not in plan.json_files:
         shutil.copyfile(plan.source.directory / GENERATION_CONFIG_FILE, directory / GENERATION_CONFIG_FILE)
 
@@ -397,9 +418,11 @@ def _write_rows(
 
 
 def _expected(plan: _Plan, files: dict[str, str], source_files: dict[str, str], *, is_plain: bool) -> Expected:
-    names = [path.name for path in plan.tokenizer.files]
+    names = [path.name for path in (*plan.tokenizer.files, *licence_files(plan.source.directory))]
     names += [] if GENERATION_CONFIG_FILE in plan.json_files else [GENERATION_CONFIG_FILE]
     copies = {name: source_files[name] for name in names}
+    if needs_notice(plan.source.directory, plan.source.config):
+        copies[NOTICE_FILE] = GEMMA_NOTICE_HASH
     return Expected(plan.tensors, plan.settings, plan.dtype, plan.json_files, copies, files, is_plain)
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from dataclasses import fields
 
 from helium_mlx.config import DTYPES
+from helium_mlx.errors import HeliumError, UsageError
 from helium_mlx.quantization import MODES
 from helium_mlx.recipes import RECIPES
 from helium_mlx.rounding import ROUNDINGS
-from helium_mlx.terminal import Progress, run_command
+from helium_mlx.terminal import Progress, flags_of, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--to", choices=("mlx", "hf"), default="mlx", help="what the result is for: mlx (default), or hf: transformers"
     )
     parser.add_argument("--max-shard-size", metavar="SIZE", help="cut weight files at, say, 2GB (default: 5GB)")
+    parser.add_argument(
+        "--measure", action="store_true", help="compare the result with its source, and put the table into its card"
+    )
+    parser.add_argument("--upload-repo", metavar="USER/NAME", help="publish the result there, on the Hugging Face Hub")
     parser.add_argument("--overwrite", action="store_true", help="replace the directory if it is there already")
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="do not compare what was written with the source"
@@ -50,17 +56,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = vars(build_parser().parse_args(argv))
-    return run_command(lambda: _convert(**options))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    # As errors about a quantization call them, be it asked for or a checkpoint's own.
+    flags = {**flags_of(parser), "bits": "--q-bits", "group_size": "--q-group-size"}
+    return run_command(lambda: _convert(**options), flags)
 
 
 def _convert(**options: object) -> None:
     from helium_mlx.conversion import convert
+    from helium_mlx.hub_session import upload_progress
 
+    _require_usable(options)
     report = convert(
         **options,  # pyright: ignore[reportArgumentType]
         on_progress=Progress("Converting"),
         on_verification=Progress("Verifying"),
+        on_comparison=Progress("Comparing"),
+        on_upload=upload_progress() if options["upload_repo"] else None,
     )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -72,6 +85,19 @@ def _convert(**options: object) -> None:
         f"{report.peak_resident_memory / 1e6:.0f} MB of memory",
         file=sys.stderr,
     )
+    if options["upload_repo"]:
+        print(f"published as {options['upload_repo']}", file=sys.stderr)
+
+
+def _require_usable(options: dict[str, object]) -> None:
+    """Raise UsageError, before any checkpoint is looked at, for options that no checkpoint could be converted with."""
+    from helium_mlx.conversion_options import ConversionOptions
+
+    shaping = {field.name: options[field.name] for field in fields(ConversionOptions)}
+    try:
+        ConversionOptions(**shaping)  # pyright: ignore[reportArgumentType]
+    except HeliumError as error:
+        raise UsageError(str(error).removeprefix("quantization ")) from None
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class SentencePieceDetokenizer:
 
     def __init__(self, piece_of: Callable[[int], Piece], *, dummy_prefix: DummyPrefix) -> None:
         self._piece_of = piece_of
-        self._dummy_prefix = dummy_prefix
+        self.dummy_prefix: DummyPrefix = dummy_prefix
         self._at_start = dummy_prefix != "kept"
         self._pending = bytearray()
 
@@ -134,13 +134,13 @@ class SentencePieceDetokenizer:
         text = self._started(self._take_characters(final=True))
         if self._at_start and piece.startswith(WORD_SEPARATOR):
             piece = piece[1:]
-            self._at_start = self._dummy_prefix == "every"
+            self._at_start = self.dummy_prefix == "every"
         return text + self._started(piece.replace(WORD_SEPARATOR, " "))
 
     def finish(self) -> str:
         """See `StreamingDetokenizer.finish`."""
         text = self._take_characters(final=True)
-        self._at_start = self._dummy_prefix != "kept"
+        self._at_start = self.dummy_prefix != "kept"
         return text
 
     def _started(self, text: str) -> str:

@@ -25,6 +25,14 @@ class GenerationError(HeliumError, ValueError):
     """Generation options that are out of range or exclude each other."""
 
 
+class UsageError(HeliumError, ValueError):
+    """Options, whatever they are to act on, that are out of range or exclude each other: exit status 2."""
+
+
+class OptionError(GenerationError, UsageError):
+    """An option of generation that is out of range; the message begins with its name."""
+
+
 class ContextOverflowError(GenerationError):
     """A prompt, or a prompt with its completion, longer than the model's context."""
 
@@ -39,3 +47,15 @@ class ComparisonError(HeliumError, ValueError):
 
 class UploadError(HeliumError):
     """An upload that the Hub refused or that could not be finished."""
+
+
+class BundleError(HeliumError):
+    """A bundle that is missing, damaged, or made for another backend or another version of MLX."""
+
+
+class EngineError(HeliumError):
+    """An engine that was closed, whose worker has died, or that belongs to another process."""
+
+
+class EngineMemoryError(EngineError):
+    """Weights and caches that do not fit under an engine's `memory_limit`; the message has the figures."""

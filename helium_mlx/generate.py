@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from helium_mlx.config import DTYPES
-from helium_mlx.errors import GenerationError
-from helium_mlx.terminal import Progress, run_command
+from helium_mlx.errors import GenerationError, OptionError
+from helium_mlx.terminal import Progress, flags_of, run_command
 
 if TYPE_CHECKING:
     from helium_mlx.generation import GenerationChunk
@@ -33,7 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", "-p", help="text to continue; - reads standard input")
     prompts.add_argument(
-        "--prompt-file", metavar="FILE", help="prompts, one a line or in JSON lines, completed in batches; - is stdin"
+        "--prompt-file",
+        metavar="FILE",
+        help="prompts, completed in batches; - is stdin. One a line; JSON lines if the name ends in .jsonl (strings or "
+        'objects with "prompt") or the first line is an object',
     )
     parser.add_argument("--output", metavar="FILE", help="with --prompt-file: where results go; gone on with if there")
     parser.add_argument("--batch-size", type=int, default=16, help="rows computed together (default: %(default)s)")
@@ -75,15 +78,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prefill-step-size", type=int, default=512, help="prompt tokens to run at a time")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in (default: the checkpoint's)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a token instead of text")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON: an object a token, or a completion where there are several"
+    )
     parser.add_argument("--quiet", "-q", action="store_true", help="no statistics and no progress")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = vars(build_parser().parse_args(argv))
-    return run_command(lambda: _generate(**options))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    return run_command(lambda: _generate(**options), flags_of(parser))
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -109,13 +115,13 @@ def _generate(
     from helium_mlx.loading import load
 
     _require_together(prompt_file, output, prompt_cache, options)
+    options["logit_bias"] = dict(logit_bias) or None
+    _require_in_range(**options)  # pyright: ignore[reportArgumentType]
     # The shell's bytes are UTF-8, whatever the locale made of them.
     text = _read_prompt() if prompt == "-" else os.fsencode(prompt or "").decode("utf-8", errors="replace")
     network, tokenizer = load(model, revision=revision, dtype=dtype)
-    options["logit_bias"] = dict(logit_bias) or None
     if prompt_file is not None:
-        name = model if revision is None else f"{model}@{revision}"
-        _complete_file(network, tokenizer, prompt_file, output, name, **options)  # pyright: ignore[reportArgumentType]
+        _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
         return
     warning = tokenizer.trailing_space_warning(text)
     if warning and not options["quiet"]:
@@ -129,15 +135,42 @@ def _generate(
 def _require_together(
     prompt_file: str | None, output: str | None, prompt_cache: str | None, options: dict[str, object]
 ) -> None:
-    """Raise GenerationError for flags that do not go together."""
+    """Raise OptionError for flags that do not go together."""
     many = "--prompt-file" if prompt_file is not None else "--num-samples" if options["num_samples"] != 1 else None
     if output is not None and prompt_file is None:
-        raise GenerationError("--output is for the results of --prompt-file; redirect standard output instead")
+        raise OptionError("--output is for the results of --prompt-file; redirect standard output instead")
     single = {"--prompt-cache": prompt_cache, "--max-kv-size": options["max_kv_size"], "--kv-bits": options["kv_bits"],
               "--prompt-lookup": options["prompt_lookup"] or None}  # fmt: skip
     given = [flag for flag, value in single.items() if value is not None]
     if many and given:
-        raise GenerationError(f"{given[0]} is for a single completion and does not go with {many}; leave one out")
+        raise OptionError(f"{given[0]} is for a single completion and does not go with {many}; leave one out")
+
+
+def _require_in_range(
+    *,
+    kv_bits: int | None,
+    kv_group_size: int,
+    max_kv_size: int | None,
+    stop: list[str],
+    **options: object,
+) -> None:
+    """Raise OptionError, before a model is loaded or downloaded, for what no model could be run with."""
+    from helium_mlx.batching import MAX_SAMPLES
+    from helium_mlx.kv_storage import QuantizedStorage
+    from helium_mlx.option_values import require_whole
+    from helium_mlx.rotating_cache import RotatingKVCache
+    from helium_mlx.sampling import SamplingOptions
+    from helium_mlx.stopping import StopStrings
+
+    SamplingOptions(**{name: options[name] for name in SamplingOptions.__dataclass_fields__})  # pyright: ignore
+    for name in ("max_tokens", "batch_size", "prefill_step_size"):
+        require_whole(name, options[name], 1)
+    require_whole("num_samples", options["num_samples"], 1, MAX_SAMPLES)
+    require_whole("prompt_lookup", options["prompt_lookup"], 0)
+    StopStrings(stop)
+    QuantizedStorage(8 if kv_bits is None else kv_bits, kv_group_size)
+    if max_kv_size is not None:
+        RotatingKVCache(max_kv_size)
 
 
 def _complete(
@@ -165,7 +198,7 @@ def _complete(
     total = len(tokens) + max_tokens
     if max_kv_size is None:
         total = min(total, model.config.max_position_embeddings)
-    memory = _memory_of(model, total, **kind)
+    memory = _memory_of(model, total, **kind) if total >= LONG_RUN and not quiet else None
     stored, held = None, 0
     if prompt_cache is None:
         cache = make_cache(model, **kind)  # pyright: ignore[reportArgumentType]
@@ -187,7 +220,7 @@ def _complete(
         on_progress=Progress("Prompt", quiet=quiet) if len(tokens) - held > prefill_step_size else None,
         **options,  # pyright: ignore[reportArgumentType]
     )
-    if total >= LONG_RUN and not quiet:
+    if memory:
         print(memory, file=sys.stderr)
     generated: list[int] = []
     try:
@@ -206,13 +239,9 @@ def _noting(chunks: "Iterator[GenerationChunk]", tokens: list[int]) -> "Iterator
 
 
 def _memory_of(model: "HeliumForCausalLM", tokens: int, **kind: object) -> str:
-    """Return what the cache of a run takes; raise GenerationError if it does not fit beside the weights."""
-    from helium_mlx import cache_memory
+    from helium_mlx.cache_memory import describe
 
-    settings = {**kind, "dtype": model.model.norm.weight.dtype}
-    weights = sum(tensor.nbytes for tensor in model.tensors().values())
-    cache_memory.require_fits(weights, model.config, tokens, **settings)  # pyright: ignore[reportArgumentType]
-    return cache_memory.describe(model.config, tokens, **settings)  # pyright: ignore[reportArgumentType]
+    return describe(model.config, tokens, dtype=model.model.norm.weight.dtype, **kind)  # pyright: ignore
 
 
 def _for_batches(options: dict[str, object]) -> dict[str, object]:
@@ -232,10 +261,11 @@ def _complete_samples(
     **options: object,
 ) -> None:
     from helium_mlx.batching import batch_generate
+    from helium_mlx.prompt_file import result_fields
 
     for completion in batch_generate(model, tokenizer, [text], samples=num_samples, **_for_batches(options)):  # pyright: ignore
         if json:
-            _print_object(asdict(completion))
+            _print_object(result_fields(completion, several=True))
         else:
             print(f"[{completion.sample + 1}/{num_samples}] {completion.text}", flush=True)
 
@@ -245,7 +275,6 @@ def _complete_file(
     tokenizer: "HeliumTokenizer",
     path: str,
     output: str | None,
-    name: str,
     *,
     num_samples: int,
     json: bool,
@@ -255,8 +284,8 @@ def _complete_file(
     from helium_mlx.prompt_file import run_prompt_file
 
     report = run_prompt_file(
-        model, tokenizer, path, output, model_name=name, samples=num_samples,
-        on_progress=Progress("Prompts", quiet=quiet), **_for_batches(options),
+        model, tokenizer, path, output, samples=num_samples, on_progress=Progress("Prompts", quiet=quiet),
+        on_notice=lambda notice: None if quiet else print(notice, file=sys.stderr), **_for_batches(options),
     )  # fmt: skip
     if not quiet:
         there = f", {report.already_there} were there already" if report.already_there else ""
@@ -276,18 +305,23 @@ def _print_json(chunks: "Iterator[GenerationChunk]") -> None:
 
 
 def _print_object(values: dict[str, object]) -> None:
-    print(json.dumps(values, ensure_ascii=False), flush=True)
+    # Where a character cannot be printed, JSON has another way to write it.
+    printable = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
+    print(json.dumps(values, ensure_ascii=not printable), flush=True)
 
 
 def _print_text(chunks: "Iterator[GenerationChunk]", *, quiet: bool, guesses: bool) -> None:
-    chunk, guessed = None, 0
+    chunk = None
     for chunk in chunks:
-        guessed += chunk.from_draft
         print(chunk.text, end="", flush=True)
     print(flush=True)
     if chunk and guesses and not quiet:
-        passes = chunk.generated_tokens - guessed
-        print(f"Guessed: {guessed} tokens, {chunk.generated_tokens / passes:.2f} tokens a pass", file=sys.stderr)
+        passes = max(chunk.generated_tokens - chunk.accepted_tokens, 1)
+        print(
+            f"Guessed: {chunk.accepted_tokens} tokens, and {chunk.drafted_tokens - chunk.accepted_tokens} in vain, "
+            f"{chunk.generated_tokens / passes:.2f} tokens a pass",
+            file=sys.stderr,
+        )
     if chunk and not quiet:
         print(
             f"Prompt: {chunk.prompt_tokens} tokens, {chunk.prompt_tps:.1f} tokens/s\n"

@@ -9,7 +9,7 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, ParamSpec, cast
 
@@ -17,8 +17,10 @@ import mlx.core as mx
 
 from helium_mlx.arguments import length_of_past
 from helium_mlx.cache import KVCache, make_cache
+from helium_mlx.cache_memory import require_run_fits
 from helium_mlx.errors import ContextOverflowError, GenerationError
 from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.option_values import plain, require_call, require_switch, require_whole, token_ids
 from helium_mlx.sampling import Sampler, SamplingOptions, token_logprobs
 from helium_mlx.stopping import StopStrings
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -40,7 +42,8 @@ class GenerationChunk:
 
     `logprob` and `top_logprobs` (token id to natural logarithm, most probable first) are the model's own, before
     temperature and filters, and None and empty unless `logprobs` was asked for. Speeds are tokens a second;
-    `peak_memory` is MLX's, in gigabytes (1e9 bytes). `from_draft` says that prompt lookup had guessed the token.
+    `peak_memory` is MLX's, in gigabytes (1e9 bytes). `from_draft` says that prompt lookup had guessed the token;
+    `drafted_tokens` and `accepted_tokens` count what it has guessed so far, and what of that became text.
     `finish_reason` is None until the last chunk. A run cancelled in its prompt has one chunk, whose token is -1.
     """
 
@@ -55,6 +58,8 @@ class GenerationChunk:
     prompt_tps: float
     generation_tps: float
     peak_memory: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 def stream_generate(
@@ -72,7 +77,7 @@ def stream_generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     logprobs: int = 0,
     cache: list[KVCache] | None = None,
@@ -93,8 +98,9 @@ def stream_generate(
     `temperature` 0 is greedy. `logit_bias` is added to the logits of the ids it names; `banned_ids` are not generated,
     and while sampling, nor are the tokenizer's reserved ids, but for those that `logit_bias` names. `stop` strings end
     the text before they appear in it. `logprobs` asks for that many alternatives a token. `cache` holds what precedes
-    the prompt; afterwards it also holds the prompt and every token but the last, however the run ended. A cache does
-    not know its tokens: `cached_tokens` tells them to the repetition penalty and to prompt lookup. Without a cache,
+    the prompt; afterwards it also holds the prompt and every token but the last, however the run ended; until then no
+    other run can have it. A cache does not know its tokens: `cached_tokens` tells them, all or none, to the repetition
+    penalty and to prompt lookup. Without a cache,
     `max_kv_size` makes a cache that keeps the first token and the last ones, and `kv_bits` one that is quantized in
     groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are run at a time, and
     `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many tokens ahead from what
@@ -103,42 +109,72 @@ def stream_generate(
 
     A completion ends, with reason "length", where the model's context does, unless a cache that forgets is smaller.
 
-    Raises GenerationError for options out of range and ContextOverflowError for a prompt longer than the context,
-    both at the call and not at the first chunk.
+    Raises GenerationError for options out of range (OptionError) and for a cache that does not fit into memory beside
+    the weights, and ContextOverflowError for a prompt longer than the context, all at the call and not at the first
+    chunk. Numbers may be numpy's or MLX's.
     """
     options = SamplingOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids
     )
-    for name, value, least in (("max_tokens", max_tokens, 1), ("prefill_step_size", prefill_step_size, 1)):
-        if not isinstance(value, int) or value < least:
-            raise GenerationError(f"{name} is {value}; it must be a whole number, at least {least}")
-    if not isinstance(logprobs, int) or not 0 <= logprobs <= model.config.vocab_size:
-        raise GenerationError(f"logprobs is {logprobs}; it must be from 0 to vocab_size = {model.config.vocab_size}")
+    require_generator(model, tokenizer)
+    vocab_size = model.config.vocab_size
+    max_tokens = require_whole("max_tokens", max_tokens, 1)
+    prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
+    logprobs = require_whole("logprobs", logprobs, 0, vocab_size, allowed=f"from 0 to vocab_size = {vocab_size}")
+    prompt_lookup = require_whole("prompt_lookup", prompt_lookup, 0)
+    ignore_eos = require_switch("ignore_eos", ignore_eos)
+    require_call("cancel", cancel, "is_set")
+    require_call("on_progress", on_progress)
     tokens = tokens_of_prompt(model, tokenizer, prompt)
     if cache is None:
         cache = make_cache(model, max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size)
     elif max_kv_size is not None or kv_bits is not None:
         raise GenerationError("cache is given beside max_kv_size or kv_bits, which say what cache to make; keep one")
     held = length_of_past(cache, model.config)
+    _require_single_row(cache)
     count = max_tokens if _forgets(cache, model) else min(max_tokens, room_after(model, held, len(tokens)))
+    require_run_fits(model, held + len(tokens) + count, cache[0].kind)
     eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
-    before = list(cached_tokens)
+    before = _tokens_before(cached_tokens, held, vocab_size)
     sampler = Sampler(
         options,
         mx.array(before + tokens, dtype=mx.int32),
-        vocab_size=model.config.vocab_size,
-        reserved_ids=tokenizer.reserved_ids if temperature > 0 else (),
+        vocab_size=vocab_size,
+        reserved_ids=tokenizer.reserved_ids if options.temperature > 0 else (),
     )
     return _stream(
         _decoding(model, cache, sampler, logprobs, before + tokens, held + len(tokens) + count, prompt_lookup),
         CompletionText(tokenizer, StopStrings(stop), eos),
         tokens,
+        held=held,
         count=count,
         tokens_before=len(before),
         prefill_step_size=prefill_step_size,
         cancel=cancel or threading.Event(),
         on_progress=on_progress,
     )
+
+
+def require_generator(model: object, tokenizer: object) -> None:
+    """Raise GenerationError unless these are what `load` returns, in that order."""
+    for name, value, kind in (("model", model, HeliumForCausalLM), ("tokenizer", tokenizer, HeliumTokenizer)):
+        if not isinstance(value, kind):
+            raise GenerationError(
+                f"{name} is {type(value).__name__}; it must be a {kind.__name__}, such as helium_mlx.load returns"
+            )
+
+
+def _require_single_row(cache: list[KVCache]) -> None:
+    rows = cache[0].batch_size
+    if rows not in (None, 1):
+        raise GenerationError(f"cache holds {rows} rows, and a stream is one; give a list of prompts without a cache")
+
+
+def _tokens_before(cached_tokens: object, held: int, vocab_size: int) -> list[int]:
+    tokens = [] if cached_tokens is None else token_ids("cached_tokens", cached_tokens, vocab_size)
+    if tokens and len(tokens) != held:
+        raise GenerationError(f"cached_tokens has {len(tokens)} tokens and the cache holds {held}; give all or none")
+    return tokens
 
 
 def _decoding(
@@ -175,15 +211,21 @@ FOR_ONE_PROMPT: dict[str, object] = {
 def _require_batchable(options: dict[str, object]) -> None:
     """Take out of `options` what only a single prompt has; raise GenerationError where it asks for something."""
     for name, nothing in FOR_ONE_PROMPT.items():
-        if options.pop(name, nothing) != nothing:
+        value = options.pop(name, nothing)
+        if len(value) if isinstance(value, Sized) else value != nothing:
             raise GenerationError(f"{name} is for a single prompt, and a list of prompts came; leave one out")
+
+
+def holds_ids(prompt: Sequence[object]) -> bool:
+    """Return whether a sequence that is not empty is a prompt's token ids, rather than several prompts."""
+    return isinstance(plain(prompt[0]), int)
 
 
 def _joined(stream: Callable[P, Iterator[GenerationChunk]]) -> Callable[P, str]:
     @functools.wraps(stream)
     def generate(*args: P.args, **kwargs: P.kwargs) -> str:
         prompt = kwargs["prompt"] if "prompt" in kwargs else args[2] if len(args) > 2 else None
-        if isinstance(prompt, Sequence) and prompt and not isinstance(prompt[0], int) and not isinstance(prompt, str):
+        if isinstance(prompt, (list, tuple)) and prompt and not holds_ids(prompt):
             from helium_mlx.batching import generate_many
 
             _require_batchable(kwargs)
@@ -250,6 +292,8 @@ class DecodedToken:
 class Decoding:
     """One request on its way through a model: its cache, its sampler, and one step in flight."""
 
+    drafted = 0
+
     def __init__(self, model: HeliumForCausalLM, cache: list[KVCache], sampler: Sampler, top_logprobs: int) -> None:
         self.model = model
         self.cache = cache
@@ -279,10 +323,13 @@ class Decoding:
         token = cast(int, step[0].item())
         if not self.top_logprobs:
             return DecodedToken(token, None, {})
-        logprob = cast(float, step[1].item())
-        top, scores = cast(list[int], step[2][0].tolist()), cast(list[float], step[3][0].tolist())
-        ranked = sorted(zip(top, scores, strict=True), key=lambda pair: -pair[1])
-        return DecodedToken(token, logprob, dict(ranked))
+        return DecodedToken(token, cast(float, step[1].item()), ranked(step[2], step[3])[0])
+
+
+def ranked(ids: mx.array, logprobs: mx.array) -> list[dict[int, float]]:
+    """Return the tokens of each row with their log-probabilities, both (K, top), the most probable first."""
+    rows = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", logprobs.tolist()), strict=True)
+    return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
 
 
 class CompletionText:
@@ -302,9 +349,14 @@ class CompletionText:
         else:
             text, stopped = self.stops.add(self.detokenizer.add_token(token))
         if reason and not stopped:
-            rest, stopped = self.stops.add(self.detokenizer.finish())
-            text += rest + self.stops.finish()
+            rest, stopped = self.finish()
+            text += rest
         return text, "stop" if stopped else reason
+
+    def finish(self) -> tuple[str, bool]:
+        """Return the text that was held back, once no more tokens come, and whether a stop string ended it."""
+        rest, stopped = self.stops.add(self.detokenizer.finish())
+        return rest + self.stops.finish(), stopped
 
 
 def _stream(
@@ -312,14 +364,16 @@ def _stream(
     text_of: CompletionText,
     prompt: Sequence[int],
     *,
+    held: int,
     count: int,
     tokens_before: int,
     prefill_step_size: int,
     cancel: threading.Event,
     on_progress: Callable[[int, int], None] | None,
 ) -> Generator[GenerationChunk, None, None]:
-    start, prompt_seconds, generated = time.perf_counter(), 0.0, 0
-    held = decoding.cache[0].offset + len(prompt)
+    start, prompt_seconds, generated, accepted = time.perf_counter(), 0.0, 0, 0
+    _claim(decoding.cache, held)
+    held += len(prompt)
 
     def chunk(decoded: DecodedToken, text: str, reason: FinishReason | None) -> GenerationChunk:
         return GenerationChunk(
@@ -334,20 +388,24 @@ def _stream(
             prompt_tps=len(prompt) / max(prompt_seconds, 1e-9) if generated else 0.0,
             generation_tps=(generated - 1) / max(time.perf_counter() - start, 1e-9) if generated else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
+            drafted_tokens=decoding.drafted,
+            accepted_tokens=accepted,
         )
 
-    for layer in decoding.cache:
-        # The last token is emitted and not fed back.
-        layer.reserve(held + count - 1)
     try:
+        for layer in decoding.cache:
+            # The last token is emitted and not fed back.
+            layer.reserve(held + count - 1)
         logits = prefill(
             decoding.model, prompt, decoding.cache, step_size=prefill_step_size, cancel=cancel, on_progress=on_progress
         )
+        sane = _are_sane(logits)
         for decoded in decoding.tokens(logits, count):
-            cancelled, generated = cancel.is_set(), generated + 1
+            cancelled, generated, accepted = cancel.is_set(), generated + 1, accepted + decoded.from_draft
             if generated == 1:
                 now = time.perf_counter()
                 prompt_seconds, start = now - start, now
+                _require_sane(sane)
                 if on_progress:
                     on_progress(len(prompt), len(prompt))
             text, reason = text_of.add(decoded.token, is_last=cancelled or generated == count)
@@ -362,6 +420,38 @@ def _stream(
         # A run that was ended early has the token of the step in flight in its cache.
         for layer in decoding.cache:
             layer.trim(max(layer.offset - held - max(generated - 1, 0), 0))
+            layer.in_use = False
+
+
+def _are_sane(logits: mx.array) -> mx.array:
+    """Start computing whether logits are numbers of which some are larger than others: a boolean ()."""
+    highest = logits.max()
+    sane = mx.isfinite(highest) & (highest > logits.min())
+    # Now, so that its value does not have to wait for the step that is begun next.
+    mx.async_eval(sane)
+    return sane
+
+
+def _require_sane(sane: mx.array) -> None:
+    """Raise GenerationError for logits that no text should be made of: overflow in 16 bits, or memory that ran out."""
+    if not sane.item():
+        raise GenerationError(
+            "the model's logits are NaN, infinite or all the same: its weights are damaged, its dtype overflows or "
+            "memory ran out; try dtype float32, a smaller max_kv_size, or convert it again"
+        )
+
+
+_claiming = threading.Lock()
+
+
+def _claim(cache: list[KVCache], held: int) -> None:
+    """Take a cache for one run, which sets `in_use` back at its end. Raises GenerationError if another run has it."""
+    with _claiming:
+        if cache[0].in_use or cache[0].offset != held:
+            what = "is in use by another run" if cache[0].in_use else f"held {held} tokens at the call and has changed"
+            raise GenerationError(f"cache {what}; close that run first, or give each one a copy: copy_cache")
+        for layer in cache:
+            layer.in_use = True
 
 
 def tokens_of_prompt(
@@ -370,15 +460,11 @@ def tokens_of_prompt(
     """Return the ids of a prompt. Raises GenerationError for an empty one and for what is no id of the model's."""
     if isinstance(prompt, (bytes, bytearray)):
         raise GenerationError("prompt is bytes; give text (decode it) or a list of token ids")
-    if isinstance(prompt, mx.array):
-        prompt = cast(list[int], prompt.tolist())
-    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    # The tokenizer may have ids that the model has not.
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    tokens = token_ids("prompt", ids, model.config.vocab_size)
     if not tokens:
         raise GenerationError("prompt has no tokens; give text, or at least the BOS id")
-    vocab_size = model.config.vocab_size
-    for token in tokens:
-        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
-            raise GenerationError(f"prompt token {token!r} is not an id from 0 to vocab_size - 1 = {vocab_size - 1}")
     return tokens
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from helium_mlx import backend
 from helium_mlx.quantization import QuantizationSettings
 from helium_mlx.rounding import Lines, fit_lines, packed, stored
 
@@ -46,8 +47,8 @@ class Feedback:
     def solve(self, x: mx.array) -> mx.array:
         """Return x H^-1, for x (rows, columns)."""
         factor = (self.shares + mx.eye(self.shares.shape[0])) * mx.sqrt(self.importance)
-        half = mx.linalg.solve_triangular(factor, x.T, upper=True, stream=mx.cpu)
-        return mx.linalg.solve_triangular(factor.T, half, upper=False, stream=mx.cpu).T
+        half = backend.solve_triangular(factor, x.T, upper=True)
+        return backend.solve_triangular(factor.T, half, upper=False).T
 
 
 def feedback_of(hessian: mx.array, *, damping: float = DAMPING) -> Feedback:
@@ -61,7 +62,7 @@ def feedback_of(hessian: mx.array, *, damping: float = DAMPING) -> Feedback:
     while True:
         damped = hessian + damping * mean * mx.eye(hessian.shape[0])
         # Cholesky factors are lower triangular: of the matrix with its axes reversed, it is R reversed.
-        factor = mx.linalg.cholesky(damped[::-1, ::-1], stream=mx.cpu)[::-1, ::-1]
+        factor = backend.cholesky(damped[::-1, ::-1])[::-1, ::-1]
         diagonal = mx.diag(factor)
         shares = mx.triu(factor / diagonal, 1)
         importance = diagonal * diagonal

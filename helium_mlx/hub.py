@@ -15,7 +15,7 @@ from helium_mlx.json_files import FileProblem, read_json_object
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # What a checkpoint consists of; never pickles, never code.
-FILE_PATTERNS = ["*.safetensors", "*.json", "tokenizer*.model", "README.md"]
+FILE_PATTERNS = ["*.safetensors", "*.json", "tokenizer*.model", "README.md", "LICENSE*", "LICENCE*", "NOTICE*"]
 
 
 def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from helium_mlx import backend
-from helium_mlx.errors import GenerationError
+from helium_mlx.attention import attention
+from helium_mlx.errors import OptionError
+from helium_mlx.json_files import shown
 from helium_mlx.masks import Mask, explicit_mask
+from helium_mlx.option_values import plain
 
 # Below 4 bits the text of a 2-billion-parameter model falls apart.
 KV_BITS = (4, 5, 6, 8)
@@ -52,7 +55,7 @@ class PlainStorage:
 
     def attend(self, queries: mx.array, keys: Parts, values: Parts, *, scale: float, mask: Mask) -> mx.array:
         """Return the attention of `queries` (B, n_heads, L, head_dim) over the parts of keys and values."""
-        return mx.fast.scaled_dot_product_attention(queries, keys[0], values[0], scale=scale, mask=mask)
+        return attention(queries, keys[0], values[0], scale=scale, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,11 @@ class QuantizedStorage:
     group_size: int = 64
 
     def __post_init__(self) -> None:
+        require_group_size(self.group_size)
+        for name, value in (("bits", plain(self.bits)), ("group_size", plain(self.group_size))):
+            object.__setattr__(self, name, value)
         if type(self.bits) is not int or self.bits not in KV_BITS:
-            raise GenerationError(f"kv_bits is {self.bits!r}; it must be {_listed(KV_BITS)}, or left out")
-        if isinstance(self.group_size, bool) or self.group_size not in KV_GROUP_SIZES:
-            raise GenerationError(f"kv_group_size is {self.group_size!r}; it must be {_listed(KV_GROUP_SIZES)}")
+            raise OptionError(f"kv_bits is {shown(self.bits)}; it must be {_listed(KV_BITS)}, or left out")
 
     def require_fit(self, head_dim: int) -> None:
         """Raise GenerationError unless heads of this size divide into groups."""
@@ -77,7 +81,7 @@ class QuantizedStorage:
             return
         fitting = [size for size in KV_GROUP_SIZES if head_dim % size == 0]
         remedy = f"give {_listed(fitting)}" if fitting else "no group size fits; leave kv_bits out"
-        raise GenerationError(
+        raise OptionError(
             f"kv_group_size is {self.group_size}, which does not divide the model's head_dim {head_dim}; {remedy}"
         )
 
@@ -116,6 +120,13 @@ class QuantizedStorage:
 
 
 Storage = PlainStorage | QuantizedStorage
+
+
+def require_group_size(value: object) -> None:
+    """Raise OptionError for a group size that a cache does not have."""
+    number = plain(value)
+    if type(number) is not int or number not in KV_GROUP_SIZES:
+        raise OptionError(f"kv_group_size is {shown(number)}; it must be {_listed(KV_GROUP_SIZES)}")
 
 
 def _listed(values: Sequence[int]) -> str:

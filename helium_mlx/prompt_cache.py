@@ -29,8 +29,9 @@ from helium_mlx.cache import KVCache, QuantizedKVCache, copy_cache, make_cache
 from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import CheckpointError, GenerationError
 from helium_mlx.json_files import MalformedFile, parse_json_object, shown
+from helium_mlx.option_values import token_ids
 from helium_mlx.pretrained import HeliumPreTrainedModel
-from helium_mlx.rotating_cache import SPARE, RotatingKVCache
+from helium_mlx.rotating_cache import MAX_SIZE, SPARE, RotatingKVCache
 from helium_mlx.safetensors_header import TensorInfo, read_header_and_metadata
 from helium_mlx.safetensors_writer import DTYPE_NAMES, SafetensorsWriter
 from helium_mlx.tensor_reader import TensorReader
@@ -41,7 +42,7 @@ RECORD = "helium_mlx_cache"
 VERSION = 1
 
 MAX_LAYERS = 1000
-MAX_TOKENS = 2**30
+MAX_TOKENS = MAX_SIZE
 
 _DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 _PART_NAMES = {1: ("",), 3: (".codes", ".scales", ".biases")}
@@ -57,20 +58,22 @@ def save_cache(
     *,
     tokens: Sequence[int] = (),
     fingerprint: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write a cache of one kind in all layers, as `make_cache` makes it; a file of that name is replaced in one step.
 
-    `tokens` are the ids that it holds, for `reuse`; `fingerprint` is what `fingerprint_of` returns.
+    `tokens` are the ids that it holds, for `reuse`; `fingerprint` is what `fingerprint_of` returns; `notes` are kept in
+    the metadata beside the record.
 
     Raises GenerationError for a cache whose layers differ, or that holds another number of tokens, and CheckpointError
     where the file cannot be written.
     """
-    path = Path(path)
+    path = _path(path)
     record = _record(cache, tokens, fingerprint or {})
     arrays = {name: part for layer, one in enumerate(cache) for name, part in _named(layer, one.parts)}
     plans = {name: (part.dtype, part.shape) for name, part in arrays.items()}
     with _replacement(path) as temporary:
-        metadata = {RECORD: json.dumps(record, separators=(",", ":"))}
+        metadata = {**(notes or {}), RECORD: json.dumps(record, separators=(",", ":"))}
         with SafetensorsWriter(temporary, plans, metadata=metadata) as writer:
             for name, part in arrays.items():
                 writer.write(name, part)
@@ -78,7 +81,21 @@ def save_cache(
 
 def load_cache(path: str | Path) -> list[KVCache]:
     """Return the cache that `save_cache` wrote. Raises CheckpointError, one line, for anything else."""
-    return _read(Path(path)).cache
+    return _read(_path(path)).cache
+
+
+def load_fitting(
+    path: str | Path, model: HeliumPreTrainedModel, fingerprint: Mapping[str, str], empty: Sequence[KVCache]
+) -> tuple[list[KVCache], tuple[int, ...]]:
+    """Return the cache in a file, for this model, and the tokens that it holds. `empty` is one of the kind expected.
+
+    Raises CheckpointError for a file that is damaged, or that was written with another model, tokenizer or kind.
+    """
+    path = Path(path)
+    saved = _read(path)
+    _require_same(path, saved, fingerprint, empty)
+    _require_fit(path, saved, model.config)
+    return saved.cache, saved.tokens
 
 
 def fingerprint_of(model: HeliumPreTrainedModel, tokenizer: HeliumTokenizer) -> dict[str, str]:
@@ -143,17 +160,15 @@ class PromptCache:
         Raises GenerationError for options that do not fit, and CheckpointError for a file that is damaged, that was
         written with another model, tokenizer, dtype or other options, or whose directory cannot be written to.
         """
-        path = Path(path)
+        path = _path(path)
         empty = make_cache(model, max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size)
         fingerprint = fingerprint_of(model, tokenizer)
         if not os.path.lexists(path):
             _require_writable(path)
             return cls(path, fingerprint, empty, ())
         _require_writable(path)
-        saved = _read(path)
-        _require_same(path, saved, fingerprint, empty)
-        _require_fit(path, saved, model.config)
-        return cls(path, fingerprint, saved.cache, saved.tokens)
+        cache, held = load_fitting(path, model, fingerprint, empty)
+        return cls(path, fingerprint, cache, held)
 
     def prepare(self, prompt: Sequence[int]) -> tuple[list[KVCache], int]:
         """Return a cache for a run of `prompt`, and how many of its tokens are in it: the others are to be run.
@@ -183,6 +198,12 @@ class _Saved:
     shape: tuple[int, int, int] | None
 
 
+def _path(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise CheckpointError(f"path is {shown(path)}; name a file for the prompt cache")
+    return Path(path)
+
+
 def _new(kind: Mapping[str, int]) -> KVCache:
     bits, group_size = kind.get("bits"), kind.get("group_size", 64)
     if "max_size" in kind:
@@ -208,10 +229,15 @@ def _named(layer: int, parts: Sequence[mx.array]) -> Iterator[tuple[str, mx.arra
 
 
 def _record(cache: Sequence[KVCache], tokens: Sequence[int], fingerprint: Mapping[str, str]) -> dict[str, object]:
+    if not isinstance(cache, (list, tuple)) or not all(isinstance(one, KVCache) for one in cache):
+        raise GenerationError(f"cache is {shown(cache)}; give a list of caches, one a layer: make_cache")
     if not cache or any((one.kind, one.offset) != (cache[0].kind, cache[0].offset) for one in cache):
         raise GenerationError("the cache has no layers, or layers of different kinds or lengths; make it by make_cache")
-    if tokens:
-        _require_tokens(cache, tokens)
+    if fingerprint and not all(isinstance(text, str) for pair in fingerprint.items() for text in pair):
+        raise GenerationError(f"fingerprint is {shown(fingerprint)}; give what fingerprint_of returns")
+    ids = token_ids("tokens", tokens, 2**31)
+    if ids:
+        _require_tokens(cache, ids)
     first = cache[0]
     heads_and_dim = first.heads_and_dim if first.slots else None
     return {
@@ -222,7 +248,7 @@ def _record(cache: Sequence[KVCache], tokens: Sequence[int], fingerprint: Mappin
         "written": first.written,
         "shape": None if heads_and_dim is None else [first.batch_size, *heads_and_dim],
         "dtype": None if first.dtype is None or heads_and_dim is None else _dtype_name(first.dtype),
-        "tokens": [int(token) for token in tokens],
+        "tokens": ids,
         "fingerprint": dict(fingerprint),
     }
 

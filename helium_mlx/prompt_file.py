@@ -1,7 +1,8 @@
 """A file of prompts in, a file of results out: in JSON lines, as they finish, and to be gone on with after any end.
 
-A prompt file has one prompt a line. It is JSON lines if its name ends in .jsonl or its first line is a JSON string or
-object; else each line is a prompt as it stands. A line of JSON is the prompt as a string, or an object:
+A prompt file has one prompt a line. It is JSON lines if its name ends in .jsonl, or if its first line is a JSON object
+whatever the name; else each line is a prompt as it stands, quotes included. Where this was told by a first line that
+looks like JSON, it is said which was taken. A line of JSON is the prompt as a string, or an object:
 
     {"prompt": TEXT or [ID, ...], "max_tokens": N, "id": ANYTHING}
 
@@ -9,13 +10,13 @@ all but `prompt` optional. A prompt's index is the number of its line, counted f
 A result, `sample` only where several were asked for and `id` where one came:
 
     {"index": 0, "sample": 0, "id": ..., "text": ..., "finish_reason": ..., "prompt_tokens": N, "generated_tokens": N,
-     "digest": ...}
+     "digest": ..., "model": ...}
 
-`digest` is of the prompt, the options that shape its completion, and the model's config and name. An output file that
-is there is added to: what it has is not done again, an end that was cut off is taken away, and a file that holds
-anything else, or results with other digests, is refused untouched. Two models of one config and name are taken for one
-another. Records go to the system whole as rows end, so a killed process loses none; a computer that loses power may
-lose those of the last second.
+`digest` is of the prompt and the options that shape its completion, `model` of config, weights, tokenizer and dtype (as
+in `prompt_cache.fingerprint_of`, which samples the weights), wherever the model lies. An output file that is there is
+added to: what it has is not done again, an end that was cut off is taken away, and a file that holds anything else, or
+results with other digests, is refused untouched. Records go to the system whole as rows end, so a killed process loses
+none; a computer that loses power may lose those of the last second.
 """
 
 import fcntl
@@ -33,10 +34,15 @@ from io import FileIO
 from pathlib import Path
 from typing import cast
 
-from helium_mlx.batching import Completion, Request, batch_generate
-from helium_mlx.errors import GenerationError
+from helium_mlx.batching import Completion, Request, batch_generate, check_request
+from helium_mlx.cache_memory import require_batch_fits
+from helium_mlx.errors import GenerationError, HeliumError
 from helium_mlx.json_files import shown
 from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.option_values import plain
+from helium_mlx.prompt_cache import fingerprint_of
+from helium_mlx.sampling import SamplingOptions
+from helium_mlx.stopping import StopStrings
 from helium_mlx.tokenizer import HeliumTokenizer
 
 SYNC_SECONDS = 1.0
@@ -73,26 +79,30 @@ def run_prompt_file(
     path: str | Path,
     output: str | Path | None = None,
     *,
-    model_name: str = "",
     on_progress: Callable[[int, int], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
     **options: object,
 ) -> PromptFileReport:
     """Complete the prompts of a file, "-" for standard input; write results to `output`, None for standard output.
 
-    `options` are `batch_generate`'s. The lines of a regular file are all checked before anything runs, and
-    `on_progress(done, total)` is called after each completion; those of a pipe are checked as they come.
+    `options` are `batch_generate`'s. The lines of a regular file are all checked before anything runs, that they fit
+    the context and a batch of them the memory included, and `on_progress(done, total)` is called after each completion;
+    those of a pipe are checked as they come. `on_notice` is called with a line that says how an ambiguous file was
+    taken.
 
     Raises GenerationError for a line that is no prompt, with its number, and for an output that is not this run's;
     FileNotFoundError and other OSErrors for files that cannot be read or written.
     """
-    digests = _Digests(model, model_name, options)
+    # Wrong options are refused before anything is read or written.
+    batch_generate(model, tokenizer, [], **options)  # pyright: ignore[reportArgumentType]
+    digests = _Digests(model, tokenizer, options)
     regular = _is_regular(path)
     written = generated = 0
     with closing(_Results(output, digests)) as results:
-        total = digests.samples * _check(path, results) if regular else 0
+        total = _check(model, tokenizer, path, results, digests) if regular else 0
         results.begin()
         there = len(results.done)
-        requests = (request for line in read_prompts(path) if (request := results.expect(line)))
+        requests = (request for line in read_prompts(path, on_notice) if (request := results.expect(line)))
         completions = batch_generate(model, tokenizer, requests, **options)  # pyright: ignore[reportArgumentType]
         with closing(completions):
             for completion in completions:
@@ -103,8 +113,10 @@ def run_prompt_file(
     return PromptFileReport(written, there, generated)
 
 
-def read_prompts(path: str | Path) -> Iterator[FilePrompt]:
+def read_prompts(path: str | Path, on_notice: Callable[[str], None] | None = None) -> Iterator[FilePrompt]:
     """Yield the prompts of a file, "-" for standard input, a line at a time.
+
+    `on_notice` is called with a line that says what the file was taken for, where its first line leaves a doubt.
 
     Raises GenerationError for a line that is no prompt, with its number counted from 1.
     """
@@ -117,7 +129,9 @@ def read_prompts(path: str | Path) -> Iterator[FilePrompt]:
                 if not line.strip():
                     continue
                 if is_json is None:
-                    is_json = _looks_like_json(line)
+                    is_json, notice = _told_by(line)
+                    if notice and on_notice:
+                        on_notice(f"{name}: {notice}")
                 yield _parsed(index, line) if is_json else FilePrompt(index, line)
             except UnicodeDecodeError as error:
                 problem = f"byte {error.start} is no UTF-8; save the file as UTF-8"
@@ -130,11 +144,17 @@ class _BadLine(Exception):
     """What is wrong with a line, without where it is."""
 
 
-def _looks_like_json(line: str) -> bool:
+def _told_by(line: str) -> tuple[bool, str]:
+    """Return whether a file with this first line is JSON lines, and what to say if the line leaves a doubt."""
     try:
-        return isinstance(json.loads(line), (str, dict))
+        value = json.loads(line)
     except (ValueError, RecursionError):
-        return False
+        return False, ""
+    if isinstance(value, dict):
+        return True, "taken for JSON lines, as the first line is an object"
+    if isinstance(value, str):
+        return False, "taken for text, a prompt a line, quotes included; JSON lines of strings need a name in .jsonl"
+    return False, ""
 
 
 def _parsed(index: int, line: str) -> FilePrompt:
@@ -170,30 +190,57 @@ def _opened(path: str | Path) -> AbstractContextManager[Iterable[bytes]]:
     return nullcontext(sys.stdin.buffer)
 
 
-def _check(path: str | Path, results: "_Results") -> int:
-    """Return the number of prompts; raise GenerationError for a bad line, or if the results are not of this file."""
-    count, found = 0, set[int]()
+def _check(
+    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, path: str | Path, results: "_Results", digests: "_Digests"
+) -> int:
+    """Return the number of completions; raise GenerationError for a bad line, or if the results are not of this file.
+
+    So too for a prompt that the context or, in a batch, the memory has no room for.
+    """
+    rows, longest, found = 0, 0, set[int]()
     for line in read_prompts(path):
-        count += 1
-        results.check(line)
         found.add(line.index)
+        missing = results.missing(line)
+        if missing:
+            request = Request(line.prompt, line.index, line.max_tokens, missing)
+            rows, longest = rows + len(missing), max(longest, _longest(model, tokenizer, path, request, digests))
     for index, _ in results.done:
         if index not in found:
             raise results.foreign(index, f"{path} has no such prompt")
-    return count
+    if rows:
+        require_batch_fits(model, min(rows, digests.batch_size), longest)
+    return digests.samples * len(found)
+
+
+def _longest(
+    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, path: str | Path, request: Request, digests: "_Digests"
+) -> int:
+    place, limits = request.index or 0, {"max_tokens": digests.max_tokens, "samples": digests.samples}
+    try:
+        return check_request(model, tokenizer, request, place, **limits).longest
+    except HeliumError as error:
+        raise type(error)(f"{path}, line {place + 1}: {str(error).removeprefix(f'prompt {place}: ')}") from None
 
 
 class _Digests:
     """Says in a few letters what a completion depends on."""
 
-    def __init__(self, model: HeliumForCausalLM, model_name: str, options: Mapping[str, object]) -> None:
+    def __init__(self, model: HeliumForCausalLM, tokenizer: HeliumTokenizer, options: Mapping[str, object]) -> None:
         parameters = inspect.signature(batch_generate).parameters.values()
         defaults = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
-        shaping = {name: value for name, value in {**defaults, **options}.items() if name not in _SHAPELESS}
-        self.samples = cast(int, shaping["samples"])
-        stop = shaping["stop"]
-        shaping["stop"] = [stop] if isinstance(stop, str) else list(cast(Sequence[str], stop))
-        self._common = hashlib.sha256(_as_json([model_name, model.config.to_dict(), shaping]))
+        values = {name: plain(value) for name, value in {**defaults, **options}.items()}
+        self.samples = cast(int, values["samples"])
+        self.max_tokens = cast(int, values["max_tokens"])
+        self.batch_size = cast(int, values["batch_size"])
+        self.model = hashlib.sha256(_as_json(fingerprint_of(model, tokenizer))).hexdigest()[:16]
+        shaping = {name: value for name, value in values.items() if name not in _SHAPELESS}
+        draws = {name: value for name, value in shaping.items() if name in SamplingOptions.__dataclass_fields__}
+        sampling = SamplingOptions(**draws)  # pyright: ignore[reportArgumentType]
+        bias = sorted((sampling.logit_bias or {}).items())
+        # However they were spelled: a text or a list of one, a set or a list, 1 or 1.0.
+        shaping |= {**vars(sampling), "logit_bias": bias, "banned_ids": sorted(sampling.banned_ids)}
+        shaping["stop"] = StopStrings(cast("Sequence[str] | None", values["stop"])).stop
+        self._common = hashlib.sha256(_as_json(shaping))
 
     def of(self, line: FilePrompt) -> str:
         """Return the digest of a prompt's completions."""
@@ -210,11 +257,11 @@ class _Expected:
 
 
 class _Results:
-    """The output: what is in it, and what is to come. `done` has the (index, sample) of each record there."""
+    """The output: what is in it, and what is to come. `done` has digest and model of each (index, sample)."""
 
     def __init__(self, output: str | Path | None, digests: _Digests) -> None:
         self.name = str(output)
-        self.done: dict[tuple[int, int], str] = {}
+        self.done: dict[tuple[int, int], tuple[str, object]] = {}
         self._digests = digests
         self._expected: dict[int, _Expected] = {}
         self._synced = time.monotonic()
@@ -229,11 +276,18 @@ class _Results:
             self.close()
             raise
 
-    def check(self, line: FilePrompt) -> None:
-        """Raise GenerationError if a result of this line is there that another prompt or other options made."""
-        there = [self.done[key] for key in self._keys(line.index) if key in self.done]
-        if there and set(there) != {self._digests.of(line)}:
-            raise self.foreign(line.index, "another prompt, model or other options made it")
+    def missing(self, line: FilePrompt) -> tuple[int, ...]:
+        """Return the samples of a line that are not there.
+
+        Raises GenerationError if a result of it is there that another prompt, other options or another model made.
+        """
+        keys = self._keys(line.index)
+        there = [self.done[key] for key in keys if key in self.done]
+        if there and any(digest != self._digests.of(line) for digest, _ in there):
+            raise self.foreign(line.index, "another prompt or other options made it")
+        if any(model != self._digests.model for _, model in there):
+            raise self.foreign(line.index, "a model with other weights, tokenizer or dtype made it")
+        return tuple(sample for index, sample in keys if (index, sample) not in self.done)
 
     def foreign(self, index: int, why: str) -> GenerationError:
         """Return the error for a result that is none of this run's."""
@@ -248,12 +302,11 @@ class _Results:
 
     def expect(self, line: FilePrompt) -> Request | None:
         """Return what is to be generated for a line, None if all is there."""
-        self.check(line)
-        missing = [sample for index, sample in self._keys(line.index) if (index, sample) not in self.done]
+        missing = self.missing(line)
         if not missing:
             return None
         self._expected[line.index] = _Expected(self._digests.of(line), line.own_id, set(missing))
-        return Request(line.prompt, line.index, line.max_tokens, tuple(missing))
+        return Request(line.prompt, line.index, line.max_tokens, missing)
 
     def write(self, completion: Completion) -> None:
         """Add a record."""
@@ -261,7 +314,8 @@ class _Results:
         expected.missing.remove(completion.sample)
         if not expected.missing:
             del self._expected[completion.index]
-        record = _record(completion, expected, several=self._digests.samples > 1)
+        fields = result_fields(completion, several=self._digests.samples > 1, own_id=expected.own_id)
+        record = _as_json({**fields, "digest": expected.digest, "model": self._digests.model}) + b"\n"
         if self._file is None:
             sys.stdout.buffer.write(record)
             sys.stdout.buffer.flush()
@@ -299,38 +353,37 @@ class _Results:
                     if not line.startswith(_BEGINNING[: len(line)]):
                         raise self._no_record(number)
                     return
-                key, digest = self._parsed(number, line)
-                self.done[key] = digest
+                key, made_by = self._parsed(number, line)
+                self.done[key] = made_by
                 self._end += len(line)
 
-    def _parsed(self, number: int, line: bytes) -> tuple[tuple[int, int], str]:
+    def _parsed(self, number: int, line: bytes) -> tuple[tuple[int, int], tuple[str, object]]:
         try:
             record = json.loads(line)
-            index, sample, digest = record["index"], record.get("sample", 0), record["digest"]
+            index, sample, digest, model = record["index"], record.get("sample", 0), record["digest"], record["model"]
         except (ValueError, RecursionError, TypeError, AttributeError, KeyError):
             raise self._no_record(number) from None
         if type(index) is not int or type(sample) is not int or not isinstance(digest, str):
             raise self._no_record(number)
-        return (index, sample), digest
+        return (index, sample), (digest, model)
 
     def _no_record(self, number: int) -> GenerationError:
         return GenerationError(f"{self.name}, line {number} is no result of a prompt file; choose another output file")
 
 
-def _record(completion: Completion, expected: _Expected, *, several: bool) -> bytes:
+def result_fields(completion: Completion, *, several: bool, own_id: bytes | None = None) -> dict[str, object]:
+    """Return what a line of results says of a completion, of one prompt or a file of them."""
     fields: dict[str, object] = {"index": completion.index}
     if several:
         fields["sample"] = completion.sample
-    if expected.own_id is not None:
-        fields["id"] = json.loads(expected.own_id)
-    fields |= {
+    if own_id is not None:
+        fields["id"] = json.loads(own_id)
+    return fields | {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
         "generated_tokens": completion.generated_tokens,
-        "digest": expected.digest,
     }
-    return _as_json(fields) + b"\n"
 
 
 def _as_json(value: object) -> bytes:

@@ -144,6 +144,23 @@ class RotaryEmbedding:
             return self._fused_rotation(starts, wavelengths)
         return self._rows_rotation(starts, length, wavelengths)
 
+    def at_array(self, offset: mx.array, length: int, end: mx.array) -> Rotation:
+        """Rotate to positions offset, ..., offset + length - 1, where `offset`, int32 (1,), is known only at run time.
+
+        `end`, int32 (1,), is the length that frequencies follow, as far as the type's do. At most
+        `max_position_embeddings`: up to there `dynamic` is constant, and `longrope` has two sets of them.
+        """
+        wavelengths = self._wavelengths_for(0)
+        if self.rope_type == "longrope":
+            context = int(_number(self.parameters, "original_max_position_embeddings"))
+            wavelengths = mx.where(end > context, self._wavelengths_for(self.max_position_embeddings), wavelengths)
+        if backend.has_fused_kernels():
+            return self._fused_rotation(offset, wavelengths)
+        angles = (offset + mx.arange(length)).astype(mx.float32)[:, None] / wavelengths
+        if self.interleaved and length == 1:
+            return self._complex_rotation(angles)
+        return self._table_rotation(angles)
+
     def _fused_rotation(self, offset: int | mx.array, wavelengths: mx.array) -> Rotation:
         return lambda x: mx.fast.rope(
             x, self.head_dim, traditional=self.interleaved, base=None, scale=1.0, offset=offset, freqs=wavelengths

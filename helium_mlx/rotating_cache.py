@@ -18,8 +18,11 @@ from helium_mlx.cache import KVCache, with_room
 from helium_mlx.errors import GenerationError
 from helium_mlx.kv_storage import QuantizedStorage
 from helium_mlx.masks import Mask, causal_mask
+from helium_mlx.option_values import require_whole
 
 SPARE = 32
+# What a file of a cache may say.
+MAX_SIZE = 2**30
 
 
 class RotatingKVCache(KVCache):
@@ -33,11 +36,8 @@ class RotatingKVCache(KVCache):
 
     def __init__(self, max_size: int, keep: int = 1, *, bits: int | None = None, group_size: int = 64) -> None:
         super().__init__(storage=None if bits is None else QuantizedStorage(bits, group_size))
-        for name, value, least in (("keep", keep, 0), ("max_kv_size", max_size, keep + 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise GenerationError(f"{name} is {value!r}; it must be a whole number, at least {least}")
-        self.max_size = max_size
-        self.keep = keep
+        self.keep = require_whole("keep", keep, 0)
+        self.max_size = require_whole("max_kv_size", max_size, self.keep + 1, MAX_SIZE)
         self._written = 0
 
     @property

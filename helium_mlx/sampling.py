@@ -17,15 +17,17 @@ several requests at once: `logits_processing.py` has transformers' steps for bat
 import copy
 import hashlib
 import math
-import operator
 import secrets
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import SupportsIndex, cast
+from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.errors import GenerationError
+from helium_mlx.errors import OptionError
+from helium_mlx.json_files import shown
+from helium_mlx.option_values import plain, real, require_number, require_whole
 
 # Beyond these nothing changes any more, and float32 stays finite: 1e9 / 1e-20 is far below its 3e38.
 MAX_BIAS = 1e9
@@ -54,59 +56,60 @@ class SamplingOptions:
     banned_ids: Collection[int] = ()
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number, 0 or more")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _require("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 or more")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _require("repetition_penalty", self.repetition_penalty, 1e-3 <= self.repetition_penalty <= 1e3, "0.001 to 1000")
-        if self.repetition_context_size is not None:
-            size = self.repetition_context_size
-            _require(
-                "repetition_context_size",
-                size,
-                isinstance(size, int) and size > 0,
-                "1 or more, or None for the whole context",
-            )
-        if self.seed is not None:
-            seed_holds = isinstance(self.seed, int) and 0 <= self.seed < 2**64
-            _require("seed", self.seed, seed_holds, "a whole number from 0 to 2^64 - 1")
-        # Copies: the caller's may change while the request runs.
-        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
-        object.__setattr__(self, "banned_ids", _checked_bans(self.banned_ids))
+        size, seed = self.repetition_context_size, self.seed
+        checked: dict[str, object] = {
+            "temperature": require_number("temperature", self.temperature, 0, _LARGEST, "a finite number, 0 or more"),
+            "top_p": require_number("top_p", self.top_p, 0, 1, "above 0 and at most 1", above=0),
+            "top_k": require_whole("top_k", self.top_k, 0, allowed="a whole number, 0 or more"),
+            "min_p": require_number("min_p", self.min_p, 0, 1, "from 0 to 1"),
+            "repetition_penalty": require_number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3, _PENALTIES),
+            # Copies: the caller's may change while the request runs.
+            "logit_bias": _checked_bias(self.logit_bias),
+            "banned_ids": _checked_bans(self.banned_ids),
+        }
+        if size is not None:
+            sizes = "a whole number, 1 or more, or None for the whole context"
+            checked["repetition_context_size"] = require_whole("repetition_context_size", size, 1, allowed=sizes)
+        if seed is not None:
+            checked["seed"] = require_whole("seed", seed, 0, 2**64 - 1, allowed="a whole number from 0 to 2^64 - 1")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
-def _require(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise GenerationError(f"{name} is {value}; it must be {allowed}")
+_LARGEST = sys.float_info.max
+_PENALTIES = "a number from 0.001 to 1000"
 
 
 def _checked_bias(bias: object) -> dict[int, float] | None:
     if bias is None:
         return None
     if not isinstance(bias, Mapping):
-        raise GenerationError(f"logit_bias is {type(bias).__name__}; it must be a mapping from token ids to numbers")
+        raise OptionError(f"logit_bias is {type(bias).__name__}; it must be a mapping from token ids to numbers")
     checked: dict[int, float] = {}
     for token, value in cast("Mapping[object, object]", bias).items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not -MAX_BIAS <= cast(float, value) <= MAX_BIAS:
-            raise GenerationError(
-                f"logit_bias has {value!r} for token {token!r}; it must be a number from -1e9 to 1e9 (banned_ids "
-                "rules a token out)"
+        number = real(value)
+        if number is None or not -MAX_BIAS <= number <= MAX_BIAS:
+            raise OptionError(
+                f"logit_bias has {shown(plain(value))} for token {shown(token)}; it must be a number from -1e9 to 1e9 "
+                "(banned_ids rules a token out)"
             )
-        checked[_token_id("logit_bias", token)] = float(cast(float, value))
+        checked[_token_id("logit_bias", token)] = float(number)
     return checked
 
 
 def _checked_bans(ids: object) -> frozenset[int]:
-    if not isinstance(ids, Collection) or isinstance(ids, (str, bytes, Mapping)):
-        raise GenerationError(f"banned_ids is {ids!r}; it must be a sequence or set of token ids")
-    return frozenset(_token_id("banned_ids", token) for token in cast("Collection[object]", ids))
+    to_list = getattr(ids, "tolist", None)
+    listed = () if ids is None else to_list() if callable(to_list) else ids
+    if not isinstance(listed, Collection) or isinstance(listed, (str, bytes, Mapping)):
+        raise OptionError(f"banned_ids is {shown(ids)}; it must be a sequence or set of token ids")
+    return frozenset(_token_id("banned_ids", token) for token in cast("Collection[object]", listed))
 
 
 def _token_id(name: str, token: object) -> int:
-    if isinstance(token, bool) or not isinstance(token, SupportsIndex) or operator.index(token) < 0:
-        raise GenerationError(f"{name} has the token {token!r}; token ids are whole numbers, 0 or more")
-    return operator.index(token)
+    number = plain(token)
+    if type(number) is not int or number < 0:
+        raise OptionError(f"{name} has the token {shown(number)}; token ids are whole numbers, 0 or more")
+    return number
 
 
 class Sampler:
@@ -185,28 +188,33 @@ def logit_adjustment(options: SamplingOptions, vocab_size: int, reserved_ids: Co
     Raises GenerationError for an id out of the vocabulary, and if every one is banned.
     """
     bias = options.logit_bias or {}
-    banned = frozenset(options.banned_ids)
-    for name, ids in (("logit_bias", bias), ("banned_ids", banned)):
-        highest = max(ids, default=0)
-        if highest >= vocab_size:
-            raise GenerationError(
-                f"{name} has the token {highest}; the model's ids are 0 to vocab_size - 1 = {vocab_size - 1}"
-            )
-    if options.temperature > 0:
-        # A model may have fewer ids than the tokenizer it is run with.
-        banned |= {token for token in reserved_ids if token < vocab_size} - bias.keys()
+    banned = banned_tokens(options, vocab_size, reserved_ids)
     if not bias and not banned:
         return None
-    if len(banned) >= vocab_size:
-        raise GenerationError(
-            f"all {vocab_size} tokens are banned, by banned_ids or as reserved ones; leave at least one"
-        )
     values = {**bias, **dict.fromkeys(banned, -math.inf)}
     adjustment = mx.zeros((1, vocab_size))
     adjustment[:, mx.array(list(values))] = mx.array(list(values.values()))
     # Left lazy, it would belong to this thread.
     mx.eval(adjustment)
     return adjustment
+
+
+def banned_tokens(options: SamplingOptions, vocab_size: int, reserved_ids: Collection[int] = ()) -> frozenset[int]:
+    """Return the tokens that cannot be drawn, without an array. Raises GenerationError as `logit_adjustment` does."""
+    bias = options.logit_bias or {}
+    banned = frozenset(options.banned_ids)
+    for name, ids in (("logit_bias", bias), ("banned_ids", banned)):
+        highest = max(ids, default=0)
+        if highest >= vocab_size:
+            raise OptionError(
+                f"{name} has the token {highest}; the model's ids are 0 to vocab_size - 1 = {vocab_size - 1}"
+            )
+    if options.temperature > 0:
+        # A model may have fewer ids than the tokenizer it is run with.
+        banned |= {token for token in reserved_ids if token < vocab_size} - bias.keys()
+    if len(banned) >= vocab_size:
+        raise OptionError(f"all {vocab_size} tokens are banned, by banned_ids or as reserved ones; leave at least one")
+    return banned
 
 
 def penalize(logits: mx.array, penalized: mx.array, penalty: float) -> mx.array:

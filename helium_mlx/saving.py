@@ -35,7 +35,8 @@ def push_model(
 ) -> str:
     """Upload what `save_model` writes; see `HeliumPreTrainedModel.push_to_hub`."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+
+    from helium_mlx.hub_errors import client_errors, explained
 
     api = HfApi()
     with tempfile.TemporaryDirectory() as directory:
@@ -45,11 +46,8 @@ def push_model(
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=directory, commit_message=commit_message or "Upload a Helium model"
             )
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UploadError(
-                f"{repo_id}: the Hub refused the upload ({said}); check the name and `hf auth login`"
-            ) from None
+        except client_errors() as error:
+            raise UploadError(explained(error, repo_id)) from None
     return commit.commit_url
 
 

@@ -7,16 +7,17 @@ whatever the model computes in. It does not batch texts and keeps no cache from 
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx import arguments
 from helium_mlx.cache import make_cache
 from helium_mlx.errors import ContextOverflowError, GenerationError
+from helium_mlx.generation import ranked, require_generator
 from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.option_values import require_whole, token_ids
 from helium_mlx.sampling import token_logprobs
 from helium_mlx.tokenizer import HeliumTokenizer
 
@@ -74,14 +75,32 @@ def score(
     A text is encoded with exactly one BOS in front, so that all of it is scored. Token ids are used as they are; the
     first of them is not scored. `prefill_step_size` tokens are run at a time.
 
-    Raises ContextOverflowError for a text longer than the model's context, and GenerationError, TokenizerError or
-    ArgumentError for fewer than two tokens, ids that the model lacks and options out of range.
+    Raises ContextOverflowError for a text longer than the model's context, and GenerationError or
+    TokenizerError for fewer than two tokens, ids that the model lacks and options out of range.
     """
+    require_generator(model, tokenizer)
+    steps = score_steps(model, tokenizer, text, top_logprobs=top_logprobs, prefill_step_size=prefill_step_size)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return cast(Score, done.value)
+
+
+def score_steps(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    text: str | Sequence[int] | mx.array,
+    *,
+    top_logprobs: int,
+    prefill_step_size: int,
+) -> Generator[None, None, Score]:
+    """Do what `score` does, and yield after each step, so that others can take theirs in between; return the score."""
     vocab_size = model.config.vocab_size
-    if not _is_whole(prefill_step_size) or prefill_step_size < 1:
-        raise GenerationError(f"prefill_step_size is {prefill_step_size}; it must be a whole number, at least 1")
-    if not _is_whole(top_logprobs) or not 0 <= top_logprobs <= vocab_size:
-        raise GenerationError(f"top_logprobs is {top_logprobs}; it must be from 0 to vocab_size = {vocab_size}")
+    prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
+    top_logprobs = require_whole(
+        "top_logprobs", top_logprobs, 0, vocab_size, allowed=f"from 0 to vocab_size = {vocab_size}"
+    )
     tokens = _tokens_of(model, tokenizer, text)
     logprobs: list[float] = []
     tops: list[dict[int, float]] = []
@@ -98,26 +117,17 @@ def score(
             picked = token_logprobs(logits, ids[0, first + 1 : last + 1], top_logprobs)
             mx.eval(picked)
             logprobs += cast("list[float]", picked[0].tolist())
-            tops += _ranked(*picked[1:]) if top_logprobs else [{} for _ in range(first, last)]
+            tops += ranked(*picked[1:]) if top_logprobs else [{} for _ in range(first, last)]
+        yield
     texts = _texts_of(tokenizer, tokens)
     scored = text if isinstance(text, str) else "".join(texts[1:])
     return Score(tokens, [None, *logprobs], [{}, *tops], texts, len(scored.encode()))
 
 
-def _ranked(ids: mx.array, values: mx.array) -> list[dict[int, float]]:
-    """Return the tokens of each row with their log-probabilities, the most probable first."""
-    rows = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", values.tolist()), strict=True)
-    return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
-
-
 def _tokens_of(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, text: str | Sequence[int] | mx.array) -> list[int]:
     if isinstance(text, (bytes, bytearray)):
         raise GenerationError("the text is bytes; give a string (decode it) or a list of token ids")
-    given = cast("list[int]", text.tolist()) if isinstance(text, mx.array) else text
-    tokens = tokenizer.encode(given) if isinstance(given, str) else list(given)
-    for token in tokens:
-        if not _is_whole(token):
-            raise GenerationError(f"the token {token!r} is no id; give a string or a flat list of whole numbers")
+    tokens = token_ids("text", tokenizer.encode(text) if isinstance(text, str) else text, model.config.vocab_size)
     context = model.config.max_position_embeddings
     if len(tokens) > context:
         raise ContextOverflowError(
@@ -125,7 +135,6 @@ def _tokens_of(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, text: str |
         )
     if len(tokens) < 2:
         raise GenerationError(f"the text has {len(tokens)} tokens; a score needs two, the first of them usually BOS")
-    arguments.check_inputs(model.config, None, mx.array([tokens]), None, None, None, None)
     return tokens
 
 
@@ -134,7 +143,3 @@ def _texts_of(tokenizer: HeliumTokenizer, tokens: list[int]) -> list[str]:
     texts = [detokenizer.add_token(token) for token in tokens]
     texts[-1] += detokenizer.finish()
     return texts
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,18 +1,21 @@
 """Stop strings, found in the text and not in the tokens: a stop string may begin and end inside of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from helium_mlx.errors import GenerationError
+from helium_mlx.errors import OptionError
+from helium_mlx.json_files import shown
 
 
 class StopStrings:
     """Passes streamed text on, holding back an end that could be the start of a stop string."""
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(string, str) and string for string in stop):
-            raise GenerationError(f"stop is {list(stop)!r}; stop strings must be text of at least one character")
-        self.stop = stop
+    def __init__(self, stop: str | Sequence[str] | None) -> None:
+        strings = () if stop is None else (stop,) if isinstance(stop, str) else stop
+        if not isinstance(strings, Collection) or not all(isinstance(string, str) and string for string in strings):
+            raise OptionError(
+                f"stop is {shown(stop)}; it must be text of at least one character, several of them, or None"
+            )
+        self.stop = tuple(strings)
         self.held = ""
 
     def add(self, text: str) -> tuple[str, bool]:

@@ -1,22 +1,27 @@
 """What all commands share: errors as one line, exit statuses, and progress that suits a terminal or a log."""
 
+import argparse
 import io
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
-from helium_mlx.errors import HeliumError
+from helium_mlx.errors import HeliumError, UsageError
 
 
 class _TerminatedError(BaseException):
     """SIGTERM or SIGHUP came; an exception, so that what is half-written is removed on the way out."""
 
 
-def run_command(command: Callable[[], None]) -> int:
-    """Run `command` and return its exit status: 0, 1 for an error that is named in one line, 130 for Ctrl-C.
+def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = None) -> int:
+    """Run `command` and return its exit status.
+
+    0 is done, 1 an error that is named in one line, 2 such an error about the options themselves, 130 Ctrl-C. `flags`,
+    from `flags_of`, are what the user knows options by: errors that call them by their names in Python are put so.
 
     A closed pipe on standard output is silent: the reader has what it wanted. Characters that the terminal's encoding
     lacks are shown as "?".
@@ -27,8 +32,8 @@ def run_command(command: Callable[[], None]) -> int:
         command()
         sys.stdout.flush()
     except HeliumError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        print(f"error: {in_flags(error, flags or {})}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -45,6 +50,25 @@ def run_command(command: Callable[[], None]) -> int:
         for number, handler in signals.items():
             signal.signal(number, handler)
     return 0
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Return the longest flag of each of a parser's options by its name in Python."""
+    return {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+
+
+def in_flags(error: HeliumError, flags: Mapping[str, str]) -> str:
+    """Return the message of an error with flags in the place of options' names in Python.
+
+    Names that are words of English too, such as `stop`, are put so only where the message of a UsageError begins.
+    """
+    message = str(error)
+    first, space, rest = message.partition(" ")
+    if isinstance(error, UsageError) and first in flags:
+        message = f"{flags[first]}{space}{rest}"
+    names = "|".join(name for name in flags if "_" in name)
+    # Not within a path or a longer name.
+    return re.sub(rf"(?<![\w./-])(?:{names})(?![\w./-])", lambda name: flags[name[0]], message) if names else message
 
 
 def _prepare_streams() -> None:

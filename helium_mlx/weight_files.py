@@ -227,7 +227,7 @@ def _lock(descriptor: int, operation: int) -> bool:
 
 def _flush(directory: Path) -> None:
     """Bring a directory's files to the disk, so that its new name cannot outlive a power cut that they do not."""
-    for path in directory.iterdir():
+    for path in directory.rglob("*"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

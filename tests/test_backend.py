@@ -58,3 +58,16 @@ def test_quantized_weights_compute_in_float32_on_the_cpu_only(monkeypatch: pytes
     assert backend.compute_dtype(mx.bfloat16, quantized=False) == mx.bfloat16
     monkeypatch.setattr(backend, "is_cpu", lambda: False)
     assert backend.compute_dtype(mx.bfloat16, quantized=True) == mx.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (64, 5), (200, 33), (2, 3, 130, 8), (5, 0)])
+def test_a_matrix_stored_for_products_has_the_same_values(shape: tuple[int, ...]) -> None:
+    matrix = mx.random.normal(shape)
+    stored = backend.for_products(matrix)
+    assert stored.shape == matrix.shape
+    assert mx.array_equal(stored, matrix)
+
+
+def test_a_matrix_in_16_bits_is_left_as_it_is() -> None:
+    matrix = mx.random.normal((70, 8)).astype(mx.bfloat16)
+    assert backend.for_products(matrix) is matrix

@@ -8,7 +8,7 @@ import pytest
 from conftest import CaseLoader, relative_error
 
 import helium_mlx
-from helium_mlx import batching
+from helium_mlx import batching, cache_memory
 from helium_mlx.batching import Completion, Request, batch_generate, generate_many, prefill_rows
 from helium_mlx.errors import ContextOverflowError, GenerationError, HeliumError
 from helium_mlx.model import HeliumForCausalLM
@@ -226,9 +226,9 @@ def test_places_are_filled_at_once_and_no_step_is_run_in_vain(demo: Demo, monkey
 
 
 def test_prompts_of_similar_length_are_prefilled_together_and_long_ones_alone() -> None:
-    assert batching._groups([4, 400, 5, 3, 100, 90], 16) == [[1], [4], [5], [2, 0, 3]]
-    assert batching._groups([8, 8, 8], 16) == [[0, 1], [2]]
-    assert batching._groups([1, 9], 100) == [[1], [0]]
+    assert batching.groups_of([4, 400, 5, 3, 100, 90], 16) == [[1], [4], [5], [2, 0, 3]]
+    assert batching.groups_of([8, 8, 8], 16) == [[0, 1], [2]]
+    assert batching.groups_of([1, 9], 100) == [[1], [0]]
 
 
 def test_prompts_are_read_as_places_become_free(demo: Demo) -> None:
@@ -284,6 +284,30 @@ def test_bad_input_is_refused_at_the_call(demo: Demo, name: str) -> None:
         cast(Callable[..., object], batch_generate)(*demo, prompts, **options)
 
 
+def test_a_list_that_memory_has_no_room_for_is_refused_before_anything_runs(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = cache_memory.cache_bytes(demo[0].config, 40, dtype=demo[0].model.norm.weight.dtype)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(demo[0]) + 2 * row)
+    prompts = [[1] * 10, [1] * 30, [1] * 5]
+    for call in (batch_generate, helium_mlx.generate):
+        with pytest.raises(GenerationError, match=r"for 3 rows of 40 tokens are over .*; give batch_size 2$"):
+            cast(Callable[..., object], call)(*demo, prompts, max_tokens=10)
+    assert len(list(batch_generate(*demo, prompts, max_tokens=10, batch_size=2))) == 3
+
+
+def test_prompts_of_an_iterator_are_refused_where_the_batch_no_longer_fits(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = cache_memory.cache_bytes(demo[0].config, 40, dtype=demo[0].model.norm.weight.dtype)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(demo[0]) + 2 * row)
+    completions = batch_generate(*demo, iter([[1] * 10, [1] * 5, [1] * 40]), max_tokens=10, ignore_eos=True)
+    done = [next(completions), next(completions)]
+    with pytest.raises(GenerationError, match=r"for 3 rows of 50 tokens .*; give batch_size 1$"):
+        next(completions)
+    assert {completion.index for completion in done} == {0, 1}
+
+
 def test_no_prompts_are_no_completions(demo: Demo) -> None:
     assert list(batch_generate(*demo, [])) == []
     assert generate_many(*demo, []) == []
@@ -298,7 +322,8 @@ def test_closing_early_frees_the_caches(demo: Demo) -> None:
     assert mx.get_active_memory() > before
     completions.close()
     mx.synchronize()
-    assert mx.get_active_memory() == before
+    # Less, where something that an earlier test left has been freed meanwhile.
+    assert mx.get_active_memory() <= before
 
 
 def test_memory_does_not_grow_with_what_was_completed(demo: Demo) -> None:

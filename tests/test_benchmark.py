@@ -3,6 +3,7 @@ import os
 import signal
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,6 +118,32 @@ def test_programs_take_turns_and_the_first_round_is_not_counted(monkeypatch: pyt
     assert seen[-1] == (14, 14)
 
 
+def test_a_program_that_is_slow_is_measured_once_and_the_other_as_often_as_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+
+    class Program:
+        directory = Path("nowhere")
+
+        def __init__(self, name: str, seconds: float) -> None:
+            self.program, self.seconds = name, seconds
+
+        def measured(self) -> float:
+            now[0] += self.seconds
+            return now[0]
+
+    monkeypatch.setattr(benchmark_measures, "whole_process", lambda command: (1.0, 2e6))
+    monkeypatch.setattr(benchmark_measures, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    rows = [Row("a at {}", 2048, "s", False, Program.measured)]  # pyright: ignore[reportArgumentType]
+    seen: list[tuple[int, int]] = []
+    workers = [Program("us", 1.0), Program("them", 16.0)]
+    benchmark_measures._take_turns(workers, rows, 2, lambda *done: seen.append(done))  # pyright: ignore
+    assert rows[-1].values == {"us": [18.0, 19.0], "them": [16.0]}
+    assert (rows[-1].name, rows[-1].slow) == ("a at 2,048", {"them": 16.0})
+    assert seen[-1] == (10, 10)
+
+
 def test_the_table_has_a_row_a_figure() -> None:
     figures = [
         Figure(START, None, "s", False, [0.2, 0.1, 0.3], [0.4, 0.8, 0.6]),
@@ -124,7 +151,8 @@ def test_the_table_has_a_row_a_figure() -> None:
         Figure(NODES, None, "nodes", False, [495], [830]),
         Figure(SHARE, 1024, "%", None, [12.3], []),
     ]
-    assert table(Report(figures, 1e9, ["prefill of 9: too long"]), "demo", "mlx-lm") == [
+    report = Report(figures, 1e9, ["prefill of 9: too long"], ["decode at context 1,024, mlx-lm: a run takes 20 s"])
+    assert table(report, "demo", "mlx-lm") == [
         "| demo | helium_mlx | mlx-lm | ratio |",
         "|--|--|--|--|",
         "| start to first token, s | 0.20 (0.10 to 0.30) | 0.60 (0.40 to 0.80) | 3.00 |",
@@ -133,6 +161,7 @@ def test_the_table_has_a_row_a_figure() -> None:
         "| share of the bandwidth at context 1,024, % | 12.3 |  |  |",
         "",
         "Left out: prefill of 9: too long",
+        "Measured once: decode at context 1,024, mlx-lm: a run takes 20 s",
     ]
 
 
@@ -156,7 +185,7 @@ def test_what_fits_behind_a_context(context: int, limit: int, wanted: int, expec
     ],
 )
 def test_bad_arguments_are_one_line(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(flags) == 1
+    assert main(flags) == (1 if "--model" in flags else 2)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert len(shown.err.splitlines()) == 1

@@ -4,7 +4,15 @@ from tiny_checkpoints import LLAMA, config_values
 
 from helium_mlx import backend, cache_memory
 from helium_mlx.cache import make_cache
-from helium_mlx.cache_memory import bytes_per_token, cache_bytes, describe, require_fits, working_set_bytes
+from helium_mlx.cache_memory import (
+    bytes_per_token,
+    cache_bytes,
+    describe,
+    require_batch_fits,
+    require_fits,
+    weights_bytes,
+    working_set_bytes,
+)
 from helium_mlx.config import HeliumConfig
 from helium_mlx.errors import GenerationError
 from helium_mlx.model import HeliumForCausalLM
@@ -88,7 +96,7 @@ def test_a_run_that_does_not_fit_is_refused_with_figures_and_flags() -> None:
     size = 636_000_000 // 245_760 - SPARE
     assert str(caught.value) == (
         "weights of 4.80 GB and a KV cache of 1.01 GB for 4096 tokens are over the 5.44 GB that this device "
-        f"recommends; give --kv-bits 8 or --max-kv-size {size}"
+        f"recommends; give kv_bits 8 or max_kv_size {size}"
     )
     require_fits(4_800_000_000, PREVIEW, 4096, limit=limit, kv_bits=8)
     require_fits(4_800_000_000, PREVIEW, 4096, limit=limit, max_kv_size=size)
@@ -99,10 +107,10 @@ def test_a_run_that_does_not_fit_is_refused_with_figures_and_flags() -> None:
 @pytest.mark.parametrize(
     ("room", "options", "remedy"),
     [
-        (400_000_000, {}, "give --kv-bits 4 or --max-kv-size 1595"),
-        (400_000_000, {"kv_bits": 8}, "give --kv-bits 4 or --max-kv-size"),
-        (200_000_000, {"kv_bits": 4}, "give --max-kv-size"),
-        (10_000_000, {}, "give --max-kv-size 8"),
+        (400_000_000, {}, "give kv_bits 4 or max_kv_size 1595"),
+        (400_000_000, {"kv_bits": 8}, "give kv_bits 4 or max_kv_size"),
+        (200_000_000, {"kv_bits": 4}, "give max_kv_size"),
+        (10_000_000, {}, "give max_kv_size 8"),
         (1_000_000, {}, "take a smaller or quantized model"),
         (-5, {}, "take a smaller or quantized model"),
     ],
@@ -118,8 +126,19 @@ def test_only_flags_that_help_are_named(room: int, options: dict[str, int], reme
 def test_a_group_size_is_named_where_the_default_does_not_fit() -> None:
     config = HeliumConfig.from_dict(config_values(**LLAMA, head_dim=32))
     needed = cache_bytes(config, 1000, dtype=mx.float32)
-    with pytest.raises(GenerationError, match="--kv-bits 8 --kv-group-size 32 or"):
+    with pytest.raises(GenerationError, match="kv_bits 8 with kv_group_size 32 or"):
         require_fits(0, config, 1000, dtype=mx.float32, limit=needed // 2)
+
+
+def test_a_batch_is_as_many_rows_as_long_as_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HeliumForCausalLM(HeliumConfig.from_dict(config_values(**LLAMA)))
+    row = cache_bytes(model.config, 50, dtype=model.model.norm.weight.dtype)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: weights_bytes(model) + 4 * row)
+    require_batch_fits(model, 4, 50)
+    with pytest.raises(GenerationError, match=r"for 5 rows of 50 tokens are over .* recommends; give batch_size 4$"):
+        require_batch_fits(model, 5, 50)
+    with pytest.raises(GenerationError, match=r"for 5 rows .*; take a smaller or quantized model"):
+        require_batch_fits(model, 5, 50 * 5)
 
 
 def test_the_working_set_is_metals_or_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,13 +92,11 @@ def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
     ("arguments", "said"),
     [
         (["generate", "--model", "nowhere", "--prompt", "a"], "nowhere"),
-        (["generate", *PROMPT, "--temp", "-1"], "temperature is -1"),
-        (["generate", *PROMPT, "-m", "0"], "max_tokens is 0"),
         (["generate", "--model", "demo", "--prompt", "word" * 6000], "at most 4095 fit"),
         (["generate", "--model", "", "--prompt", "a"], "no such directory"),
         (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], "nowhere"),
-        (["convert", "--hf-path", "demo", "--mlx-path", "x", "-q", "--q-bits", "7"], "bits is 7"),
-        (["convert", "--hf-path", "demo", "--mlx-path", "x", "--q-bits", "8"], "add -q"),
+        (["export", "--model", "nowhere", "--output", "x"], "nowhere"),
+        (["export", "--model", "demo", "--output", "x", "--context", "5000"], "from 2 to the model's 4096"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_1(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -109,6 +107,60 @@ def test_a_users_mistake_is_one_line_and_status_1(tmp_path: Path, arguments: lis
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert said in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+# No checkpoint by this name is looked for: what no model could be run with is refused before one is downloaded.
+NOWHERE = ["--model", "nowhere/at-all", "--prompt", "a"]
+CONVERT = ["convert", "--hf-path", "nowhere/at-all", "--mlx-path", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", *NOWHERE, "--temp", "-1"], "--temp is -1.0; it must be a finite number, 0 or more"),
+        (["generate", *NOWHERE, "--temp", "nan"], "--temp is nan; it must be"),
+        (["generate", *NOWHERE, "-m", "0"], "--max-tokens is 0; it must be a whole number, at least 1"),
+        (["generate", *NOWHERE, "--top-p", "1.5"], "--top-p is 1.5; it must be above 0 and at most 1"),
+        (["generate", *NOWHERE, "--top-k", "-1"], "--top-k is -1; it must be"),
+        (["generate", *NOWHERE, "--min-p", "2"], "--min-p is 2.0; it must be from 0 to 1"),
+        (["generate", *NOWHERE, "--repetition-penalty", "0"], "--repetition-penalty is 0.0; it must be"),
+        (["generate", *NOWHERE, "--repetition-context-size", "0"], "--repetition-context-size is 0; it must be"),
+        (["generate", *NOWHERE, "--seed", "-1"], "--seed is -1; it must be a whole number from 0 to 2^64 - 1"),
+        (["generate", *NOWHERE, "--ban", "-1"], "--ban has the token -1; token ids are"),
+        (["generate", *NOWHERE, "--logit-bias", "5=inf"], "--logit-bias has inf for token 5; it must be"),
+        (["generate", *NOWHERE, "--stop", ""], "--stop is ['']; it must be text"),
+        (["generate", *NOWHERE, "--max-kv-size", "1"], "--max-kv-size is 1; it must be a whole number from 2 to"),
+        (["generate", *NOWHERE, "--kv-bits", "3"], "--kv-bits is 3; it must be 4, 5, 6 or 8"),
+        (["generate", *NOWHERE, "--kv-group-size", "7"], "--kv-group-size is 7; it must be 32, 64 or 128"),
+        (["generate", *NOWHERE, "--batch-size", "0"], "--batch-size is 0; it must be"),
+        (["generate", *NOWHERE, "--num-samples", "0"], "--num-samples is 0; it must be"),
+        (["generate", *NOWHERE, "--prefill-step-size", "0"], "--prefill-step-size is 0; it must be"),
+        (["generate", *NOWHERE, "--prompt-lookup", "-1"], "--prompt-lookup is -1; it must be"),
+        (["generate", *PROMPT, "--ban", "99999"], "--ban has the token 99999; the model's ids are 0 to"),
+        (["generate", *PROMPT, "--kv-bits", "8", "--kv-group-size", "128"], "--kv-group-size is 128, which does not"),
+        (["generate", *NOWHERE, "--output", "x"], "--output is for the results of --prompt-file"),
+        (["generate", *NOWHERE, "--num-samples", "2", "--kv-bits", "8"], "--kv-bits is for a single completion"),
+        ([*CONVERT, "-q", "--q-bits", "7"], "--q-bits is 7; mode 'affine' allows"),
+        ([*CONVERT, "-q", "--q-group-size", "7"], "--q-group-size is 7"),
+        ([*CONVERT, "--q-bits", "8"], "--q-bits is given, but the checkpoint is not to be quantized; add -q"),
+        ([*CONVERT, "--recipe", "none"], "--recipe is 'none'; known are"),
+        ([*CONVERT, "--max-shard-size", "many"], "--max-shard-size"),
+        (["benchmark", "--runs", "0"], "--runs is 0; it must be at least 1"),
+        (["benchmark", "--contexts", "16", "-2"], "--contexts is -2; it must be at least 1"),
+        (["benchmark", "--plot", "x.gif"], "--plot is x.gif; its name must end in"),
+    ],
+)
+def test_a_flag_out_of_range_is_one_line_with_its_name_and_status_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {said}")
+    assert len(shown.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,13 +246,19 @@ def test_closed_streams_are_no_traceback() -> None:
 
 
 def test_a_terminal_without_utf_8_gets_question_marks() -> None:
-    for flags in ([], ["--json"]):
-        result = helium(
-            "generate", "--model", "demo", "--prompt", "Es war einmal ein Mädchen", "-m", "120", *flags,
-            env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        assert "?" in result.stdout
+    arguments = ["generate", "--model", "demo", "--prompt", "Es war einmal ein Mädchen", "-m", "120"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = helium(*arguments, env=ascii_only)
+    assert result.returncode == 0, result.stderr
+    assert "?" in result.stdout
+
+
+def test_json_loses_no_character_on_a_terminal_without_utf_8() -> None:
+    arguments = ["generate", "--model", "demo", "--prompt", "Es war einmal ein Mädchen", "-m", "120", "--json"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    lines, escaped = helium(*arguments).stdout.splitlines(), helium(*arguments, env=ascii_only).stdout.splitlines()
+    assert [json.loads(line)["text"] for line in escaped] == [json.loads(line)["text"] for line in lines]
+    assert any("\\u" in line for line in escaped)
 
 
 def test_the_prompt_is_utf_8_whatever_the_locale() -> None:
@@ -281,7 +339,8 @@ def test_parsers_name_the_functions_options() -> None:
 
     function: Callable[..., object] = convert_function
     given = {action.dest for action in build_parser()._actions} - {"help"}
-    assert given == set(inspect.signature(function).parameters) - {"on_progress", "on_verification"}
+    options = {name for name in inspect.signature(function).parameters if not name.startswith("on_")}
+    assert given == options
 
 
 def test_a_prompt_cache_is_gone_on_with(tmp_path: Path) -> None:
@@ -314,8 +373,12 @@ def test_prompt_lookup_reports_what_it_guessed() -> None:
     arguments = ["generate", "--model", "demo", "--prompt", prompt, "-m", "20", "--ignore-eos"]
     plain, guessed = helium(*arguments), helium(*arguments, "--prompt-lookup", "6")
     assert guessed.stdout == plain.stdout
-    assert re.search(r"Guessed: \d+ tokens, \d\.\d\d tokens a pass", guessed.stderr)
+    assert re.search(r"Guessed: \d+ tokens, and \d+ in vain, \d\.\d\d tokens a pass", guessed.stderr)
     assert "Guessed" not in plain.stderr
+    lines = helium(*arguments, "--prompt-lookup", "6", "--json").stdout.splitlines()
+    chunks = [json.loads(line) for line in lines]
+    assert sum(chunk["from_draft"] for chunk in chunks) == chunks[-1]["accepted_tokens"] > 0
+    assert chunks[-1]["drafted_tokens"] >= chunks[-1]["accepted_tokens"]
 
 
 def test_a_long_run_says_what_its_cache_takes() -> None:
@@ -340,25 +403,25 @@ def test_prompts_of_a_file_are_completed_as_one_by_one(tmp_path: Path) -> None:
 
 def test_samples_share_a_prompt_and_differ() -> None:
     result = helium("generate", *PROMPT, "-m", "8", "--num-samples", "3", "--temp", "1", "--seed", "1", "--json")
-    texts = [json.loads(line)["text"] for line in result.stdout.splitlines()]
-    assert len(texts) == 3
-    assert len(set(texts)) >= 2
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["sample"] for record in records] == [0, 1, 2]
+    assert len({record["text"] for record in records}) >= 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--prompt", "a", "--output", "x"], "--output is for the results of --prompt-file"),
-        (["--prompt", "a", "--num-samples", "2", "--kv-bits", "8"], "--kv-bits is for a single completion"),
-        (["--prompt-file", "x", "--prompt-cache", "y"], "--prompt-cache is for a single completion"),
-        (["--prompt", "a", "--kv-bits", "3"], "kv_bits is 3"),
-        (["--prompt", "a", "--prompt-cache", "/dev/null"], "name another file"),
-        (["--prompt", "a", "--ban", "99999"], "banned_ids has the token 99999"),
-        (["--prompt", "a", "--prompt-lookup", "-1"], "prompt_lookup is -1"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_named(arguments: list[str], message: str) -> None:
-    result = helium("generate", "--model", "demo", *arguments)
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_all_of_jsons_records_of_completions_have_the_same_fields(tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("Once upon a time\n")
+    arguments = ["generate", "--model", "demo", "-m", "3", "--num-samples", "2", "--json"]
+    samples = helium(*arguments, "--prompt", "Once upon a time").stdout.splitlines()
+    filed = helium(*arguments, "--prompt-file", str(tmp_path / "prompts")).stdout.splitlines()
+    for sample, record in zip(map(json.loads, samples), map(json.loads, filed), strict=True):
+        assert list(record) == [*sample, "digest", "model"]
+        assert {name: record[name] for name in sample} == sample
+
+
+def test_a_prompt_file_that_could_be_either_says_what_it_was_taken_for(tmp_path: Path) -> None:
+    for content, said in (('"A"\n', "taken for text"), ('{"prompt": "A"}\n', "taken for JSON lines")):
+        (tmp_path / "prompts").write_text(content)
+        arguments = ["generate", "--model", "demo", "-m", "1", "--prompt-file", str(tmp_path / "prompts")]
+        shown = helium(*arguments).stderr
+        assert shown.count(said) == 1
+        assert helium(*arguments, "--quiet").stderr == ""

@@ -168,7 +168,6 @@ def test_the_plot_is_of_layers_for_one_candidate_and_of_sizes_for_several(
         (["--languages", "pl"], "language 'pl': there is text in en, fr, de, it, pt, es"),
         (["--window", "0"], "window is 0; expected a whole number from 1 on"),
         (["--batch-size", "-1"], "batch_size is -1"),
-        (["--plot", "x.jpeg"], "--plot is x.jpeg; its name must end in .svg, .png, .pdf"),
         (["--candidate", "no/such/directory"], "no/such/directory"),
         (["--candidate", "x", "--candidate-revision", "main"], "--candidate-revision is of one repository"),
         (["--reference-revision", "main"], "which has no revision main; leave that out"),
@@ -193,6 +192,11 @@ def test_wrong_usage_is_status_2(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(flags)
     assert ended.value.code == 2
+
+
+def test_a_picture_of_another_format_is_status_2(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(pair, "--plot", "x.jpeg") == 2
+    assert "--plot is x.jpeg; its name must end in .svg, .png, .pdf" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_status_130(pair: Pair, text: str, monkeypatch: pytest.MonkeyPatch) -> None:

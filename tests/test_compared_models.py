@@ -81,6 +81,16 @@ def test_one_checkpoint_is_at_no_distance_from_itself_in_mlx_lm(pair: Pair, tmp_
         assert report.candidate.bits_per_weight == pytest.approx(report.reference.bits_per_weight)
 
 
+def test_mlx_lm_computes_in_the_dtype_of_the_comparison(pair: Pair, tmp_path: Path) -> None:
+    pytest.importorskip("mlx_lm")
+    helium_mlx.convert(str(pair[0]), str(tmp_path / "half"), dtype="bfloat16", verify=False)
+    side = open_side(f"mlx-lm:{tmp_path / 'half'}")
+    assert side.dtype == mx.bfloat16
+    for dtype in (mx.float32, mx.bfloat16):
+        (logits,) = side.load(dtype)(mx.array([[1, 5]]), [2])
+        assert logits.dtype == dtype
+
+
 @pytest.fixture
 def foreign(pair: Pair, tmp_path: Path) -> Path:
     """A model that this package does not have, with the demo's tokenizer."""

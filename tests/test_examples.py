@@ -31,3 +31,16 @@ def test_fine_tuning_learns_saves_reloads_and_predicts(
     assert float(figures[1]) > float(figures[2])
     assert (tmp_path / "tuned/model.safetensors").exists()
     assert len(output.strip().splitlines()) > 3
+
+
+def test_prompt_lookup_saves_passes_on_a_story_told_again_and_changes_no_text() -> None:
+    output = run("benchmark_lookup.py", "--languages", "en", "--texts", "1", "--runs", "1")
+    rows = {kind: cells for kind, *cells in (line.strip("| ").split(" | ") for line in output.splitlines()[2:])}
+    assert float(rows["told again from the middle"][1]) > 2
+    assert float(rows["noise"][1]) < 1.05
+    assert {cells[-1] for cells in rows.values()} == {"yes"}
+
+
+def test_batches_are_measured_a_line_a_size() -> None:
+    output = run("benchmark_batch.py", "--batch-sizes", "2", "3", "--max-tokens", "4", "--runs", "1")
+    assert [line.split(" | ")[0] for line in output.splitlines()[2:]] == ["| 2", "| 3"]

@@ -1,5 +1,7 @@
+import asyncio
 import concurrent.futures
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 from tiny_checkpoints import write_checkpoint
 
 import helium_mlx
-from helium_mlx.cache import make_cache
+from helium_mlx import cache_memory
+from helium_mlx.cache import copy_cache, make_cache
 from helium_mlx.checkpoint import load_model
 from helium_mlx.errors import ContextOverflowError, GenerationError, HeliumError
 from helium_mlx.generation import Decoding, GenerationChunk, prefill, stream_generate
@@ -124,7 +127,8 @@ def test_the_next_step_is_under_way_when_a_token_is_read(demo: Demo, monkeypatch
     monkeypatch.setattr(mx, "async_eval", lambda *arrays: (events.append("start"), start(*arrays)))
     monkeypatch.setattr(Decoding, "_read", lambda self, step: (events.append("read"), read(self, step))[1])
     collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=4, ignore_eos=True))
-    assert events == ["start", "start", "read", "start", "read", "start", "read", "read"]
+    # The first is the check of the prompt's logits.
+    assert events == ["start", "start", "start", "read", "start", "read", "start", "read", "read"]
 
 
 def test_a_prompt_in_chunks_is_evaluated_chunk_by_chunk(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +144,43 @@ def test_a_stream_may_be_read_from_one_thread_after_another(demo: Demo, options:
     with concurrent.futures.ThreadPoolExecutor(1) as first, concurrent.futures.ThreadPoolExecutor(1) as second:
         chunks = [pool.submit(next, stream).result() for pool in (first, second, first, second, first)]
     assert chunks[-1].finish_reason == "length"
+
+
+def test_streams_may_be_read_in_turns_by_the_threads_of_an_event_loop(demo: Demo) -> None:
+    async def read(prompt: str) -> str:
+        stream = helium_mlx.stream_generate(*demo, prompt, max_tokens=6, ignore_eos=True)
+        texts = []
+        for _ in range(6):
+            # One thread at a time: MLX's own arrays are not for several.
+            async with turn:
+                texts.append((await asyncio.to_thread(next, stream)).text)
+        return "".join(texts)
+
+    async def read_all() -> list[str]:
+        return await asyncio.gather(*map(read, prompts))
+
+    prompts, turn = [PROMPT, "Es war einmal", "C'era una volta"], asyncio.Lock()
+    expected = [helium_mlx.generate(*demo, prompt, max_tokens=6, ignore_eos=True) for prompt in prompts]
+    assert asyncio.run(read_all()) == expected
+
+
+def test_a_model_may_be_loaded_in_one_thread_and_run_in_another(demo: Demo) -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as first, concurrent.futures.ThreadPoolExecutor(1) as second:
+        model, tokenizer = first.submit(helium_mlx.load, "demo", dtype="float32").result()
+        text = second.submit(helium_mlx.generate, model, tokenizer, PROMPT, max_tokens=6).result()
+    assert text == helium_mlx.generate(*demo, PROMPT, max_tokens=6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_logits_that_no_text_should_be_made_of_are_an_error(tmp_path: Path, value: float, lookup: int) -> None:
+    model = load_model(write_checkpoint(tmp_path, vocab_size=2048))
+    model.model.norm.weight = model.model.norm.weight * value
+    cache = make_cache(model)
+    tokenizer = HeliumTokenizer.from_pretrained("demo")
+    with pytest.raises(GenerationError, match="logits are NaN, infinite or all the same"):
+        next(stream_generate(model, tokenizer, [1, 5, 6], cache=cache, prompt_lookup=lookup))
+    assert not cache[0].in_use
 
 
 @pytest.mark.parametrize("end", ["length", "stop", "closed", "eos"])
@@ -376,6 +417,34 @@ def test_a_cache_and_options_for_one_exclude_each_other(demo: Demo) -> None:
     model, tokenizer = demo
     with pytest.raises(GenerationError, match="cache is given beside max_kv_size or kv_bits"):
         stream_generate(model, tokenizer, PROMPT, cache=make_cache(model), kv_bits=8)
+
+
+@pytest.mark.parametrize("kind", [{}, {"kv_bits": 8, "kv_group_size": 32}, {"max_kv_size": 200}, {"cache": True}])
+def test_a_run_that_does_not_fit_is_refused_at_the_call(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, kind: dict[str, object]
+) -> None:
+    model, tokenizer = demo
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(model) + 1000)
+    options = {**kind, "cache": make_cache(model)} if "cache" in kind else kind
+    with pytest.raises(GenerationError, match=r"weights of .* MB and a KV cache of .* for 303 tokens are over"):
+        stream_generate(model, tokenizer, [1, 5, 6], max_tokens=300, **options)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_a_cache_belongs_to_one_run_at_a_time(demo: Demo, lookup: int) -> None:
+    cache, options = make_cache(demo[0]), {"max_tokens": 9, "ignore_eos": True, "prompt_lookup": lookup}
+    first = stream_generate(*demo, PROMPT, cache=cache, **options)  # pyright: ignore[reportArgumentType]
+    second = stream_generate(*demo, PROMPT, cache=cache, **options)  # pyright: ignore[reportArgumentType]
+    next(first)
+    with pytest.raises(GenerationError, match="cache is in use by another run; close that run first"):
+        next(second)
+    copied = next(stream_generate(*demo, "A", cache=copy_cache(cache), max_tokens=1))
+    first.close()
+    stale = stream_generate(*demo, PROMPT, cache=cache, **options)  # pyright: ignore[reportArgumentType]
+    again = list(stream_generate(*demo, [5], cache=cache, max_tokens=3, ignore_eos=True))
+    with pytest.raises(GenerationError, match=r"cache held .* at the call and has changed"):
+        next(stale)
+    assert (copied.generated_tokens, len(again)) == (1, 3)
 
 
 def test_a_list_of_prompts_gives_a_list(demo: Demo) -> None:

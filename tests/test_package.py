@@ -31,7 +31,7 @@ def test_importing_the_package_loads_nothing() -> None:
     assert run(code) == "[]"
 
 
-@pytest.mark.parametrize("name", ["generate", "convert", "compare"])
+@pytest.mark.parametrize("name", ["generate", "convert", "compare", "upload", "export"])
 @pytest.mark.parametrize(
     "first",
     [
@@ -46,6 +46,17 @@ def test_a_function_wins_over_the_module_of_its_name(name: str, first: str) -> N
     code = f"import helium_mlx, inspect\n{first.format(name=name)}\nfrom helium_mlx import {name}\n"
     code += f"print(inspect.isfunction(helium_mlx.{name}), inspect.isfunction({name}), helium_mlx.{name}.__name__)"
     assert run(code) == f"True True {name}"
+
+
+@pytest.mark.parametrize("command", ["generate", "convert"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = f"""
+import sys
+from helium_mlx.{command} import build_parser
+build_parser().format_help()
+print([m for m in sys.modules if m.startswith(("tokenizers", "huggingface", *{HEAVY!r}))])
+"""
+    assert run(code) == "[]"
 
 
 def test_a_whole_generation_loads_nothing_heavy() -> None:

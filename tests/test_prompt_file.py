@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,9 @@ from typing import cast
 import pytest
 
 import helium_mlx
-from helium_mlx import prompt_file
+from helium_mlx import cache_memory, prompt_file
 from helium_mlx.batching import Completion, Request, batch_generate
-from helium_mlx.errors import GenerationError
+from helium_mlx.errors import ContextOverflowError, GenerationError
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.prompt_file import FilePrompt, PromptFileReport, read_prompts, run_prompt_file
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -26,6 +27,8 @@ Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
 
 LINES = ["Once upon a time", "", "Il était une fois", "A", "   ", "Es war einmal", "No dia 13"]
 INDICES = [0, 2, 3, 5, 6]
+# The end of every record.
+MADE_BY = ["digest", "model"]
 
 
 @pytest.fixture
@@ -56,7 +59,8 @@ def test_a_text_file_has_a_prompt_a_line_and_empty_lines_count(prompts: Path) ->
     [
         ("a.jsonl", b'"x"\r\n\n{"prompt": [1, 2], "max_tokens": 3, "id": {"a": null}}\n', ["x", [1, 2]]),
         ("a.txt", b'{"prompt": "x"}\n"y"', ["x", "y"]),
-        ("a.txt", b'\n"x y"\n', ["x y"]),
+        ("a.txt", b'\n"x y"\nz\n', ['"x y"', "z"]),
+        ("a", b'"x"\n{"prompt": "y"}\n', ['"x"', '{"prompt": "y"}']),
         ("a.txt", b"\xef\xbb\xbfx\ny", ["x", "y"]),
         ("a.txt", "«x»\u2028y\x0cz\r\n".encode(), ["«x»\u2028y\x0cz"]),
         ("a.txt", b" two  spaces \n12\n[3]\n", [" two  spaces ", "12", "[3]"]),
@@ -99,7 +103,7 @@ def test_results_are_the_solo_runs(demo: Demo, prompts: Path, tmp_path: Path) ->
     assert run(demo, prompts, output) == PromptFileReport(5, 0, 20)
     for record, index in zip(sorted_records(output), INDICES, strict=True):
         text = helium_mlx.generate(*demo, LINES[index], max_tokens=4, ignore_eos=True)
-        assert list(record) == ["index", "text", "finish_reason", "prompt_tokens", "generated_tokens", "digest"]
+        assert list(record) == ["index", "text", "finish_reason", "prompt_tokens", "generated_tokens", *MADE_BY]
         assert (record["index"], record["text"], record["finish_reason"]) == (index, text, "length")
         assert record["prompt_tokens"] == len(demo[1].encode(LINES[index]))
         assert record["generated_tokens"] == 4
@@ -196,7 +200,6 @@ FOREIGN: dict[str, dict[str, object]] = {
     "a temperature": {"temperature": 0.5},
     "a seed": {"seed": 1},
     "more samples": {"samples": 2},
-    "another model": {"model_name": "other"},
 }
 
 
@@ -209,6 +212,59 @@ def test_results_of_other_options_are_refused_untouched(demo: Demo, prompts: Pat
     with pytest.raises(GenerationError, match=r"has a result for index .*other options made it"):
         run(demo, prompts, output, **FOREIGN[name])
     assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["weights", "tokenizer", "dtype"])
+def test_results_of_another_model_are_refused_untouched(
+    demo: Demo, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    output = tmp_path / "out.jsonl"
+    run(demo, prompts, output)
+    output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:2]))
+    before = output.read_bytes()
+    model, tokenizer = helium_mlx.load("demo", dtype="float16" if change == "dtype" else "float32")
+    if change == "weights":
+        norm = model.model.norm
+        norm.weight = norm.weight * 1.01
+    if change == "tokenizer":
+        monkeypatch.setattr(tokenizer, "pad_token_id", 0)
+    with pytest.raises(GenerationError, match=r"index \d, but a model with other weights, tokenizer or dtype made it"):
+        run((model, tokenizer), prompts, output)
+    assert output.read_bytes() == before
+
+
+def test_where_a_model_lies_makes_no_difference(demo: Demo, prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    run(demo, prompts, output)
+    shutil.copytree(Path(helium_mlx.__file__).parent / "demo", tmp_path / "moved")
+    assert run(helium_mlx.load(str(tmp_path / "moved"), dtype="float32"), prompts, output) == PromptFileReport(0, 5, 0)
+
+
+def test_a_prompt_longer_than_the_context_is_named_by_its_line_before_anything_runs(
+    demo: Demo, prompts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    with prompts.open("a") as file:
+        file.write("\n" + "word" * 6000 + "\n")
+    with pytest.raises(ContextOverflowError, match=r"prompts.txt, line 9: the prompt has \d+ tokens; at most 4095 fit"):
+        run(demo, prompts, output)
+    assert output.read_bytes() == b""
+
+
+def test_a_batch_that_memory_has_no_room_for_is_refused_before_anything_runs(
+    demo: Demo, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, model = tmp_path / "out.jsonl", demo[0]
+    longest = max(len(demo[1].encode(LINES[index])) for index in INDICES) + 4
+    row = cache_memory.cache_bytes(model.config, longest, dtype=model.model.norm.weight.dtype)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(model) + 3 * row)
+    with pytest.raises(GenerationError, match=rf"for 5 rows of {longest} tokens are over .*; give batch_size 3"):
+        run(demo, prompts, output, batch_size=9)
+    assert output.read_bytes() == b""
+    assert run(demo, prompts, output, batch_size=3).written == 5
+    # What is there already needs no room.
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: 0)
+    assert run(demo, prompts, output).already_there == 5
 
 
 def test_results_of_other_prompts_are_refused_untouched(demo: Demo, prompts: Path, tmp_path: Path) -> None:
@@ -231,7 +287,10 @@ def test_options_that_do_not_shape_a_completion_may_change(demo: Demo, prompts: 
     assert report == PromptFileReport(0, 5, 0)
 
 
-@pytest.mark.parametrize("content", [b"my notes\n", b"my notes", b'{"index": 1}\n', b"[]\n", b"\n", b'{"a": "b"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"my notes\n", b"my notes", b'{"index": 1}\n', b'{"index": 1, "digest": ""}\n', b"[]\n", b"\n", b'{"a": "b"}'],
+)
 def test_any_other_file_is_no_output(demo: Demo, prompts: Path, tmp_path: Path, content: bytes) -> None:
     output = tmp_path / "notes"
     output.write_bytes(content)
@@ -279,7 +338,7 @@ def test_from_standard_input_to_standard_output(demo: Demo, monkeypatch: pytest.
 
 def test_a_bad_line_of_a_pipe_loses_none_before_it(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out.jsonl"
-    monkeypatch.setattr(sys, "stdin", Standard(b'"A"\n"B"\n3\n"C"\n'))
+    monkeypatch.setattr(sys, "stdin", Standard(b'{"prompt": "A"}\n"B"\n3\n"C"\n'))
     with pytest.raises(GenerationError, match="standard input, line 3: is 3"):
         run_prompt_file(*demo, "-", output, max_tokens=3, batch_size=8)
     assert [record["index"] for record in records(output)] == [0, 1]

@@ -2,6 +2,7 @@ import mlx.core as mx
 import pytest
 
 from helium_mlx.rope import RotaryEmbedding
+from helium_mlx.selfcheck_cases import ROPE_TYPES
 
 HEAD_DIM = 8
 
@@ -69,3 +70,16 @@ def test_a_single_token_is_rotated_alike_without_gradients(offset: int, dtype: m
     expected, found = rope.at(offset, 1)(x), rope.at(offset, 1, differentiable=False)(x)
     assert found.dtype == dtype
     assert mx.allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("rope_type", ROPE_TYPES)
+@pytest.mark.parametrize("length", [1, 6])
+def test_an_offset_in_an_array_rotates_as_a_number_does(rope_type: str, interleaved: bool, length: int) -> None:
+    parameters = {**ROPE_TYPES[rope_type], "rope_type": rope_type, "rope_theta": 1000.0}
+    rope = RotaryEmbedding(parameters, head_dim=16, max_position_embeddings=64, interleaved=interleaved)
+    x = mx.random.normal((1, 3, length, 16), key=mx.random.key(0))
+    # Before, at and after the end of the original context, which is 8 here.
+    for offset in (0, 2, 8 - length, 9 - length, 40):
+        rotate = rope.at_array(mx.array([offset]), length, mx.array([offset + length]))
+        assert mx.allclose(rotate(x), rope.at(offset, length)(x), rtol=1e-6, atol=1e-6)

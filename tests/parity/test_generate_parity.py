@@ -280,5 +280,5 @@ def test_their_text_streamer_shows_the_same(
         ):
             generate(demo_pair.ours, ids, streamer=streamer, max_new_tokens=80)
             shown.append(capsys.readouterr().out)
-        # Theirs begins anew after a newline, where the decoder then strips a space.
-        assert shown[0].replace("\n ", "\n") == shown[1]
+        # Before transformers 5.24, theirs began anew after a newline, where the decoder then stripped a space.
+        assert shown[1] in (shown[0], shown[0].replace("\n ", "\n"))

@@ -1,0 +1,110 @@
+#include "bundle.h"
+
+#include <mlx/backend/metal/metal.h>
+#include <mlx/device.h>
+#include <mlx/io.h>
+#include <mlx/transforms.h>
+#include <mlx/version.h>
+
+#include <algorithm>
+#include <sstream>
+#include <utility>
+
+#include "error.h"
+#include "files.h"
+#include "utf8.h"
+
+namespace helium {
+namespace {
+
+namespace mx = mlx::core;
+
+// A bundle of the 2B preview has a manifest of half a megabyte.
+constexpr std::uint64_t kMostManifestBytes = 8'000'000;
+
+const std::pair<const char*, mx::Dtype> kDtypes[] = {
+    {"float32", mx::float32}, {"float16", mx::float16}, {"bfloat16", mx::bfloat16},
+    {"uint32", mx::uint32},   {"uint8", mx::uint8},
+};
+
+mx::Dtype dtype_of(const std::string& name) {
+  for (const auto& [known, dtype] : kDtypes) {
+    if (name == known) return dtype;
+  }
+  throw Error(HELIUM_ERROR_BUNDLE, "manifest.json names the dtype " + shown(name) + ", which this program lacks");
+}
+
+Manifest read_manifest(const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / "manifest.json";
+  return Manifest::parse(read_file(path, kMostManifestBytes), path.string(), mx::version(), backend_here());
+}
+
+void verify(const std::filesystem::path& directory, const Manifest& manifest, helium_verification verification) {
+  for (const auto& [name, file] : manifest.files) check_size(directory / name, file.bytes);
+  const auto& weights = manifest.weight_files;
+  for (const auto& [name, file] : manifest.files) {
+    const bool is_weights = std::find(weights.begin(), weights.end(), name) != weights.end();
+    const bool is_trusted = is_weights && verification == HELIUM_VERIFY_ALL_BUT_WEIGHTS;
+    if (!is_trusted) check_sha256(directory / name, file.sha256);
+  }
+}
+
+std::string described(const mx::array& array) {
+  std::ostringstream stream;
+  stream << array.dtype() << " " << array.shape();
+  return stream.str();
+}
+
+}  // namespace
+
+std::string backend_here() {
+  if (mx::default_device() == mx::Device::cpu) return "cpu";
+  return mx::metal::is_available() ? "metal" : "cuda";
+}
+
+Bundle::Bundle(const std::filesystem::path& directory, helium_verification verification)
+    : directory_(directory),
+      manifest_(std::make_shared<const Manifest>(read_manifest(directory))),
+      cache_dtype_(dtype_of(manifest_->cache_dtype)) {
+  verify(directory_, *manifest_, verification);
+  tokenizer_ = std::make_shared<const Tokenizer>(*manifest_, path_of(manifest_->tokenizer.model_file));
+  load_weights();
+}
+
+void Bundle::load_weights() {
+  std::unordered_map<std::string, mx::array> tensors;
+  for (const std::string& name : manifest_->weight_files) {
+    try {
+      tensors.merge(mx::load_safetensors(path_of(name).string()).first);
+    } catch (const std::exception& error) {
+      throw Error(HELIUM_ERROR_BUNDLE,
+                  path_of(name).string() + " is no safetensors file (" + error.what() + "); export the bundle anew");
+    }
+  }
+  for (const TensorSpec& spec : manifest_->weights) {
+    const auto found = tensors.find(spec.name);
+    if (found == tensors.end()) {
+      throw Error(HELIUM_ERROR_BUNDLE,
+                  directory_.string() + " lacks the tensor " + shown(spec.name) + "; export the bundle anew");
+    }
+    const mx::array& tensor = found->second;
+    const mx::Shape shape(spec.shape.begin(), spec.shape.end());
+    if (tensor.shape() != shape || tensor.dtype() != dtype_of(spec.dtype)) {
+      throw Error(HELIUM_ERROR_BUNDLE, directory_.string() + " has the tensor " + shown(spec.name) + " as " +
+                                           described(tensor) + ", unlike the manifest; export the bundle anew");
+    }
+    weights_.push_back(tensor);
+  }
+  mx::eval(weights_);
+}
+
+const mx::ImportedFunction& Bundle::function(std::int32_t length, std::int32_t capacity) {
+  const auto is_wanted = [&](const FunctionSpec& f) { return f.length == length && f.capacity == capacity; };
+  const auto& specs = manifest_->functions;
+  const std::string& file = std::find_if(specs.begin(), specs.end(), is_wanted)->file;
+  const auto loaded = functions_.find(file);
+  if (loaded != functions_.end()) return loaded->second;
+  return functions_.emplace(file, mx::import_function(path_of(file).string())).first->second;
+}
+
+}  // namespace helium

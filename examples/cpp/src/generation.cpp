@@ -1,0 +1,145 @@
+#include "generation.h"
+
+#include <mlx/memory.h>
+#include <mlx/transforms.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <optional>
+
+#include "error.h"
+#include "run.h"
+#include "stop_strings.h"
+#include "utf8.h"
+
+namespace helium {
+namespace {
+
+namespace mx = mlx::core;
+using Clock = std::chrono::steady_clock;
+
+// Buffers of sizes that no longer come up pile up otherwise.
+constexpr std::int32_t kTokensPerClearing = 256;
+
+double seconds_between(Clock::time_point start, Clock::time_point end) {
+  return std::chrono::duration<double>(end - start).count();
+}
+
+// Turns the tokens of a completion into text, and says when it ends and why.
+class CompletionText {
+ public:
+  CompletionText(const Bundle& bundle, const GenerationOptions& options)
+      : tokenizer_(*bundle.tokenizer()), detokenizer_(tokenizer_.detokenizer()), stops_(options.stops) {
+    if (!options.ignore_eos) eos_ = bundle.manifest().eos;
+  }
+
+  // The text that can be shown with this token.
+  std::string add(std::int32_t token, helium_finish_reason& reason) {
+    std::string text;
+    if (std::find(eos_.begin(), eos_.end(), token) != eos_.end()) {
+      reason = HELIUM_FINISH_EOS;
+    } else {
+      text = stops_.add(detokenizer_->add(tokenizer_.piece(token)));
+    }
+    if (reason != HELIUM_FINISH_NONE && !stops_.stopped()) {
+      text += stops_.add(detokenizer_->finish());
+      text += stops_.finish();
+    }
+    if (stops_.stopped()) reason = HELIUM_FINISH_STOP;
+    return text;
+  }
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::unique_ptr<Detokenizer> detokenizer_;
+  StopStrings stops_;
+  std::vector<std::int32_t> eos_;
+};
+
+std::int32_t room_after(const Manifest& manifest, std::size_t prompt) {
+  const std::int64_t room = manifest.context - static_cast<std::int64_t>(prompt);
+  if (room >= 1) return static_cast<std::int32_t>(room);
+  throw Error(HELIUM_ERROR_CONTEXT, "the prompt has " + std::to_string(prompt) + " tokens; at most " +
+                                        std::to_string(manifest.context - 1) + " fit, since the bundle's context is " +
+                                        std::to_string(manifest.context) +
+                                        " and needs room for one more: shorten the prompt");
+}
+
+void check_ids(const std::vector<std::int32_t>& tokens, std::int32_t vocab_size) {
+  for (const std::int32_t token : tokens) {
+    if (token >= 0 && token < vocab_size) continue;
+    throw Error(HELIUM_ERROR_BUNDLE, "the tokenizer gave the id " + std::to_string(token) + "; the model has 0 to " +
+                                         std::to_string(vocab_size - 1));
+  }
+}
+
+}  // namespace
+
+void check(const GenerationOptions& options) {
+  check(options.sampling);
+  if (options.max_tokens < 1) {
+    throw Error(HELIUM_ERROR_ARGUMENT,
+                "max_tokens is " + std::to_string(options.max_tokens) + "; it must be at least 1");
+  }
+  for (const std::string& stop : options.stops) {
+    if (stop.empty() || !is_utf8(stop)) {
+      throw Error(HELIUM_ERROR_ARGUMENT,
+                  "a stop string is " + shown(stop) + "; it must be UTF-8 of at least one character");
+    }
+  }
+}
+
+helium_statistics generate(Bundle& bundle, const std::vector<std::int32_t>& tokens, const GenerationOptions& options,
+                           const Listener& listener) {
+  const Manifest& manifest = bundle.manifest();
+  check_ids(tokens, manifest.model.vocab_size);
+  const std::int32_t count = std::min(options.max_tokens, room_after(manifest, tokens.size()));
+  const auto total = static_cast<std::int32_t>(tokens.size());
+  helium_statistics statistics{};
+  statistics.prompt_tokens = total;
+  const Clock::time_point start = Clock::now();
+  const auto end_with = [&](helium_finish_reason reason) {
+    statistics.finish_reason = reason;
+    statistics.peak_bytes = mx::get_peak_memory();
+    return statistics;
+  };
+
+  Run run(bundle);
+  const std::optional<mx::array> prompt_logits = run.prefill(tokens, [&](std::int32_t done) {
+    return listener.may_go_on() && (done == 0 || listener.on_progress(done, total));
+  });
+  if (!prompt_logits) {
+    listener.on_chunk({"", 0, -1, HELIUM_FINISH_CANCELLED});
+    return end_with(HELIUM_FINISH_CANCELLED);
+  }
+  Sampler sampler(options.sampling, manifest.model.vocab_size, manifest.reserved);
+  CompletionText completion(bundle, options);
+  mx::array drawn = sampler(*prompt_logits);
+  Clock::time_point first_token = start;
+  bool refused = false;
+  while (true) {
+    const auto token = static_cast<std::int32_t>(drawn.item<std::uint32_t>());
+    if (++statistics.generated_tokens == 1) {
+      first_token = Clock::now();
+      statistics.prompt_seconds = seconds_between(start, first_token);
+      refused = !listener.on_progress(total, total);
+    }
+    statistics.generation_seconds = seconds_between(first_token, Clock::now());
+    if (refused) return end_with(HELIUM_FINISH_CANCELLED);
+    const bool cancelled = !listener.may_go_on();
+    auto reason = statistics.generated_tokens == count ? HELIUM_FINISH_LENGTH : HELIUM_FINISH_NONE;
+    if (cancelled) reason = HELIUM_FINISH_CANCELLED;
+    const std::string text = completion.add(token, reason);
+    if (reason == HELIUM_FINISH_NONE) {
+      // Started before the text is handed out, so that the listener does not hold it up.
+      drawn = sampler(run.step(token));
+      mx::async_eval(drawn);
+    }
+    refused = !listener.on_chunk({text.c_str(), text.size(), token, reason});
+    if (reason != HELIUM_FINISH_NONE) return end_with(reason);
+    if (statistics.generated_tokens % kTokensPerClearing == 0) mx::clear_cache();
+  }
+}
+
+}  // namespace helium

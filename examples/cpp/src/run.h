@@ -1,0 +1,44 @@
+// One text on its way through a bundle's functions: its caches, and how many tokens they hold.
+#pragma once
+
+#include <mlx/array.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "bundle.h"
+
+namespace helium {
+
+class Run {
+ public:
+  // Keeps a reference to the bundle.
+  explicit Run(Bundle& bundle) : bundle_(bundle) {}
+
+  // Run the prompt, a part at a time; return the logits behind it, float32 (1, vocab_size), lazily. Before each part
+  // `go_on(tokens done)` is asked; nothing is returned where it refuses.
+  std::optional<mlx::core::array> prefill(std::span<const std::int32_t> tokens,
+                                          const std::function<bool(std::int32_t)>& go_on);
+
+  // Run one more token; return the logits behind it, lazily. Before the next call they, or what was made of them, must
+  // be evaluated: a cache is changed in place only once nothing else waits for it.
+  mlx::core::array step(std::int32_t token);
+
+  std::int32_t offset() const { return offset_; }
+
+ private:
+  std::int32_t next_length(std::int32_t remaining) const;
+  mlx::core::array call(std::span<const std::int32_t> tokens, std::int32_t length);
+  void make_room(std::int32_t tokens);
+
+  Bundle& bundle_;
+  // Keys and values of each layer, (1, n_kv_heads, capacity, head_dim).
+  std::vector<mlx::core::array> caches_;
+  std::int32_t capacity_ = 0;
+  std::int32_t offset_ = 0;
+};
+
+}  // namespace helium

@@ -1,0 +1,49 @@
+// The thread that everything of MLX happens on, which runs what it is given, in order. A stream belongs to the thread
+// that made it, and MLX 0.32 gives an imported function the first stream of the process, whoever imports it: so one
+// thread makes that stream, serves all models, and stays until the process ends.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <future>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <utility>
+
+namespace helium {
+
+class Worker {
+ public:
+  // The one of this process. Throws Error (HELIUM_ERROR_STATE) if another thread used MLX before it.
+  static Worker& shared();
+
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  bool is_current() const { return std::this_thread::get_id() == thread_.get_id(); }
+
+  // Run `task` on the thread and wait; return what it returns or throw what it throws. Not from the thread itself.
+  template <typename Task>
+  auto run(Task task) {
+    std::packaged_task<std::invoke_result_t<Task>()> packaged(std::move(task));
+    auto result = packaged.get_future();
+    post([&packaged] { packaged(); });
+    return result.get();
+  }
+
+ private:
+  Worker() : thread_([this] { serve(); }) {}
+
+  void post(std::function<void()> task);
+  [[noreturn]] void serve();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> tasks_;
+  // Last, so that all else is there when it starts.
+  std::thread thread_;
+};
+
+}  // namespace helium

@@ -1,0 +1,125 @@
+"""Text from a bundle, in Python: the host that the export checks itself with, and that others can be written after.
+
+    runner = BundleRunner(open_bundle("helium-bundle"))
+    for text in runner.stream("Once upon a time", max_tokens=64): print(text, end="")
+
+It knows the bundle and nothing of the model: functions, weights, tokenizer and ids all come from there. Each step is
+evaluated before the next is built: an update in place needs the step before to have let go of the cache.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import mlx.core as mx
+
+from helium_mlx.bundle import Bundle
+from helium_mlx.bundle_functions import CacheArrays, FunctionShape
+from helium_mlx.bundle_manifest import function_file
+from helium_mlx.errors import BundleError, ContextOverflowError, GenerationError
+from helium_mlx.json_files import one_line
+
+Outputs = Sequence[mx.array]
+
+
+class BundleRunner:
+    """One text at a time: `feed` it tokens, and it gives the logits of what comes next."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.tokenizer = bundle.tokenizer()
+        self._weights = bundle.load_weights()
+        self._functions: dict[FunctionShape, Callable[..., Outputs]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the text."""
+        self.offset = 0
+        self.capacity = self.bundle.manifest.capacities[0]
+        self._caches: CacheArrays = self.bundle.manifest.model.empty_caches(self.capacity)
+
+    def feed(self, tokens: Sequence[int]) -> mx.array:
+        """Run tokens after what came before, and return the logits of the last, float32 (1, vocab_size).
+
+        Raises ContextOverflowError where the bundle's context has no room for them.
+        """
+        context = self.bundle.manifest.context
+        if not tokens:
+            raise GenerationError("there are no tokens; give at least the BOS id")
+        if self.offset + len(tokens) > context:
+            raise ContextOverflowError(
+                f"{len(tokens)} tokens come after {self.offset}, and the bundle's context is {context}: shorten the "
+                "text, or export with a larger --context"
+            )
+        remaining = list(tokens)
+        while True:
+            length = self._next_length(len(remaining))
+            logits = self._run(length, remaining[:length])
+            remaining = remaining[length:]
+            if not remaining:
+                mx.eval(logits, self._caches)
+                return logits
+            mx.eval(self._caches)
+
+    def greedy(self, prompt: Sequence[int], max_tokens: int) -> Iterator[tuple[int, mx.array]]:
+        """Yield up to `max_tokens` tokens, each with the logits that it is the best of; the last may be an eos id."""
+        self.reset()
+        feeding = list(prompt)
+        for _ in range(min(max_tokens, self.bundle.manifest.context - len(prompt) + 1)):
+            logits = self.feed(feeding)
+            feeding = [cast(int, mx.argmax(logits).item())]
+            yield feeding[0], logits
+            if feeding[0] in self.bundle.manifest.eos_token_ids:
+                return
+
+    def stream(self, prompt: str, *, max_tokens: int = 256) -> Iterator[str]:
+        """Yield the text that follows `prompt`, greedily, a piece for each token; the last is what was still open."""
+        detokenizer = self.tokenizer.detokenizer()
+        for token, _ in self.greedy(self.tokenizer.encode(prompt), max_tokens):
+            yield "" if token in self.bundle.manifest.eos_token_ids else detokenizer.add_token(token)
+        yield detokenizer.finish()
+
+    def _next_length(self, remaining: int) -> int:
+        """Return how many tokens to run next: as many at once as are not mostly padding; one where no more fit."""
+        context = self.bundle.manifest.context
+        lengths = {shape.length for shape in self.bundle.manifest.functions if shape.length > 1}
+        fitting = [length for length in lengths if self.offset + length <= context]
+        if remaining == 1 or not fitting:
+            return 1
+        return max((length for length in fitting if 2 * remaining >= length), default=min(fitting))
+
+    def _run(self, length: int, tokens: Sequence[int]) -> mx.array:
+        """Call the function of `length` on tokens, padded; nothing is evaluated."""
+        self._grow(self.offset + length)
+        count = [mx.array([len(tokens)], dtype=mx.int32)] if length > 1 else []
+        padded = [*tokens, *[0] * (length - len(tokens))]
+        inputs = [mx.array([padded], dtype=mx.int32), mx.array([self.offset], dtype=mx.int32), *count, *self._caches]
+        # The caches that went in are let go with `inputs`: what anybody but the graph holds is copied, not updated.
+        logits, *self._caches = self._call(FunctionShape(length, self.capacity), inputs)
+        self.offset += len(tokens)
+        return logits
+
+    def _grow(self, tokens: int) -> None:
+        """Move the caches to the next capacity that holds `tokens`."""
+        capacity = next(size for size in self.bundle.manifest.capacities if size >= tokens)
+        if capacity <= self.capacity:
+            return
+        room = [(0, 0), (0, 0), (0, capacity - self.capacity), (0, 0)]
+        for index, array in enumerate(self._caches):
+            # One at a time, so that two sizes of all of them are never there together.
+            self._caches[index] = mx.pad(array, room)
+            del array
+            mx.eval(self._caches[index])
+        self.capacity = capacity
+
+    def _call(self, shape: FunctionShape, inputs: Sequence[mx.array]) -> Outputs:
+        """Call a function, which is read from its file the first time."""
+        path = self.bundle.directory / function_file(shape)
+        try:
+            if shape not in self._functions:
+                self._functions[shape] = cast("Callable[..., Outputs]", mx.import_function(str(path)))
+            return self._functions[shape](*inputs, *self._weights)
+        except (RuntimeError, ValueError) as error:
+            said = one_line(str(error), 200)
+            raise BundleError(
+                f"{path}: MLX cannot run it as the manifest says ({said}); export the bundle anew"
+            ) from None

@@ -1,0 +1,104 @@
+"""What an engine does about memory: its cap on weights plus caches, and MLX's own limits, set and restored.
+
+The cap is arithmetic, done before anything is allocated: rows that decode together take the length of the longest each
+(`batch_cache.py`), a prompt that has not joined yet is held a second time while it is copied in. What a forward pass
+needs beside them is not counted, nor are MLX's free buffers, which have a limit of their own.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from helium_mlx import backend
+from helium_mlx.errors import EngineMemoryError
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """`limit` bytes for weights plus caches, or None; what the weights take, and a token in a batch's caches."""
+
+    limit: int | None
+    weights: int
+    bytes_per_token: int
+
+    def batch_bytes(self, spans: Sequence[int], joining: Sequence[int] = ()) -> int:
+        """Return what caches of rows of these final lengths take, those of prompts that are to join beside them.
+
+        A row that is alone joins nobody, and its prompt's cache is the batch's.
+        """
+        together = len(spans) * max(spans, default=0)
+        return self.bytes_per_token * (together + (sum(joining) if len(spans) > 1 else 0))
+
+    def allows(self, cache_bytes: int) -> bool:
+        """Return whether caches of so many bytes fit beside the weights."""
+        return self.limit is None or self.weights + cache_bytes <= self.limit
+
+    def require_weights(self) -> None:
+        """Raise EngineMemoryError if the weights alone are over the limit."""
+        if not self.allows(0):
+            raise EngineMemoryError(
+                f"the weights take {self.weights:,} bytes, and memory_limit is {self.limit:,}; raise it, or take a "
+                "smaller or quantized model"
+            )
+
+    def require(self, cache_bytes: int, tokens: int) -> None:
+        """Raise EngineMemoryError if a request of `tokens` tokens in all would not fit even alone."""
+        if not self.allows(cache_bytes):
+            raise EngineMemoryError(
+                f"the request needs {cache_bytes:,} bytes of cache for its {tokens} tokens, prompt and max_tokens, "
+                f"beside weights of {self.weights:,}: over the memory_limit of {self.limit:,}; shorten the prompt, "
+                "lower max_tokens, or raise memory_limit"
+            )
+
+
+class SharedLimit:
+    """One of MLX's limits, which belong to the process: the largest that an open engine asks for, then what it was."""
+
+    def __init__(self, set_limit: Callable[[int], int]) -> None:
+        self._set = set_limit
+        self._lock = threading.Lock()
+        self._claims: dict[int, int] = {}
+        self._before = 0
+
+    def claim(self, owner: int, limit: int) -> None:
+        """Ask for at least `limit` bytes, until released."""
+        with self._lock:
+            first = not self._claims
+            self._claims[owner] = limit
+            replaced = self._set(max(self._claims.values()))
+            if first:
+                self._before = replaced
+
+    def release(self, owner: int) -> None:
+        """Take back what was asked for, if anything was."""
+        with self._lock:
+            if self._claims.pop(owner, None) is not None:
+                self._set(max(self._claims.values()) if self._claims else self._before)
+
+
+CACHE_LIMIT = SharedLimit(lambda limit: mx.set_cache_limit(limit))
+WIRED_LIMIT = SharedLimit(lambda limit: mx.set_wired_limit(limit))
+
+
+class ProcessLimits:
+    """The limits of one engine: MLX keeps `cache_limit` bytes of free buffers; on Metal, weights and caches stay wired.
+
+    Wired is what Metal recommends as the working set, or `memory_limit` if that is less.
+    """
+
+    def __init__(self, cache_limit: int, memory_limit: int | None) -> None:
+        self.cache_limit = cache_limit
+        self.memory_limit = memory_limit
+
+    def set(self) -> None:
+        """Set both; what they were is remembered."""
+        CACHE_LIMIT.claim(id(self), self.cache_limit)
+        if (wired := backend.wireable_bytes()) is not None:
+            WIRED_LIMIT.claim(id(self), min(wired, self.memory_limit or wired))
+
+    def restore(self) -> None:
+        """Set both to what they were, unless another engine is open."""
+        CACHE_LIMIT.release(id(self))
+        WIRED_LIMIT.release(id(self))

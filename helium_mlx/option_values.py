@@ -1,0 +1,74 @@
+"""The values of generation's options: each is taken, as a plain Python number, or refused in one line that names it.
+
+numpy's and MLX's numbers are as good as Python's; truths are no numbers, and text is neither. What an option may be is
+said where it is used; here is only how that is checked.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from helium_mlx.errors import GenerationError, OptionError
+from helium_mlx.json_files import shown
+
+
+def plain(value: object) -> object:
+    """Return the Python number in a scalar of numpy or MLX; anything else as it is."""
+    item = getattr(value, "item", None)
+    return item() if getattr(value, "ndim", None) == 0 and callable(item) else value
+
+
+def real(value: object) -> int | float | None:
+    """Return the Python number in a number, None if it is none."""
+    number = plain(value)
+    return number if isinstance(number, (int, float)) and not isinstance(number, bool) else None
+
+
+def require_whole(name: str, value: object, least: int, most: int | None = None, *, allowed: str = "") -> int:
+    """Return a whole number from `least` to `most`. Raises OptionError, which says that it must be `allowed`."""
+    number = plain(value)
+    if type(number) is int and least <= number and (most is None or number <= most):
+        return number
+    range_ = f", at least {least}" if most is None else f" from {least} to {most}"
+    raise OptionError(f"{name} is {shown(number)}; it must be {allowed or f'a whole number{range_}'}")
+
+
+def require_number(
+    name: str, value: object, least: float, most: float, allowed: str, *, above: float | None = None
+) -> float:
+    """Return a number from `least` to `most`, and above `above`. Raises OptionError, which says `allowed`."""
+    number = real(value)
+    if number is not None and least <= number <= most and (above is None or number > above):
+        return float(number)
+    raise OptionError(f"{name} is {shown(plain(value))}; it must be {allowed}")
+
+
+def require_switch(name: str, value: object) -> bool:
+    """Return a truth value. Raises OptionError for anything else, such as the text "no"."""
+    switch = plain(value)
+    if isinstance(switch, bool):
+        return switch
+    raise OptionError(f"{name} is {shown(switch)}; it must be True or False")
+
+
+def require_call(name: str, value: object, method: str = "__call__") -> None:
+    """Raise OptionError unless `value` is None or has the method."""
+    if value is not None and not callable(getattr(value, method, None)):
+        what = "a function" if method == "__call__" else f"an object with {method}(), such as threading.Event"
+        raise OptionError(f"{name} is {shown(value)}; it must be {what}, or None")
+
+
+def token_ids(name: str, ids: object, vocab_size: int) -> list[int]:
+    """Return ids of a sequence or of an array of numpy or MLX, in its order.
+
+    Raises GenerationError for what is no flat sequence of ids below `vocab_size`.
+    """
+    to_list = getattr(ids, "tolist", None)
+    listed = to_list() if callable(to_list) else ids
+    if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes, bytearray, Mapping, set, frozenset)):
+        raise GenerationError(f"{name} is {shown(ids)}; give a flat sequence of token ids")
+    tokens = [plain(token) for token in cast("Iterable[object]", listed)]
+    for token in tokens:
+        if type(token) is not int or not 0 <= token < vocab_size:
+            what = f"an id from 0 to vocab_size - 1 = {vocab_size - 1}"
+            raise GenerationError(f"{name} token {shown(token)} is not {what}")
+    return cast("list[int]", tokens)

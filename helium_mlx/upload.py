@@ -1,0 +1,89 @@
+"""The command `upload`: a converted directory onto the Hugging Face Hub. `python -m helium_mlx.upload --help`."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from helium_mlx.terminal import run_command
+
+if TYPE_CHECKING:
+    from helium_mlx.publishing import UploadReport
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; option names are those of `helium_mlx.upload`."""
+    parser = argparse.ArgumentParser(
+        prog="helium-mlx upload",
+        description="Publish a directory that `helium-mlx convert` made on the Hugging Face Hub, in one commit, and "
+        "read it back. What the Hub has is not sent; the same command goes on with an upload that was cut off.",
+    )
+    parser.add_argument("--path", required=True, help="the converted directory")
+    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="the repository; made if there is none")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--dry-run", action="store_true", help="list files, sizes and hashes; send nothing")
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch; made if there is none (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of writing to the branch")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="go on in a repository that holds something else than an upload of ours",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="give up on a server that is silent for so long (default: 300)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = vars(build_parser().parse_args(argv))
+    return run_command(lambda: _upload(**options))
+
+
+def _upload(*, timeout: float, **options: object) -> None:
+    from helium_mlx.hub_session import prepare_session, upload_progress
+    from helium_mlx.publishing import upload
+
+    prepare_session(timeout=timeout)
+    report = upload(**options, on_progress=upload_progress())  # pyright: ignore[reportArgumentType]
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if report.dry_run:
+        print("\n".join(_listing(report)))
+    else:
+        print(report.url)
+    print(_summary(report), file=sys.stderr)
+
+
+def _listing(report: "UploadReport") -> list[str]:
+    """Return a line for each file: what would be done, SHA-256, bytes, name."""
+    width = max(len(str(file.size)) for file in report.files)
+    lines = [f"{'send' if f.is_sent else 'same':6}  {f.sha256}  {f.size:>{width}}  {f.name}" for f in report.files]
+    return lines + [f"remove  {'':64}  {'':{width}}  {name}" for name in report.removed]
+
+
+def _summary(report: "UploadReport") -> str:
+    where = f"{report.repo}, {report.pull_request or report.revision}"
+    if report.is_unchanged and not report.is_new:
+        return f"{where}: nothing to send, the Hub has all {len(report.files)} files as they are here"
+    sent = sum(file.is_sent for file in report.files)
+    removed = f", {len(report.removed)} of an earlier upload removed" if report.removed else ""
+    figures = f"{sent} of {len(report.files)} files, {report.sent_bytes / 1e6:.1f} MB{removed}"
+    if report.dry_run:
+        return f"{where}: would send {figures}{' to a new repository' if report.is_new else ''}; nothing was sent"
+    return f"{where}: {figures}; read back, names and hashes are those of the directory"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise ValueError
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
