@@ -14,6 +14,7 @@ Not stated, and so not followed: `tokenizer.json` spells out an "<unk>" in a tex
 `BundleTokenizer` is that host, in Python: what the export checks itself with, and what other hosts can be read beside.
 """
 
+import functools
 import json
 import re
 import unicodedata
@@ -33,7 +34,7 @@ from helium_mlx.detokenizer import (
 from helium_mlx.errors import TokenizerError
 from helium_mlx.json_files import one_line
 from helium_mlx.sentencepiece_model import PieceType, SentencePiece, unigram_model
-from helium_mlx.tokenizer import JSON_FILE, SENTENCEPIECE_FILE, HeliumTokenizer
+from helium_mlx.tokenizer import JSON_FILE, SENTENCEPIECE_FILE, HeliumTokenizer, sentencepiece_piece
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NEWLINE_BYTE = "<0x0A>"
@@ -268,7 +269,9 @@ class BundleTokenizer:
         """Return a fresh detokenizer; see `detokenizer.py`."""
         recipe = self._recipe
         if recipe.strip is None:
-            return SentencePieceDetokenizer(self._sentencepiece_piece, dummy_prefix=recipe.dummy_prefix)
+            return SentencePieceDetokenizer(
+                functools.partial(sentencepiece_piece, self._processor), dummy_prefix=recipe.dummy_prefix
+            )
         specials = frozenset(token.id for token in recipe.added_tokens if token.special)
         return ByteFallbackDetokenizer(self._json_piece, skipped=specials, strip_count=recipe.strip)
 
@@ -292,16 +295,6 @@ class BundleTokenizer:
             return None
         piece = self._processor.IdToPiece(index)
         return int(piece[3:5], 16) if self._processor.IsByte(index) else piece.replace(WORD_SEPARATOR, " ")
-
-    def _sentencepiece_piece(self, index: int) -> Piece:
-        if index >= self._processor.GetPieceSize():
-            return None
-        if self._processor.IsControl(index):
-            return ""
-        if self._processor.IsUnknown(index):
-            return self._processor.Decode([index])
-        piece = self._processor.IdToPiece(index)
-        return int(piece[3:5], 16) if self._processor.IsByte(index) else piece
 
 
 def _is_word(character: str) -> bool:

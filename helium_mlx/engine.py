@@ -28,7 +28,7 @@ from helium_mlx.engine_request import EngineRequest, OwnCache, checked_request
 from helium_mlx.engine_stream import Channel, EngineCompletion, EngineStream
 from helium_mlx.engine_tasks import ScoreRun
 from helium_mlx.engine_worker import EngineWorker
-from helium_mlx.errors import GenerationError
+from helium_mlx.option_values import require_whole
 from helium_mlx.scoring import Score
 
 __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
@@ -61,16 +61,12 @@ class HeliumEngine:
         memory_limit: int | None = None,
         cache_limit: int = 2**28,
     ) -> None:
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("prefill_step_size", prefill_step_size, 1),
-            ("buffer", buffer, 2),
-            ("memory_limit", 1 if memory_limit is None else memory_limit, 1),
-            ("cache_limit", cache_limit, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise GenerationError(f"{name} is {value}; it must be a whole number, at least {least}")
-        self._buffer = buffer
+        batch_size = require_whole("batch_size", batch_size, 1)
+        prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
+        self._buffer = require_whole("buffer", buffer, 2)
+        if memory_limit is not None:
+            memory_limit = require_whole("memory_limit", memory_limit, 1)
+        cache_limit = require_whole("cache_limit", cache_limit, 0)
         self._numbers = itertools.count()
         self._worker = EngineWorker(
             path_or_repo,

@@ -10,9 +10,9 @@ from helium_mlx.batching import Prompt
 from helium_mlx.cache import caches_for
 from helium_mlx.cache_memory import cache_bytes
 from helium_mlx.config import HeliumConfig
-from helium_mlx.errors import GenerationError
 from helium_mlx.generation import CompletionText, room_after, tokens_of_prompt
 from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.option_values import require_whole
 from helium_mlx.sampling import Sampler, SamplingOptions, banned_tokens
 from helium_mlx.stopping import StopStrings
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -111,10 +111,10 @@ def checked_request(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids
     )
     config = model.config
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise GenerationError(f"max_tokens is {max_tokens}; it must be a whole number, at least 1")
-    if isinstance(logprobs, bool) or not isinstance(logprobs, int) or not 0 <= logprobs <= config.vocab_size:
-        raise GenerationError(f"logprobs is {logprobs}; it must be from 0 to vocab_size = {config.vocab_size}")
+    max_tokens = require_whole("max_tokens", max_tokens, 1)
+    logprobs = require_whole(
+        "logprobs", logprobs, 0, config.vocab_size, allowed=f"from 0 to vocab_size = {config.vocab_size}"
+    )
     banned_tokens(sampling, config.vocab_size, tokenizer.reserved_ids if temperature > 0 else ())
     stops = StopStrings(stop).stop
     tokens = tokens_of_prompt(model, tokenizer, prompt)

@@ -52,6 +52,7 @@ from helium_mlx.json_files import (
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import sentencepiece
     import tokenizers
 
 JSON_FILE = "tokenizer.json"
@@ -213,6 +214,18 @@ class _JsonVocabulary:
         )
 
 
+def sentencepiece_piece(processor: "sentencepiece.SentencePieceProcessor", index: int) -> Piece:
+    """Return what an id of a SentencePiece model stands for; see `detokenizer.Piece`."""
+    if index >= processor.GetPieceSize():
+        return None
+    if processor.IsControl(index):
+        return ""
+    if processor.IsUnknown(index):
+        return processor.Decode([index])
+    piece = processor.IdToPiece(index)
+    return int(piece[3:5], 16) if processor.IsByte(index) else piece
+
+
 class _SentencePieceVocabulary:
     """`tokenizer.model`, read by `sentencepiece`."""
 
@@ -226,7 +239,7 @@ class _SentencePieceVocabulary:
             # Pieces and the surface of <unk> are bytes in the file; what is no UTF-8 fails here, not in a text.
             self._processor.IdToPiece(list(range(self.size)))
             self._processor.Decode([self._processor.unk_id()])
-        self._piece_of = functools.cache(self._read_piece)
+        self._piece_of = functools.cache(lambda index: sentencepiece_piece(self._processor, index))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self._processor.Encode(text, out_type=int)
@@ -254,16 +267,6 @@ class _SentencePieceVocabulary:
 
     def piece(self, index: int) -> Piece:
         return self._piece_of(index)
-
-    def _read_piece(self, index: int) -> Piece:
-        if index >= self.size:
-            return None
-        if self._processor.IsControl(index):
-            return ""
-        if self._processor.IsUnknown(index):
-            return self._processor.Decode([index])
-        piece = self._processor.IdToPiece(index)
-        return int(piece[3:5], 16) if self._processor.IsByte(index) else piece
 
     @functools.cached_property
     def _dummy_prefix(self) -> DummyPrefix:
