@@ -38,10 +38,28 @@ from helium_mlx.tokenizer import JSON_FILE, SENTENCEPIECE_FILE, HeliumTokenizer,
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NEWLINE_BYTE = "<0x0A>"
+
+# Steps of a piece's score in one unit of log-probability: sums up to 1,024 are exact in float32.
+_SCORE_STEPS = 2**14
 # What Rust's `regex`, which `tokenizers` asks, counts as part of a word (Unicode TR 18, annex C): these categories, the
 # joiners, and letters in circles and squares, which are the only symbols that Unicode calls alphabetic.
 _WORD_CATEGORIES = ("L", "M", "Nd", "Nl", "Pc")
 _WORD_SYMBOLS = re.compile("[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]")
+# What Unicode 15 and 16 added to that, which Python before 3.13 does not know.
+_NEW_WORDS = re.compile(
+    "["
+    "\u0897\u0cf3\u0ece\u1c89-\u1c8a\ua7cb-\ua7cd\ua7da-\ua7dc\U000105c0-\U000105f3\U00010d40-\U00010d65"
+    "\U00010d69-\U00010d6d\U00010d6f-\U00010d85\U00010ec2-\U00010ec4\U00010efc-\U00010eff"
+    "\U0001123f-\U00011241\U00011380-\U00011389\U0001138b\U0001138e\U00011390-\U000113b5"
+    "\U000113b7-\U000113c0\U000113c2\U000113c5\U000113c7-\U000113ca\U000113cc-\U000113d3"
+    "\U000113e1-\U000113e2\U000116d0-\U000116e3\U00011bc0-\U00011be0\U00011bf0-\U00011bf9"
+    "\U00011f00-\U00011f10\U00011f12-\U00011f3a\U00011f3e-\U00011f42\U00011f50-\U00011f5a\U0001342f"
+    "\U00013440-\U00013455\U00013460-\U000143fa\U00016100-\U00016139\U00016d40-\U00016d6c"
+    "\U00016d70-\U00016d79\U00018cff\U0001b132\U0001b155\U0001ccf0-\U0001ccf9\U0001df25-\U0001df2a"
+    "\U0001e030-\U0001e06d\U0001e08f\U0001e4d0-\U0001e4f9\U0001e5d0-\U0001e5fa\U0002b739"
+    "\U0002ebf0-\U0002ee5d\U00031350-\U000323af"
+    "]"
+)
 
 
 @dataclass(frozen=True)
@@ -200,7 +218,7 @@ class _HeliumJson:
                 return SentencePiece(_NEWLINE_BYTE, score, PieceType.BYTE)
             return SentencePiece(text, score, PieceType.BYTE if _BYTE_PIECE.fullmatch(text) else PieceType.NORMAL)
 
-        return [piece(index, text, score) for index, (text, score) in enumerate(self._vocabulary)]
+        return [piece(index, text, _on_grid(score)) for index, (text, score) in enumerate(self._vocabulary)]
 
     def literals(self) -> dict[str, int]:
         """Return what the file finds in the middle of a text and SentencePiece does not, with its ids."""
@@ -297,10 +315,19 @@ class BundleTokenizer:
         return int(piece[3:5], 16) if self._processor.IsByte(index) else piece.replace(WORD_SEPARATOR, " ")
 
 
+def _on_grid(score: float) -> float:
+    """Return a score that SentencePiece, which adds in float32, can add a hundred of without rounding.
+
+    Segmentations of one score then stay so, and both libraries take the same; else rounding would pick one.
+    """
+    return round(score * _SCORE_STEPS) / _SCORE_STEPS
+
+
 def _is_word(character: str) -> bool:
     if not character:
         return False
-    return unicodedata.category(character).startswith(_WORD_CATEGORIES) or bool(_WORD_SYMBOLS.match(character))
+    known = unicodedata.category(character).startswith(_WORD_CATEGORIES)
+    return known or bool(_WORD_SYMBOLS.match(character) or _NEW_WORDS.match(character))
 
 
 def _finder(contents: Iterable[str]) -> re.Pattern[str] | None:

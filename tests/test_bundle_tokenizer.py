@@ -55,6 +55,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
 @example("the\nfile")
 @example("a<s>b <s> <s>a")
 @example("<0x41><0x0A> x<0x41>y")
+@example("      ")
+@example("  \x0003a3   ")
+@example("<|im_sp_05|>\U00031350")
 @settings(max_examples=200, deadline=None)
 def test_every_text_has_the_ids_that_the_checkpoint_gives(pairs: list[Pair], text: str) -> None:
     for tokenizer, bundle in pairs:
