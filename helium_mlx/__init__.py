@@ -32,9 +32,11 @@ if TYPE_CHECKING:
         EngineMemoryError,
         GenerationError,
         HeliumError,
+        OptionError,
         QuantizationError,
         TokenizerError,
         UploadError,
+        UsageError,
     )
     from helium_mlx.exporting import ExportReport, export
     from helium_mlx.generation import GenerationChunk, generate, stream_generate
@@ -104,9 +106,11 @@ _HOMES = {
     "EngineError": "errors",
     "EngineMemoryError": "errors",
     "GenerationError": "errors",
+    "OptionError": "errors",
     "QuantizationError": "errors",
     "TokenizerError": "errors",
     "UploadError": "errors",
+    "UsageError": "errors",
 }
 
 __all__ = [
@@ -139,6 +143,7 @@ __all__ = [
     "HeliumModel",
     "HeliumTokenizer",
     "KVCache",
+    "OptionError",
     "PromptCache",
     "QuantizationError",
     "QuantizedKVCache",
@@ -148,6 +153,7 @@ __all__ = [
     "TokenizerError",
     "UploadError",
     "UploadReport",
+    "UsageError",
     "compare",
     "convert",
     "copy_cache",

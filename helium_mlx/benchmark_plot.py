@@ -47,11 +47,8 @@ def draw(path: str, figures: Sequence[Figure], *, against: str | None, caption: 
     for (label, runs), color in zip(curves, _COLORS, strict=False):
         medians = [statistics.median(values) for values in runs]
         axes.fill_between(contexts, list(map(min, runs)), list(map(max, runs)), color=color, alpha=0.15, linewidth=0)
-        axes.plot(contexts, medians, color=color, linewidth=2, marker="o", markersize=4)
-        axes.annotate(
-            label, (contexts[-1], medians[-1]), xytext=(8, 0), textcoords="offset points", color=color,
-            va="center", fontweight="bold", annotation_clip=False,
-        )  # fmt: skip
+        axes.plot(contexts, medians, color=color, linewidth=2, marker="o", markersize=4, label=label)
+    axes.legend(frameon=False)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.set_xlabel("tokens of context")

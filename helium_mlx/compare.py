@@ -12,8 +12,8 @@ from pathlib import Path
 
 from helium_mlx.comparison_report import ComparedModel, ComparisonReport, LanguageFigures
 from helium_mlx.config import DTYPES
-from helium_mlx.errors import ComparisonError
-from helium_mlx.terminal import Progress, run_command
+from helium_mlx.errors import UsageError
+from helium_mlx.terminal import Progress, flags_of, run_command
 
 SIDES = "checkpoint directory, Hub repository, 'demo', or mlx-lm:NAME for what mlx-lm opens"
 
@@ -57,8 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = vars(build_parser().parse_args(argv))
-    return run_command(lambda: _compare(**options))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    return run_command(lambda: _compare(**options), flags_of(parser))
 
 
 def _compare(
@@ -77,7 +78,7 @@ def _compare(
     from helium_mlx.comparison_text import bundled_documents, documents_of_files
 
     if options["candidate_revision"] is not None and len(candidates) > 1:
-        raise ComparisonError("--candidate-revision is of one repository; give one --candidate with it")
+        raise UsageError("--candidate-revision is of one repository; give one --candidate with it")
     if plot is not None:
         from helium_mlx.benchmark_plot import check_plot
 

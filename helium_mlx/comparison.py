@@ -21,9 +21,10 @@ from helium_mlx.comparison_runs import CandidateRun, OnProgress, Pass, run_candi
 from helium_mlx.comparison_statistics import Measured, figures
 from helium_mlx.comparison_text import Document, EncodedText, bundled_documents, documents_of, encoded_text
 from helium_mlx.config import DTYPES
-from helium_mlx.errors import ComparisonError
+from helium_mlx.errors import ComparisonError, OptionError, UsageError
 from helium_mlx.hybrid_model import layer_groups, require_same_shape
 from helium_mlx.logits_file import LogitsFile
+from helium_mlx.option_values import require_whole
 
 __all__ = ["ComparisonReport", "LanguageFigures", "compare", "compare_all"]
 
@@ -55,7 +56,7 @@ def compare(
     Raises HeliumError, one line, for what cannot be opened or compared, and for logits that are not finite.
     """
     if texts is not None and languages is not None:
-        raise ComparisonError("languages are those of the package's own text; leave them out with texts of your own")
+        raise UsageError("languages are those of the package's own text; leave them out with texts of your own")
     documents = bundled_documents(languages) if texts is None else documents_of(texts)
     (report,) = compare_all(
         reference, [candidate], documents, window=window, batch_size=batch_size, dtype=dtype,
@@ -79,8 +80,7 @@ def compare_all(
     on_progress: OnProgress | None = None,
 ) -> Iterator[ComparisonReport]:
     """Yield the report of each of `candidates`, as `compare` returns it; the reference runs once for all of them."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ComparisonError(f"batch_size is {batch_size!r}; expected a whole number from 1 on")
+    batch_size = require_whole("batch_size", batch_size, 1)
     ours = open_side(str(reference), revision=reference_revision)
     others = [open_side(str(candidate), revision=candidate_revision) for candidate in candidates]
     size = _window_size(window, [ours, *others])
@@ -116,17 +116,16 @@ def _window_size(window: int | None, sides: Sequence[Side]) -> int:
     contexts = [(side.context, side.name) for side in sides if side.context is not None]
     if window is None:
         return min([DEFAULT_WINDOW, *(context for context, _ in contexts)])
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ComparisonError(f"window is {window!r}; expected a whole number from 1 on")
+    window = require_whole("window", window, 1)
     for context, name in contexts:
         if window > context:
-            raise ComparisonError(f"window is {window}; expected at most {context}, the context of {name}")
+            raise OptionError(f"window is {window}; expected at most {context}, the context of {name}")
     return window
 
 
 def _common_dtype(dtype: str | None, sides: Sequence[Side]) -> mx.Dtype:
     if dtype is not None and dtype not in DTYPES:
-        raise ComparisonError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+        raise OptionError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
     dtypes = {side.dtype for side in sides} if dtype is None else {getattr(mx, dtype)}
     return dtypes.pop() if len(dtypes) == 1 else mx.float32
 

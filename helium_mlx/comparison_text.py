@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from helium_mlx.errors import ComparisonError
+from helium_mlx.errors import ComparisonError, UsageError
 from helium_mlx.json_files import shown
 
 Value = TypeVar("Value")
@@ -52,12 +52,12 @@ class Window:
 
 
 def bundled_documents(languages: Sequence[str] | None = None) -> list[Document]:
-    """Return the package's own documents, all or those of `languages`. Raises ComparisonError for one that it lacks."""
+    """Return the package's own documents, all or those of `languages`. Raises UsageError for one that it lacks."""
     languages = LANGUAGES if languages is None else languages
     unknown = [language for language in languages if language not in LANGUAGES]
     if unknown or not languages:
         came = shown(unknown[0]) if unknown else "none"
-        raise ComparisonError(f"language {came}: there is text in {', '.join(LANGUAGES)}; give your own with --text")
+        raise UsageError(f"language {came}: there is text in {', '.join(LANGUAGES)}; give your own with --text")
     return [
         Document(language, text)
         for language in dict.fromkeys(languages)

@@ -30,7 +30,7 @@ class UsageError(HeliumError, ValueError):
 
 
 class OptionError(GenerationError, UsageError):
-    """An option of generation that is out of range; the message begins with its name."""
+    """An option that is out of range; the message begins with its name."""
 
 
 class ContextOverflowError(GenerationError):

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 
 from helium_mlx.config import DTYPES
-from helium_mlx.terminal import Progress, run_command
+from helium_mlx.terminal import Progress, flags_of, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,9 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = vars(build_parser().parse_args(argv))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
     as_json: bool = options.pop("json")
-    return run_command(lambda: _export(as_json=as_json, **options))
+    return run_command(lambda: _export(as_json=as_json, **options), flags_of(parser))
 
 
 def _export(*, as_json: bool, **options: object) -> None:

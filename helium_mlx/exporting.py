@@ -34,7 +34,7 @@ from helium_mlx.bundle_tokenizer import write_tokenizer
 from helium_mlx.bundle_vectors import check_vectors, make_vectors
 from helium_mlx.checkpoint import Checkpoint, load_model, open_checkpoint
 from helium_mlx.config import CONFIG_FILE, HeliumConfig
-from helium_mlx.errors import BundleError, CheckpointError, ContextOverflowError, HeliumError
+from helium_mlx.errors import BundleError, CheckpointError, HeliumError, OptionError
 from helium_mlx.generation import stream_generate
 from helium_mlx.hub import resolve
 from helium_mlx.model import HeliumForCausalLM
@@ -83,7 +83,7 @@ def export(
     `verify` runs the bundle over its own vectors before that. `on_progress(done, total)` counts the model's vectors,
     `on_verification(done, total)` the bundle's.
 
-    Raises CheckpointError, ConfigError, TokenizerError, ContextOverflowError or BundleError; nothing is left behind.
+    Raises CheckpointError, ConfigError, TokenizerError, OptionError or BundleError; nothing is left behind.
     """
     start = time.perf_counter()
     destination = Path(output)
@@ -154,7 +154,7 @@ def _checked_context(context: int | None, config: HeliumConfig) -> int:
     if context is None:
         return limit
     if not 2 <= context <= limit:
-        raise ContextOverflowError(f"context is {context}; it must be from 2 to the model's {limit}")
+        raise OptionError(f"context is {context}; it must be from 2 to the model's {limit}")
     return context
 
 

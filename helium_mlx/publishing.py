@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from helium_mlx import __version__
 from helium_mlx.conversion_record import recorded_hashes
-from helium_mlx.errors import UploadError
+from helium_mlx.errors import OptionError, UploadError, UsageError
 from helium_mlx.hub_errors import client_errors, explained, may_have_been_done
 from helium_mlx.hub_repository import (
     RemoteState,
@@ -93,7 +93,7 @@ def upload(
     `dry_run` only looks, and needs no token for public repositories. `on_progress(done, total)` counts bytes, a file at
     a time. The token is that of `hf auth login` or `HF_TOKEN`.
 
-    Raises UploadError, one line, and is safe to be called again then.
+    Raises UploadError or UsageError, one line, and is safe to be called again then.
     """
     _require_names(repo, revision)
     contents = publication(Path(path), repo)
@@ -104,10 +104,10 @@ def upload(
 
 
 def require_ready(repo: str, *, verify: bool) -> None:
-    """Raise UploadError for what would only fail after a conversion: a repository's name, no token, no verification."""
+    """Raise HeliumError for what would only fail after a conversion: a repository's name, no token, no verification."""
     _require_names(repo, None)
     if not verify:
-        raise UploadError("what nobody has checked is not published; drop --no-verify, or --upload-repo")
+        raise UsageError("what nobody has checked is not published; drop --no-verify, or --upload-repo")
     _client(needs_token=True)
 
 
@@ -129,11 +129,11 @@ def _require_names(repo: str, revision: str | None) -> None:
             raise HFValidationError
         validate_repo_id(repo)
     except HFValidationError:
-        raise UploadError(
+        raise UsageError(
             f"{repo!r} is no name of a repository; expected user/name, of letters, digits, -, _ and ."
         ) from None
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise UploadError(f"revision is the commit {revision}, which cannot change; name a branch, or leave it out")
+        raise OptionError(f"revision is the commit {revision}, which cannot change; name a branch, or leave it out")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from helium_mlx.selfcheck_cases import (
     write_case,
     write_checkpoint,
 )
-from helium_mlx.terminal import run_command
+from helium_mlx.terminal import flags_of, run_command
 
 REFERENCE_FILE = Path(__file__).parent / "selfcheck_reference.safetensors"
 
@@ -284,8 +284,9 @@ def main(argv: list[str] | None = None) -> int:
     # Otherwise MLX rounds float32 products to TF32 on CUDA and on Apple's M5, and no kernel could be told from a wrong
     # one. It is read when the first product runs; a value that the user has set stays.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
-    options = vars(build_parser().parse_args(argv))
-    return run_command(lambda: _selfcheck(**options))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    return run_command(lambda: _selfcheck(**options), flags_of(parser))
 
 
 def _selfcheck(*, json: bool) -> None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from helium_mlx.terminal import run_command
+from helium_mlx.terminal import flags_of, run_command
 
 if TYPE_CHECKING:
     from helium_mlx.publishing import UploadReport
@@ -40,8 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = vars(build_parser().parse_args(argv))
-    return run_command(lambda: _upload(**options))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    return run_command(lambda: _upload(**options), flags_of(parser))
 
 
 def _upload(*, timeout: float, **options: object) -> None:

@@ -89,19 +89,26 @@ def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "status", "said"),
     [
-        (["generate", "--model", "nowhere", "--prompt", "a"], "nowhere"),
-        (["generate", "--model", "demo", "--prompt", "word" * 6000], "at most 4095 fit"),
-        (["generate", "--model", "", "--prompt", "a"], "no such directory"),
-        (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], "nowhere"),
-        (["export", "--model", "nowhere", "--output", "x"], "nowhere"),
-        (["export", "--model", "demo", "--output", "x", "--context", "5000"], "from 2 to the model's 4096"),
+        (["generate", "--model", "nowhere", "--prompt", "a"], 1, "nowhere"),
+        (["generate", "--model", "demo", "--prompt", "word" * 6000], 1, "at most 4095 fit"),
+        (["generate", "--model", "", "--prompt", "a"], 1, "no such directory"),
+        (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], 1, "nowhere"),
+        (["export", "--model", "nowhere", "--output", "x"], 1, "nowhere"),
+        (
+            ["export", "--model", "demo", "--output", "x", "--context", "5000"],
+            2,
+            "--context is 5000; it must be from 2",
+        ),
+        (["upload", "--path", "x", "--repo", "a/b", "--revision", "0" * 40], 2, "--revision is the commit 0000"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_1(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_a_users_mistake_is_one_line_and_status_1_or_2(
+    tmp_path: Path, arguments: list[str], status: int, said: str
+) -> None:
     result = helium(*arguments, cwd=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == status
     assert result.stdout == ""
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1

@@ -162,21 +162,21 @@ def test_the_plot_is_of_layers_for_one_candidate_and_of_sizes_for_several(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "status", "said"),
     [
-        (["--text", "no/such/file"], "--text no/such/file: cannot be read (No such file or directory)"),
-        (["--languages", "pl"], "language 'pl': there is text in en, fr, de, it, pt, es"),
-        (["--window", "0"], "window is 0; expected a whole number from 1 on"),
-        (["--batch-size", "-1"], "batch_size is -1"),
-        (["--candidate", "no/such/directory"], "no/such/directory"),
-        (["--candidate", "x", "--candidate-revision", "main"], "--candidate-revision is of one repository"),
-        (["--reference-revision", "main"], "which has no revision main; leave that out"),
+        (["--text", "no/such/file"], 1, "--text no/such/file: cannot be read (No such file or directory)"),
+        (["--candidate", "no/such/directory"], 1, "no/such/directory"),
+        (["--reference-revision", "main"], 1, "which has no revision main; leave that out"),
+        (["--languages", "pl"], 2, "language 'pl': there is text in en, fr, de, it, pt, es"),
+        (["--window", "0"], 2, "--window is 0; it must be a whole number, at least 1"),
+        (["--batch-size", "-1"], 2, "--batch-size is -1"),
+        (["--candidate", "x", "--candidate-revision", "main"], 2, "--candidate-revision is of one repository"),
     ],
 )
-def test_users_mistakes_are_one_line_and_status_1(
-    pair: Pair, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_users_mistakes_are_one_line_and_status_1_or_2(
+    pair: Pair, flags: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(pair, *flags) == 1
+    assert run(pair, *flags) == status
     shown = capsys.readouterr()
     assert shown.out == ""
     assert said in shown.err

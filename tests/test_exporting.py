@@ -11,7 +11,7 @@ from helium_mlx import exporting, selfcheck_cases
 from helium_mlx.bundle import open_bundle
 from helium_mlx.bundle_runner import BundleRunner
 from helium_mlx.bundle_vectors import make_vectors
-from helium_mlx.errors import BundleError, CheckpointError, ContextOverflowError, TokenizerError
+from helium_mlx.errors import BundleError, CheckpointError, OptionError, TokenizerError
 from helium_mlx.exporting import export
 from helium_mlx.sampling import SamplingOptions
 from helium_mlx.selfcheck_cases import config_values
@@ -61,7 +61,7 @@ def test_the_context_is_the_models_unless_told(source: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("context", [0, 1, 257])
 def test_a_context_that_the_model_has_not_is_refused(source: Path, tmp_path: Path, context: int) -> None:
-    with pytest.raises(ContextOverflowError, match=f"context is {context}; it must be from 2 to the model's 256"):
+    with pytest.raises(OptionError, match=f"context is {context}; it must be from 2 to the model's 256"):
         export(source, tmp_path / "bundle", context=context)
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ from hub_standin import Fault, HubStandIn, Repository, serve
 from hub_standin.client import TOKEN, Clock, set_token, use
 
 import helium_mlx
-from helium_mlx.errors import UploadError
+from helium_mlx.errors import UploadError, UsageError
 from helium_mlx.hub_session import prepare_session
 from helium_mlx.publishing import upload
 
@@ -407,7 +407,7 @@ def test_a_revision_that_cannot_be_written_to_is_named(
     hub: HubStandIn, converted: Path, options: dict[str, object], expected: str
 ) -> None:
     hub.repositories[REPO] = Repository.empty()
-    with pytest.raises(UploadError, match=expected):
+    with pytest.raises((UploadError, UsageError), match=expected):
         upload(converted, REPO, **options)  # pyright: ignore[reportArgumentType]
     assert changes(hub) == []
 
@@ -420,7 +420,7 @@ def test_a_pull_request_needs_a_repository(hub: HubStandIn, converted: Path) -> 
 
 @pytest.mark.parametrize("name", ["tiny", "", "a/b/c", "some body/tiny", "somebody/-", "somebody/tiny.git", "../tiny"])
 def test_a_name_that_is_no_repository_is_refused(hub: HubStandIn, converted: Path, name: str) -> None:
-    with pytest.raises(UploadError, match="is no name of a repository"):
+    with pytest.raises(UsageError, match="is no name of a repository"):
         upload(converted, name)
     assert hub.requests == []
 
@@ -477,6 +477,6 @@ def test_a_conversion_whose_upload_fails_is_kept_and_says_how_to_go_on(hub: HubS
 def test_an_upload_that_is_bound_to_fail_costs_no_conversion(
     hub: HubStandIn, tmp_path: Path, repo: str, options: dict[str, bool], expected: str
 ) -> None:
-    with pytest.raises(UploadError, match=expected):
+    with pytest.raises((UploadError, UsageError), match=expected):
         helium_mlx.convert("demo", str(tmp_path / "made"), upload_repo=repo, **options)  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "made").exists()
