@@ -55,7 +55,7 @@ std::string expect_error(helium_status status, const Function& function, int lin
 
 // The directory of a bundle of the demo checkpoint in float32.
 std::string bundle_directory();
-// What write_python_cases.py wrote.
+// What write_python_cases.py wrote, or what else a group compares with.
 std::string cases_file();
 
 }  // namespace helium::testing
