@@ -5,8 +5,12 @@
 
 It knows the bundle and nothing of the model: functions, weights, tokenizer and ids all come from there. Each step is
 evaluated before the next is built: an update in place needs the step before to have let go of the cache.
+
+MLX runs a bundle's functions on the first stream of the process, and a stream in its own thread only: so a runner works
+in the thread that used MLX first, and says so in any other.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -40,7 +44,8 @@ class BundleRunner:
     def feed(self, tokens: Sequence[int]) -> mx.array:
         """Run tokens after what came before, and return the logits of the last, float32 (1, vocab_size).
 
-        Raises ContextOverflowError where the bundle's context has no room for them.
+        Raises ContextOverflowError where the bundle's context has no room for them, and BundleError for functions that
+        are not as the manifest says and in a thread that MLX cannot run them in.
         """
         context = self.bundle.manifest.context
         if not tokens:
@@ -55,10 +60,9 @@ class BundleRunner:
             length = self._next_length(len(remaining))
             logits = self._run(length, remaining[:length])
             remaining = remaining[length:]
+            self._evaluate(logits if not remaining else [])
             if not remaining:
-                mx.eval(logits, self._caches)
                 return logits
-            mx.eval(self._caches)
 
     def greedy(self, prompt: Sequence[int], max_tokens: int) -> Iterator[tuple[int, mx.array]]:
         """Yield up to `max_tokens` tokens, each with the logits that it is the best of; the last may be an eos id."""
@@ -97,6 +101,18 @@ class BundleRunner:
         logits, *self._caches = self._call(FunctionShape(length, self.capacity), inputs)
         self.offset += len(tokens)
         return logits
+
+    def _evaluate(self, logits: mx.array | list[mx.array]) -> None:
+        try:
+            mx.eval(logits, self._caches)
+        except RuntimeError as error:
+            # As MLX puts it that a stream is another thread's.
+            if "in current thread" not in str(error):
+                raise
+            raise BundleError(
+                f"MLX runs the functions of {self.bundle.directory} in the thread that used MLX first, and this is "
+                f"{threading.current_thread().name}: run a bundle there, or in a process of its own"
+            ) from None
 
     def _grow(self, tokens: int) -> None:
         """Move the caches to the next capacity that holds `tokens`."""

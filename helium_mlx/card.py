@@ -15,10 +15,17 @@ from helium_mlx.card_quality import HEADING, how_to_measure
 from helium_mlx.checkpoint import DEMO_DIRECTORY
 from helium_mlx.config import HeliumConfig
 from helium_mlx.layout import Architecture
+from helium_mlx.rounding import Rounding
 from helium_mlx.saving import architecture_name
 from helium_mlx.source_card import Source, licence_section, read_source
 
 _CONTEXTS = (1024, 2048, 4096)
+
+# What is said of a rounding that is not MLX's own.
+_ROUNDED: dict[Rounding, str] = {
+    "fitted": "with scales and biases fitted on calibration text (`--rounding fitted`)",
+    "gptq": "rounded with GPTQ on calibration text (`--rounding gptq`)",
+}
 
 # How a card's commands name the model, in a shell, in Python and in Swift.
 _SHELL_NAME = re.compile(r"""(?<=--model |ndidate )(?:'[^'\n]*'|"'"|[^\s'])+""")
@@ -30,7 +37,8 @@ class CardFacts:
     """What a card says of a conversion beside what the config says.
 
     `name` is the directory's or the repository's, `source` the path or repository that was named, with the SHA-256 of
-    its files; `recipe` is the one that chose the bits.
+    its files; `recipe` is the one that chose the bits, or `target_bpw` is what sensitivities chose them for; `rounding`
+    is how weights became codes.
     """
 
     name: str
@@ -43,6 +51,8 @@ class CardFacts:
     warnings: Sequence[str]
     total_bytes: int
     source_files: Mapping[str, str] = field(default_factory=dict)
+    target_bpw: float | None = None
+    rounding: Rounding = "nearest"
 
 
 def model_card(facts: CardFacts, source_directory: Path, config: HeliumConfig) -> str:
@@ -105,10 +115,16 @@ def _precision(facts: CardFacts, config: HeliumConfig) -> str:
     settings = config.quantization
     if not settings:
         return str(config.dtype)
+    rounded = f", {_ROUNDED[facts.rounding]}" if facts.rounding in _ROUNDED else ""
     if facts.recipe:
-        return f"{facts.bits_per_weight:.2f} bits per weight by the recipe `{facts.recipe}`"
+        return f"{facts.bits_per_weight:.2f} bits per weight by the recipe `{facts.recipe}`{rounded}"
+    if facts.target_bpw is not None:
+        own = [module for module in settings.values() if isinstance(module, dict)]
+        bits = {module["bits"] for module in [settings, *own]}
+        dealt = f"{min(bits)} to {max(bits)} a module, by what each was measured to cost (`--target-bpw`)"
+        return f"{facts.bits_per_weight:.2f} bits per weight, {dealt}{rounded}"
     uniform = f"{settings['bits']} bits in groups of {settings['group_size']} ({settings['mode']})"
-    return f"{uniform}, which with scales are {facts.bits_per_weight:.2f} bits per weight"
+    return f"{uniform}, which with scales are {facts.bits_per_weight:.2f} bits per weight{rounded}"
 
 
 def _use(name: str) -> list[str]:

@@ -175,6 +175,8 @@ def convert(
             warnings=_warnings(plan, figures, calibration),
             total_bytes=plan.total_bytes,
             source_files=source_hashes(),
+            target_bpw=target_bpw,
+            rounding="nearest" if calibration is None or calibration.is_plain else plan.options.rounding_kind,
         )
         card = model_card(facts, source.directory, config)
         # "replace": a path that is no UTF-8 may be in it.

@@ -1,6 +1,7 @@
 """The round trip: a bundle's text is the model's, token for token, over every capacity and at every remainder."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from helium_mlx import convert, export, stream_generate
 from helium_mlx.bundle import open_bundle
 from helium_mlx.bundle_functions import FunctionShape
 from helium_mlx.bundle_runner import BundleRunner
-from helium_mlx.errors import ContextOverflowError, GenerationError
+from helium_mlx.errors import BundleError, ContextOverflowError, GenerationError
 from helium_mlx.loading import load
 
 CONTEXT = 640
@@ -172,3 +173,12 @@ def test_more_than_the_context_is_refused_and_changes_nothing(runner: BundleRunn
 def test_no_tokens_are_refused(runner: BundleRunner) -> None:
     with pytest.raises(GenerationError, match="no tokens"):
         runner.feed([])
+
+
+def test_another_thread_is_told_that_it_is_the_wrong_one(runner: BundleRunner) -> None:
+    runner.feed([5])
+    with ThreadPoolExecutor(1, "helper") as pool, pytest.raises(BundleError) as caught:
+        pool.submit(lambda: BundleRunner(runner.bundle).feed([5])).result()
+    assert "in the thread that used MLX first, and this is helper_0" in str(caught.value)
+    runner.reset()
+    runner.feed([5])

@@ -44,6 +44,17 @@ def metadata(text: str) -> dict[str, object]:
     return ModelCard(text).data.to_dict()
 
 
+def test_the_card_says_how_bits_were_chosen_and_rounded(tmp_path: Path) -> None:
+    directory = hub_snapshot(tmp_path, "kyutai/helium-1-2b", CARD_OF_1_2B)
+    mixed = QUANTIZATION | {"lm_head": {"bits": 6, "group_size": 64, "mode": "affine"}, "model.embed_tokens": False}
+    facts = replace(FACTS, bits_per_weight=4.68, target_bpw=4.7, rounding="gptq")
+    text = model_card(facts, directory, replace(HELIUM_1_2B, quantization=mixed))
+    dealt = "4.68 bits per weight, 4 to 6 a module, by what each was measured to cost (`--target-bpw`)"
+    assert f"{dealt}, rounded with GPTQ on calibration text (`--rounding gptq`)." in text
+    assert "scales and biases fitted" in card_of(directory, HELIUM_1_2B, rounding="fitted")
+    assert "`--rounding" not in card_of(directory, HELIUM_1_2B)
+
+
 def test_the_card_of_helium_1_2b_has_all_that_the_hub_asks_for(tmp_path: Path) -> None:
     text = card_of(hub_snapshot(tmp_path, "kyutai/helium-1-2b", CARD_OF_1_2B), HELIUM_1_2B)
     assert metadata(text) == {
