@@ -30,8 +30,6 @@ PROMPT = "Bonjour"
 PEAK_PROMPT = 4096
 """Tokens of the prompt whose peak memory is measured, where the context has room for them."""
 
-PEAK_STEP_SIZE = 512
-
 SLOW = 15.0
 """Seconds above which a program is measured once."""
 
@@ -71,7 +69,8 @@ START = "start to first token"
 START_PEAK = "peak resident memory of that"
 PREFILL = "prefill of {} tokens"
 DECODE = "decode at context {}"
-PEAK = "peak memory, prompt of {}"
+PEAKS: dict[str, int | None] = {"peak memory, prompt of {}": None, "peak memory in steps of 512, prompt of {}": 512}
+"""Tokens of the prompt that are run at a time: each program's own default, and the same for both."""
 NODES = "graph nodes per token"
 MOVED = "bytes per token at context {}"
 SHARE = "share of the bandwidth at context {}"
@@ -129,7 +128,7 @@ class Worker:
         self.weight_bytes = cast(int, loaded["weight_bytes"])
         self.cache_bytes = cast(int, loaded["cache_bytes"])
 
-    def ask(self, measure: str, **arguments: int) -> float:
+    def ask(self, measure: str, **arguments: int | None) -> float:
         """Return the value of a measure of `benchmark_worker`."""
         assert self._process.stdin is not None
         # Where the process is gone, the answer says why.
@@ -236,13 +235,14 @@ def _rows(
         )  # fmt: skip
         (rows if count else left_out).append(row)
     longest = min(PEAK_PROMPT, limit - 1)
-    rows += [
-        Row(
-            PEAK, longest, "MB", False,
-            lambda worker: worker.ask("peak", tokens=longest, step_size=PEAK_STEP_SIZE), 1e-6, once=True,
-        ),
-        Row(NODES, None, "nodes", False, lambda worker: worker.ask("nodes"), once=True),
-    ]  # fmt: skip
+    for quantity, step_size in PEAKS.items():
+        rows.append(
+            Row(
+                quantity, longest, "MB", False,
+                lambda worker, size=step_size: worker.ask("peak", tokens=longest, step_size=size), 1e-6, once=True,
+            )
+        )  # fmt: skip
+    rows.append(Row(NODES, None, "nodes", False, lambda worker: worker.ask("nodes"), once=True))
     return rows, [f"{row.name}: the model's context is {limit:,}" for row in left_out]
 
 

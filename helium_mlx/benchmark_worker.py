@@ -142,7 +142,7 @@ def decode_speed(program: Program, *, context: int, tokens: int) -> float:
     return (len(arrivals) - 1) / (arrivals[-1] - arrivals[0])
 
 
-def peak_memory(program: Program, *, tokens: int, step_size: int) -> float:
+def peak_memory(program: Program, *, tokens: int, step_size: int | None) -> float:
     """Return the bytes that MLX held at most, weights included, while it ran a prompt and made one token."""
     mx.clear_cache()
     mx.reset_peak_memory()
