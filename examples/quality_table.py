@@ -1,8 +1,9 @@
 """Makes the table of quality against size: `python examples/quality_table.py --model demo`.
 
-Converts a model in every way there is, measures each result with `compare` on the package's text, and prints a Markdown
-table on standard output: bits per weight with scales and biases counted, and mean KL divergence from the source, in
-nats a token, on stories (what the demo knows) and on prose (what it does not). `--json` writes the figures to a file.
+Converts a model in every way there is, measures each result with `compare` on the package's text, and prints two
+tables in Markdown on standard output: bits per weight with scales and biases counted, and mean KL divergence from the
+source, in nats a token, on stories (what the demo knows) and on prose (what it does not). `--json` writes the figures
+to a file. Half an hour on the demo, on one x86 core.
 
 mlx-lm's learned methods download their texts; here they are called as functions, with the calibration text of this
 package. What does not accept the model is named on standard error, with the reason.
@@ -13,7 +14,7 @@ import copy
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -38,6 +39,7 @@ from helium_mlx.hub import resolve
 from helium_mlx.tokenizer import HeliumTokenizer
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
+LEARNED_UP_TO = 4
 TARGETS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0)
 STORIES = "stories"
 
@@ -77,15 +79,15 @@ def documents() -> list[Document]:
     ]
 
 
-def ours(source: Path, folder: Path) -> Iterator[Made]:
+def ours(source: Path, folder: Path, widths: Sequence[int], targets: Sequence[float]) -> Iterator[Made]:
     """Convert uniformly with each rounding, and to each target."""
     for rounding in ("nearest", "fitted", "gptq"):
-        for bits in WIDTHS:
+        for bits in widths:
             path = folder / f"{rounding}-{bits}"
             helium_mlx.convert(str(source), str(path), quantize=True, q_bits=bits, rounding=rounding, verify=False)
             method = "mx.quantize" if rounding == "nearest" else f"--rounding {rounding}"
             yield Made(method, f"{bits} bits", path)
-    for target in TARGETS:
+    for target in targets:
         path = folder / f"target-{target}"
         helium_mlx.convert(str(source), str(path), target_bpw=target, rounding="gptq", verify=False)
         yield Made("--target-bpw, gptq", f"{target:g}", path)
@@ -99,9 +101,11 @@ def mixed(source: Path, folder: Path) -> Iterator[Made]:
         yield Made("mlx-lm", recipe, path)
 
 
-def learned(source: Path, folder: Path, windows: Windows) -> Iterator[Made]:
+def learned(source: Path, folder: Path, windows: Windows, widths: Sequence[int]) -> Iterator[Made]:
     """Convert with mlx-lm's learned methods, as far as they accept the model."""
-    for bits in WIDTHS[:3]:
+    for bits in widths:
+        if bits > LEARNED_UP_TO:
+            continue
         yield _attempt("mlx-lm GPTQ", bits, folder, lambda path, bits=bits: _lm_gptq(source, path, windows, bits))
         for rate in DWQ_LEARNING_RATES:
             yield _attempt(
@@ -161,20 +165,33 @@ def measured(source: Path, made: list[Made]) -> Iterator[Figures]:
         yield Figures(each.method, each.setting, bits, stories, prose, overall)
 
 
-def table(rows: list[Figures]) -> str:
-    """Return the rows as Markdown, by size."""
-    lines = ["| | | bits per weight | KL, stories | KL, prose |", "|--|--|--|--|--|"]
-    for row in sorted(rows, key=lambda row: (row.bits_per_weight, row.stories_kl)):
-        figures = f"{row.bits_per_weight:.2f} | {row.stories_kl:.3g} | {row.prose_kl:.3g}"
-        lines.append(f"| {row.method} | {row.setting} | {figures} |")
+def tables(rows: list[Figures]) -> str:
+    """Return two tables in Markdown: one width for all modules, by method, and widths that differ, by size."""
+    uniform = [row for row in rows if row.setting.endswith(" bits")]
+    methods = list(dict.fromkeys(row.method for row in uniform))
+    lines = [f"| bits | a weight | {' | '.join(methods)} |", "|--|--|" + "--|" * len(methods)]
+    for setting in dict.fromkeys(row.setting for row in uniform):
+        own = {row.method: row for row in uniform if row.setting == setting}
+        sizes = {f"{row.bits_per_weight:.2f}" for row in own.values()}
+        cells = [_shown(own[method]) if method in own else "" for method in methods]
+        lines.append(f"| {setting.removesuffix(' bits')} | {', '.join(sorted(sizes))} | {' | '.join(cells)} |")
+    lines += ["", "| | | bits a weight | KL, stories / prose |", "|--|--|--|--|"]
+    for row in sorted(set(rows) - set(uniform), key=lambda row: row.bits_per_weight):
+        lines.append(f"| {row.method} | {row.setting} | {row.bits_per_weight:.2f} | {_shown(row)} |")
     return "\n".join(lines)
 
 
+def _shown(row: Figures) -> str:
+    return f"{row.stories_kl:.2g} / {row.prose_kl:.2g}"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Print the table and return an exit status."""
+    """Print the tables and return an exit status."""
     parser = argparse.ArgumentParser(description="Print quality against size: ours, uniform, mlx-lm's.")
     parser.add_argument("--model", default="demo", help="directory or Hub repository (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--bits", type=int, nargs="*", default=WIDTHS, metavar="N", help="widths for all modules")
+    parser.add_argument("--targets", type=float, nargs="*", default=TARGETS, metavar="X", help="targets to deal out")
     options = parser.parse_args(argv)
     source = resolve(options.model)
     tokenizer = HeliumTokenizer.from_pretrained(source)
@@ -185,11 +202,16 @@ def main(argv: list[str] | None = None) -> int:
         # As it is, transformers' config.json of today lacks what mlx-lm looks for.
         readable = folder / "source"
         helium_mlx.convert(str(source), str(readable))
-        for each in chain(ours(source, folder), mixed(readable, folder), learned(readable, folder, windows)):
+        ways = (
+            ours(source, folder, options.bits, options.targets),
+            mixed(readable, folder),
+            learned(readable, folder, windows, options.bits),
+        )
+        for each in chain(*ways):
             print(f"{each.method} {each.setting}: {each.reason or 'made'}", file=sys.stderr, flush=True)
             made.append(each)
         rows = list(measured(source, made))
-    print(table(rows))
+    print(tables(rows))
     if options.json:
         Path(options.json).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     return 0

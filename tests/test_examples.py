@@ -44,3 +44,30 @@ def test_prompt_lookup_saves_passes_on_a_story_told_again_and_changes_no_text() 
 def test_batches_are_measured_a_line_a_size() -> None:
     output = run("benchmark_batch.py", "--batch-sizes", "2", "3", "--max-tokens", "4", "--runs", "1")
     assert [line.split(" | ")[0] for line in output.splitlines()[2:]] == ["| 2", "| 3"]
+
+
+def test_the_quality_table_sets_widths_by_method_and_sorts_what_is_mixed_by_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("mlx_lm")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from quality_table import Figures, tables
+
+    rows = [
+        Figures("mx.quantize", "4 bits", 4.512, 0.0039, 0.2487, 0.1),
+        Figures("--rounding gptq", "4 bits", 4.512, 0.0013, 0.1115, 0.1),
+        Figures("--rounding gptq", "8 bits", 8.512, 0.00001, 0.0004, 0.1),
+        Figures("mlx-lm", "mixed_3_4", 4.1, 0.02, 0.5, 0.3),
+        Figures("--target-bpw, gptq", "3.5", 3.5, 0.0088, 0.394, 0.2),
+    ]
+    assert tables(rows).splitlines() == [
+        "| bits | a weight | mx.quantize | --rounding gptq |",
+        "|--|--|--|--|",
+        "| 4 | 4.51 | 0.0039 / 0.25 | 0.0013 / 0.11 |",
+        "| 8 | 8.51 |  | 1e-05 / 0.0004 |",
+        "",
+        "| | | bits a weight | KL, stories / prose |",
+        "|--|--|--|--|",
+        "| --target-bpw, gptq | 3.5 | 3.50 | 0.0088 / 0.39 |",
+        "| mlx-lm | mixed_3_4 | 4.10 | 0.02 / 0.5 |",
+    ]
