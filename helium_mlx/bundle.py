@@ -26,6 +26,7 @@ from helium_mlx.bundle_manifest import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    SAMPLING_OPTIONS,
     VECTORS_FILE,
     WEIGHTS_FILE,
     ArraySpec,
@@ -106,7 +107,7 @@ def _check_format(values: Mapping[str, object], where: Path) -> None:
             f"{where}: format is {shown(values.get('format'))}; expected {FORMAT!r}: give a bundle that "
             "`helium-mlx export` made"
         )
-    if values.get("format_version") != FORMAT_VERSION:
+    if values.get("format_version") != FORMAT_VERSION or isinstance(values.get("format_version"), bool):
         raise BundleError(
             f"{where}: format_version is {shown(values.get('format_version'))}; this program reads {FORMAT_VERSION}: "
             "export the bundle anew"
@@ -147,8 +148,13 @@ def _manifest_of(values: Mapping[str, object], where: Path) -> Manifest:
             "sampling": dict(sampling),
             "weights": dict(weights),
             "functions": list(functions),
-        } if all(isinstance(index, int) for index in (*eos, *reserved)) and 0 < context <= _MAX_CONTEXT:
+        } if 0 < context <= _MAX_CONTEXT:
             facts = _model_of(model, where)
+            ids = [bos, *eos, *reserved]
+            if not all(_is_size(index) and cast(int, index) < facts.vocab_size for index in ids):
+                raise _damaged(where, f"has special ids that are not all from 0 to {facts.vocab_size - 1}")
+            if any(not _is_number(sampling.get(name)) for name in SAMPLING_OPTIONS):
+                raise _damaged(where, f"has no number for each of {', '.join(SAMPLING_OPTIONS)} as sampling")
             return Manifest(
                 backend=made_on,
                 mlx_version=mlx_version,
@@ -176,7 +182,12 @@ def _model_of(model: Mapping[str, object], where: Path) -> ModelFacts:
             "head_dim": int(head_dim),
             "dtype": str(dtype),
             "bits_per_weight": int() | float() as bits,
-        } if min(vocab_size, layers, heads, head_dim) > 0 and layers <= _MAX_LAYERS and dtype in DTYPES:
+        } if (
+            min(vocab_size, layers, heads, head_dim) > 0
+            and layers <= _MAX_LAYERS
+            and dtype in DTYPES
+            and _is_number(bits)
+        ):
             return ModelFacts(model_type, vocab_size, layers, heads, head_dim, dtype, bits)
     raise _damaged(where, "has a malformed model")
 
@@ -193,13 +204,18 @@ def _weights_of(weights: Mapping[str, object], where: Path) -> tuple[ArraySpec, 
 
 
 def _array(name: object, shape: object, dtype: object, where: Path) -> ArraySpec:
-    if isinstance(name, str) and isinstance(shape, list) and all(map(_is_size, shape)) and dtype in _DTYPES:
-        return ArraySpec(name, tuple(shape), cast(str, dtype))
+    match name, shape, dtype:
+        case str(), list(), str() if all(map(_is_size, shape)) and dtype in _DTYPES:
+            return ArraySpec(name, tuple(shape), dtype)
     raise _damaged(where, f"has a malformed weight {shown(name)}")
 
 
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
 def _functions_of(

@@ -23,6 +23,9 @@ VECTORS_FILE = "vectors.json"
 WEIGHTS_FILE = "weights.safetensors"
 FUNCTIONS_DIRECTORY = "functions"
 
+# The options of `stream_generate` whose defaults a host is told.
+SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
+
 # What a bundle may hold: no name leads out of it, and --overwrite replaces nothing else.
 BUNDLE_FILE = re.compile(r"functions/[a-z0-9_]+\.mlxfn|weights\.safetensors|vectors\.json|tokenizer\.(json|model)")
 

@@ -21,6 +21,7 @@ from helium_mlx.bundle_functions import CacheArrays, FunctionShape
 from helium_mlx.bundle_manifest import function_file
 from helium_mlx.errors import BundleError, ContextOverflowError, GenerationError
 from helium_mlx.json_files import one_line
+from helium_mlx.option_values import require_whole, token_ids
 
 Outputs = Sequence[mx.array]
 
@@ -47,15 +48,10 @@ class BundleRunner:
         Raises ContextOverflowError where the bundle's context has no room for them, and BundleError for functions that
         are not as the manifest says and in a thread that MLX cannot run them in.
         """
-        context = self.bundle.manifest.context
-        if not tokens:
+        remaining = token_ids("tokens", tokens, self.bundle.manifest.model.vocab_size)
+        if not remaining:
             raise GenerationError("there are no tokens; give at least the BOS id")
-        if self.offset + len(tokens) > context:
-            raise ContextOverflowError(
-                f"{len(tokens)} tokens come after {self.offset}, and the bundle's context is {context}: shorten the "
-                "text, or export with a larger --context"
-            )
-        remaining = list(tokens)
+        self._require_room(self.offset, len(remaining))
         while True:
             length = self._next_length(len(remaining))
             logits = self._run(length, remaining[:length])
@@ -65,7 +61,12 @@ class BundleRunner:
                 return logits
 
     def greedy(self, prompt: Sequence[int], max_tokens: int) -> Iterator[tuple[int, mx.array]]:
-        """Yield up to `max_tokens` tokens, each with the logits that it is the best of; the last may be an eos id."""
+        """Yield up to `max_tokens` tokens, each with the logits that it is the best of; the last may be an eos id.
+
+        Fewer come where the context ends. Raises as `feed` does.
+        """
+        require_whole("max_tokens", max_tokens, 1)
+        self._require_room(0, len(prompt))
         self.reset()
         feeding = list(prompt)
         for _ in range(min(max_tokens, self.bundle.manifest.context - len(prompt) + 1)):
@@ -81,6 +82,14 @@ class BundleRunner:
         for token, _ in self.greedy(self.tokenizer.encode(prompt), max_tokens):
             yield "" if token in self.bundle.manifest.eos_token_ids else detokenizer.add_token(token)
         yield detokenizer.finish()
+
+    def _require_room(self, offset: int, count: int) -> None:
+        context = self.bundle.manifest.context
+        if offset + count > context:
+            raise ContextOverflowError(
+                f"{count} tokens come after {offset}, and the bundle's context is {context}: shorten the text, or "
+                "export with a larger --context"
+            )
 
     def _next_length(self, remaining: int) -> int:
         """Return how many tokens to run next: as many at once as are not mostly padding; one where no more fit."""
@@ -133,9 +142,13 @@ class BundleRunner:
         try:
             if shape not in self._functions:
                 self._functions[shape] = cast("Callable[..., Outputs]", mx.import_function(str(path)))
-            return self._functions[shape](*inputs, *self._weights)
+            outputs = self._functions[shape](*inputs, *self._weights)
         except (RuntimeError, ValueError) as error:
             said = one_line(str(error), 200)
             raise BundleError(
                 f"{path}: MLX cannot run it as the manifest says ({said}); export the bundle anew"
             ) from None
+        expected = [(spec.shape, getattr(mx, spec.dtype)) for spec in self.bundle.manifest.model.outputs(shape)]
+        if [(output.shape, output.dtype) for output in outputs] != expected:
+            raise BundleError(f"{path}: it gives other arrays than the manifest says; export the bundle anew")
+        return outputs

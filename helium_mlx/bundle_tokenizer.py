@@ -109,6 +109,7 @@ class TokenizerRecipe:
         """Return the recipe that `to_dict` gave. Raises TokenizerError for anything else."""
         match values:
             case {
+                "model": "tokenizer.model",
                 "follows": str(follows),
                 "segment_prefix": str(prefix),
                 "decoder": dict(decoder),

@@ -104,13 +104,16 @@ class _Detokenizes(Protocol):
 def make_vectors(
     model: HeliumForCausalLM, tokenizer: HeliumTokenizer, *, context: int, on_progress: OnProgress | None = None
 ) -> Vectors:
-    """Return what the model makes of those prompts that leave room for an answer in `context` tokens."""
+    """Return what the model makes of those prompts that leave room for an answer in `context` tokens: one at least."""
     known = [*SHORT_PROMPTS, *(_long_prompt(tokenizer, tokens) for tokens in LONG_PROMPTS)]
     encoded = [(prompt, tokenizer.encode(prompt)) for prompt in known]
     fitting = [(prompt, ids) for prompt, ids in encoded if len(ids) + GREEDY_TOKENS <= context]
+    # In a context too short for that, BOS alone and what room there is.
+    fitting = fitting or [min(encoded, key=lambda known: len(known[1]))]
     vectors = []
     for done, (prompt, ids) in enumerate(fitting, start=1):
-        vectors.append(_vector(prompt, ids, list(_greedy(model, ids, tokenizer.eos_token_ids)), tokenizer))
+        count = min(GREEDY_TOKENS, context - len(ids) + 1)
+        vectors.append(_vector(prompt, ids, list(_greedy(model, ids, tokenizer.eos_token_ids, count)), tokenizer))
         if on_progress:
             on_progress(done, len(fitting))
     dtype = str(model.model.norm.weight.dtype).removeprefix("mlx.core.")
@@ -161,13 +164,13 @@ def _vector(prompt: str, ids: list[int], steps: list[Step], tokenizer: HeliumTok
     return Vector(prompt, ids, tokens, pieces, "".join(pieces), margin, known)
 
 
-def _greedy(model: HeliumForCausalLM, ids: Sequence[int], eos: Sequence[int]) -> Iterator[Step]:
+def _greedy(model: HeliumForCausalLM, ids: Sequence[int], eos: Sequence[int], count: int) -> Iterator[Step]:
     cache = make_cache(model)
     logits = prefill(model, ids, cache, step_size=512)
-    for _ in range(GREEDY_TOKENS):
+    for step in range(count):
         token = cast(int, mx.argmax(logits).item())
         yield token, logits.astype(mx.float32)
-        if token in eos:
+        if token in eos or step + 1 == count:
             return
         logits = model.next_logits(mx.array([[token]], dtype=mx.int32), cache)
 

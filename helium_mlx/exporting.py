@@ -20,6 +20,7 @@ from helium_mlx.bundle_manifest import (
     BUNDLE_FILE,
     FUNCTIONS_DIRECTORY,
     MANIFEST_FILE,
+    SAMPLING_OPTIONS,
     VECTORS_FILE,
     WEIGHTS_FILE,
     ArraySpec,
@@ -43,8 +44,6 @@ from helium_mlx.tokenizer import HeliumTokenizer
 from helium_mlx.weight_files import new_directory, write_json
 
 OnProgress = Callable[[int, int], None]
-
-SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
 
 
 @dataclass(frozen=True)

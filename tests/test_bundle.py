@@ -120,16 +120,25 @@ def test_a_manifest_that_is_no_json_is_named(bundle: Path) -> None:
         (lambda m: m["versions"].update(mlx="0.1.0"), "made with MLX '0.1.0'"),
         (lambda m: m.pop("versions"), "made with MLX None"),
         (lambda m: m.pop("eos_token_ids"), "lacks one of its fields"),
-        (lambda m: m.update(reserved_ids=["six"]), "lacks one of its fields"),
+        (lambda m: m.update(reserved_ids=["six"]), "special ids"),
+        (lambda m: m.update(bos_token_id=-1), "special ids that are not all from 0 to"),
+        (lambda m: m.update(bos_token_id=True), "special ids"),
+        (lambda m: m.update(eos_token_ids=[2**31]), "special ids"),
+        (lambda m: m.update(sampling={}), "no number for each of temperature"),
+        (lambda m: m["sampling"].update(top_k="many"), "no number for each of temperature"),
+        (lambda m: m.update(format_version=True), "format_version is True"),
         (lambda m: m.update(context=0), "lacks one of its fields"),
         (lambda m: m.update(context=41), "no function for its context"),
         (lambda m: m["model"].update(num_hidden_layers=10**9), "malformed model"),
         (lambda m: m["model"].update(dtype="float64"), "malformed model"),
+        (lambda m: m["model"].update(bits_per_weight=-1), "malformed model"),
         (lambda m: m["model"].update(head_dim=8), "function 'decode_40'"),
         (lambda m: m["tokenizer"].pop("literals"), "tokenizer"),
+        (lambda m: m["tokenizer"].update(model="../tokenizer.model"), "tokenizer"),
         (lambda m: m["weights"].update(files=["../weights.safetensors"]), "malformed weights"),
         (lambda m: m["weights"]["inputs"].pop(), "malformed weights"),
         (lambda m: m["weights"]["dtypes"].__setitem__(0, "complex64"), "malformed weight"),
+        (lambda m: m["weights"]["dtypes"].__setitem__(0, []), "malformed weight"),
         (lambda m: m["weights"]["shapes"].__setitem__(0, [3, 5]), "tensor"),
         (lambda m: m["functions"].pop(0), "one function for decoding"),
         (lambda m: m["functions"].append(m["functions"][0]), "one function for decoding"),
@@ -182,6 +191,32 @@ def test_a_function_file_that_mlx_cannot_read_is_named(bundle: Path) -> None:
     runner = BundleRunner(open_bundle(bundle, check_hashes=False))
     with pytest.raises(BundleError, match="decode_40"):
         runner.feed([1])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda logits, *caches: (logits[:, :4], *caches),
+        lambda logits, *caches: (logits.astype(mx.int8), *caches),
+        lambda logits, *caches: (logits, *caches[:-1]),
+        lambda logits, *caches: (logits, *(cache[:, :, :8] for cache in caches)),
+        lambda *outputs: (),
+    ],
+    ids=["few logits", "integers", "a cache too few", "small caches", "nothing"],
+)
+def test_a_function_that_gives_something_else_than_the_manifest_says_is_named(
+    bundle: Path, wrong: Callable[..., tuple[mx.array, ...]]
+) -> None:
+    path, weights = bundle / "functions/decode_40.mlxfn", open_bundle(bundle).load_weights()
+    entry = json.loads((bundle / "manifest.json").read_text())["functions"][0]
+    inputs, outputs = (
+        [mx.zeros(spec["shape"], getattr(mx, spec["dtype"])) for spec in entry[way]] for way in ("inputs", "outputs")
+    )
+    # A function has to give something: in place of nothing, its first input.
+    mx.export_function(str(path), lambda *given: wrong(*outputs) or given[:1], *inputs, *weights)
+    change_manifest(bundle, lambda m: m["files"][str(path.relative_to(bundle))].update(bytes=path.stat().st_size))
+    with pytest.raises(BundleError, match=r"decode_40.mlxfn: it gives other arrays than the manifest says"):
+        BundleRunner(open_bundle(bundle, check_hashes=False)).feed([1])
 
 
 def test_a_tokenizer_that_sentencepiece_cannot_read_is_named(bundle: Path) -> None:

@@ -175,6 +175,20 @@ def test_no_tokens_are_refused(runner: BundleRunner) -> None:
         runner.feed([])
 
 
+@pytest.mark.parametrize("token", [-1, 10**6, 2**40, "5"])
+def test_what_is_no_id_is_refused_before_anything_is_run(runner: BundleRunner, token: object) -> None:
+    with pytest.raises(GenerationError, match="tokens token"):
+        runner.feed([5, token])  # pyright: ignore[reportArgumentType]
+    assert runner.offset == 0
+
+
+def test_a_prompt_longer_than_the_context_and_no_tokens_are_refused_by_a_stream_too(runner: BundleRunner) -> None:
+    with pytest.raises(ContextOverflowError, match="come after 0, and the bundle's context is 640"):
+        list(runner.stream("word " * 700))
+    with pytest.raises(GenerationError, match="max_tokens is 0"):
+        list(runner.stream("word", max_tokens=0))
+
+
 def test_another_thread_is_told_that_it_is_the_wrong_one(runner: BundleRunner) -> None:
     runner.feed([5])
     with ThreadPoolExecutor(1, "helper") as pool, pytest.raises(BundleError) as caught:

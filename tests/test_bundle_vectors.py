@@ -53,6 +53,17 @@ def test_prompts_that_leave_no_room_are_left_out(loaded: tuple[HeliumForCausalLM
     assert all(len(vector.ids) + GREEDY_TOKENS <= 60 for vector in vectors)
 
 
+@pytest.mark.parametrize("context", [2, 3, 24])
+def test_a_context_without_room_for_any_has_one_vector_that_fills_it(
+    source: Path, tmp_path: Path, context: int
+) -> None:
+    report = export(source, tmp_path / "bundle", context=context)
+    assert report.vectors == 1
+    (vector,) = make_vectors(*load(source), context=context).vectors
+    assert len(vector.ids) == 1
+    assert len(vector.greedy_ids) == context
+
+
 def test_ids_and_text_are_what_generate_gives(
     loaded: tuple[HeliumForCausalLM, HeliumTokenizer], known: Vectors
 ) -> None:
