@@ -14,7 +14,7 @@ Last, bits are dealt out: from the smallest setting of all, one after the other 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -30,6 +30,8 @@ from helium_mlx.rounding import Rounding, fitted
 from helium_mlx.running_divergence import RunningDivergence
 from helium_mlx.slabs import dequantized
 from helium_mlx.weight_conversion import quantized
+
+OnProgress = Callable[[int, int], None]
 
 # What a module alone is rounded to, plainly: coarse enough to be measured, fine enough to be small.
 MEASURED_BITS = 3
@@ -61,13 +63,21 @@ class Allocation:
 
 
 def allocate(
-    checkpoint: Checkpoint, windows: Windows, target_bpw: float, *, rounding: Rounding, dtype: mx.Dtype
+    checkpoint: Checkpoint,
+    windows: Windows,
+    target_bpw: float,
+    *,
+    rounding: Rounding,
+    dtype: mx.Dtype,
+    on_progress: OnProgress | None = None,
 ) -> Allocation:
     """Choose the packing of each module of a causal LM for at most `target_bpw` bits per weight, all tensors counted.
 
     `rounding` is how the modules will be rounded, `dtype` that of scales, biases and what is not quantized.
+    `on_progress(done, total)` counts stages of layers.
 
-    Raises QuantizationError for a target below what the smallest setting takes.
+    Raises QuantizationError for a target below what the smallest setting takes, or above what the largest does, and
+    CheckpointError for weights that are not finite.
     """
     start = time.perf_counter()
     shapes = dict(layout.weight_shapes(checkpoint.config))
@@ -75,13 +85,17 @@ def allocate(
     sizes = {name: math.prod(shape) for name, shape in tensors.items()}
     rest = dtype.size * sum(size for name, size in sizes.items() if name.rpartition(".")[0] not in shapes)
     budget = int(target_bpw * sum(sizes.values()) / 8) - rest
-    smallest = sum(min(_bytes(each, shape, dtype) for each in settings_for(shape[1])) for shape in shapes.values())
-    if budget < smallest:
-        least = 8 * (smallest + rest) / sum(sizes.values())
-        raise QuantizationError(f"target_bpw is {target_bpw:g}; the least that this model can take is {least:.3f}")
+    smallest, largest = (
+        sum(pick(_bytes(each, shape, dtype) for each in settings_for(shape[1])) for shape in shapes.values())
+        for pick in (min, max)
+    )
+    for extreme, what, is_beyond in ((smallest, "least", budget < smallest), (largest, "most", budget > largest)):
+        if is_beyond:
+            limit = 8 * (extreme + rest) / sum(sizes.values())
+            raise QuantizationError(f"target_bpw is {target_bpw:g}; the {what} that this model can take is {limit:.3f}")
     with walk(checkpoint) as layers:
         measured = _Measurement(layers, windows, rounding, dtype)
-        choices = measured.choices()
+        choices = measured.choices(on_progress)
     chosen = deal_out(choices, budget)
     return Allocation(
         {path: choice.settings for path, choice in chosen.items()},
@@ -154,15 +168,20 @@ class _Measurement:
         self._errors: dict[str, _Errors] = {}
         self.sensitivities: dict[str, float] = {}
 
-    def choices(self) -> dict[str, list[Choice]]:
+    def choices(self, on_progress: OnProgress | None = None) -> dict[str, list[Choice]]:
         """Run everything through the model; return what each module could be."""
         weight = next(self._layers.rows(EMBEDDING))
         self._errors[EMBEDDING] = self._errors_of(weight, mx.ones(weight.shape[1]), mx.ones(weight.shape[1]))
         for stream in (self._fit, self._source, self._rounded[EMBEDDING]):
             self._layers.begin(stream)
-        for stage in self._layers.stages():
+        stages = list(self._layers.stages())
+        for done, stage in enumerate(stages, start=1):
             self._pass(stage)
+            if on_progress:
+                on_progress(done, len(stages) + 1)
         self._measure_head()
+        if on_progress:
+            on_progress(len(stages) + 1, len(stages) + 1)
         return {path: self._choices_of(path) for path in self._shapes}
 
     def _pass(self, stage: Stage) -> None:

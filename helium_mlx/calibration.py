@@ -102,7 +102,13 @@ def calibration_windows(tokenizer: HeliumTokenizer, config: HeliumConfig, text: 
     files = sorted(TEXTS_DIRECTORY.glob("*.txt")) if text is None else [Path(text)]
     documents = [document for path in files for document in _read_text(path).split(DOCUMENT_BREAK) if document.strip()]
     length = min(WINDOW_TOKENS, config.max_position_embeddings)
-    windows = [window for document in documents for window in _windows(tokenizer.encode(document.strip()), length)]
+    encoded = [tokenizer.encode(document.strip()) for document in documents]
+    if any(tokenizer.bos_token_id in ids[1:] for ids in encoded):
+        raise QuantizationError(
+            f"calibration text {text or TEXTS_DIRECTORY} spells out the token that begins a text, id "
+            f"{tokenizer.bos_token_id}; take it out"
+        )
+    windows = [window for ids in encoded for window in _windows(ids, length)]
     if len(windows) < MIN_WINDOWS:
         raise QuantizationError(
             f"{text or TEXTS_DIRECTORY} makes {len(windows)} windows of up to {length} tokens; calibration needs "
@@ -122,9 +128,11 @@ def _windows(ids: Sequence[int], length: int) -> list[mx.array]:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
+        with path.open("rb") as file:
+            octets = file.read(MAX_TEXT_BYTES + 1)
+        if len(octets) > MAX_TEXT_BYTES:
             raise QuantizationError(f"calibration text {path} is over {MAX_TEXT_BYTES // 10**6} MB; give a part of it")
-        return path.read_text(encoding="utf-8")
+        return octets.decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise QuantizationError(f"calibration text {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

@@ -107,6 +107,7 @@ def convert(
     measure: bool = False,
     upload_repo: str | None = None,
     on_progress: OnProgress | None = None,
+    on_allocation: OnProgress | None = None,
     on_verification: OnProgress | None = None,
     on_comparison: OnProgress | None = None,
     on_upload: OnProgress | None = None,
@@ -125,7 +126,8 @@ def convert(
 
     An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
     was written and compares it with the source before that (see `verification.py`). `on_progress(done, total)` counts
-    bytes written, `on_verification(done, total)` steps of the verification.
+    bytes written, `on_allocation(done, total)` stages of layers in which modules are measured for `target_bpw`,
+    `on_verification(done, total)` steps of the verification.
 
     `measure` compares the result with its source (see `comparison.py`; minutes for 2 billion parameters) and writes
     the table into the card; `on_comparison(done, total)` counts tokens then.
@@ -145,13 +147,13 @@ def convert(
     mx.reset_peak_memory()
     destination = Path(mlx_path)
     _require_free(destination, overwrite=overwrite)
-    plan = _plan(open_checkpoint(resolve(hf_path, revision=revision), architecture=None), options)
-    source, config = plan.source, plan.config
+    source = open_checkpoint(resolve(hf_path, revision=revision), architecture=None)
     if measure and source.architecture != "ForCausalLM":
         raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
     if destination.resolve() == source.directory.resolve():
         raise CheckpointError(f"{destination} is the source itself; write to another directory")
-    _require_encodable(plan)
+    plan = _plan(source, options, on_allocation)
+    config = plan.config
 
     # The source is hashed while its tensors are converted, which reads the same bytes.
     with new_directory(destination, replace=overwrite) as directory, hashing(plan.source_files) as source_hashes:
@@ -260,9 +262,10 @@ class _Plan:
         return [*beside, *licence_files(self.source.directory), *self.tokenizer.files, *self.source.files]
 
 
-def _plan(source: Checkpoint, options: ConversionOptions) -> _Plan:
+def _plan(source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None) -> _Plan:
     settings = options.settings_for(source)
     tokenizer = HeliumTokenizer.from_pretrained(source.directory)
+    _require_encodable(tokenizer, source)
     windows = allocation = None
     if options.is_calibrated:
         windows = calibration_windows(tokenizer, source.config, options.calibration_text)
@@ -273,6 +276,7 @@ def _plan(source: Checkpoint, options: ConversionOptions) -> _Plan:
             options.target_bpw,
             rounding=options.rounding_kind,
             dtype=getattr(mx, options.dtype or source.dtype),
+            on_progress=on_allocation,
         )
         settings = allocation.settings.get
     config = _converted_config(source, settings, options.dtype)
@@ -295,12 +299,12 @@ def _require_free(destination: Path, *, overwrite: bool) -> None:
         )
 
 
-def _require_encodable(plan: _Plan) -> None:
+def _require_encodable(tokenizer: HeliumTokenizer, source: Checkpoint) -> None:
     """Raise TokenizerError, before any work, for a tokenizer that fails at a prompt or gives ids the model lacks."""
-    largest, vocab_size = prompt_ids(plan.tokenizer).max().item(), plan.config.vocab_size
+    largest, vocab_size = prompt_ids(tokenizer).max().item(), source.config.vocab_size
     if largest >= vocab_size:  # pyright: ignore[reportOperatorIssue]
         raise TokenizerError(
-            f"the tokenizer in {plan.source.directory} gives the id {largest}, and the model has {vocab_size} rows; "
+            f"the tokenizer in {source.directory} gives the id {largest}, and the model has {vocab_size} rows; "
             "take both from one checkpoint"
         )
 
@@ -391,9 +395,11 @@ def _write_weights(plan: _Plan, directory: Path, on_progress: OnProgress | None)
 
 
 def _calibrated_rows(plan: _Plan, windows: Windows, outcome: RoundingOutcome) -> Iterator[tuple[str, int, mx.array]]:
-    yield from converted_rows(
-        plan.source, plan.settings, plan.dtype, is_wanted=lambda path: plan.settings(path) is None
-    )
+    def is_kept(name: str) -> bool:
+        path, _, suffix = name.rpartition(".")
+        return suffix != "weight" or plan.settings(path) is None
+
+    yield from converted_rows(plan.source, plan.settings, plan.dtype, is_wanted=is_kept)
     yield from rounded_rows(
         plan.source,
         plan.settings,

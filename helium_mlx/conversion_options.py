@@ -143,7 +143,8 @@ class ConversionOptions:
 
     def _require_consistent(self) -> None:
         if self.dequantize:
-            raise QuantizationError("quantize and dequantize (-q and -d) exclude each other; keep one")
+            asked = "-q" if self.quantize else "--recipe" if self.recipe is not None else "--target-bpw"
+            raise QuantizationError(f"{asked} quantizes, and -d undoes that; keep one")
         if self.to == "hf":
             raise QuantizationError("transformers cannot read MLX's quantization; drop -q, or write to mlx")
         if self.target_bpw is not None and not 0 < self.target_bpw < math.inf:

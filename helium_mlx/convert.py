@@ -71,6 +71,7 @@ def _convert(**options: object) -> None:
     report = convert(
         **options,  # pyright: ignore[reportArgumentType]
         on_progress=Progress("Converting"),
+        on_allocation=Progress("Measuring modules"),
         on_verification=Progress("Verifying"),
         on_comparison=Progress("Comparing"),
         on_upload=upload_progress() if options["upload_repo"] else None,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from helium_mlx import backend
+from helium_mlx.errors import QuantizationError
 from helium_mlx.quantization import QuantizationSettings
 from helium_mlx.rounding import Lines, fit_lines, packed, stored
 
@@ -55,8 +56,15 @@ def feedback_of(hessian: mx.array, *, damping: float = DAMPING) -> Feedback:
     """Damp and factor second moments (columns, columns), float32; evaluated.
 
     The damping grows tenfold as long as rounding errors keep the matrix from being positive definite.
+
+    Raises QuantizationError for moments that are not finite.
     """
     mean = mx.diag(hessian).mean()
+    if not mx.isfinite(hessian).all().item():
+        raise QuantizationError(
+            "what a layer is given on the calibration text is not finite in float32; take an intact source, or another "
+            "text"
+        )
     # Inputs that are all zero say nothing: any positive diagonal makes it plain rounding.
     mean = mx.where(mean > 0, mean, 1)
     while True:

@@ -15,10 +15,11 @@ import mlx.core as mx
 
 from helium_mlx import layout
 from helium_mlx.checkpoint import Checkpoint
+from helium_mlx.errors import CheckpointError
 from helium_mlx.masks import causal_mask
 from helium_mlx.model import HeliumDecoderLayer, HeliumForCausalLM
 from helium_mlx.rope import RotaryEmbedding
-from helium_mlx.slabs import Slab, dequantized, places_of, read_ahead, slabs_of
+from helium_mlx.slabs import Slab, all_finite, dequantized, places_of, read_ahead, slabs_of
 from helium_mlx.streamed_model import streamed_model
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -104,9 +105,12 @@ class LayerWalk:
         return mx.concatenate(list(self.rows(path)))
 
     def rows(self, path: str) -> Iterator[mx.array]:
-        """Yield a matrix of the source some rows at a time, float32."""
+        """Yield a matrix of the source some rows at a time, float32. Raises CheckpointError unless all is finite."""
         for slab, octets in read_ahead(slabs_of(self.checkpoint, self._places, f"{path}.weight")):
-            yield _dense(slab, octets)
+            rows = _dense(slab, octets)
+            if not all_finite(rows).item():
+                raise CheckpointError(f"{slab.name} has values that are not finite; take an intact source")
+            yield rows
 
     def begin(self, stream: Stream) -> None:
         """Set a stream's inputs to what the first stage is given."""

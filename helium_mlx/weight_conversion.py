@@ -21,20 +21,18 @@ def converted_rows(
     settings: ModuleSettings,
     dtype: mx.Dtype,
     *,
-    is_wanted: Callable[[str], bool] = lambda path: True,
+    is_wanted: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[tuple[str, int, mx.array]]:
     """Yield the result as (name in a causal LM, first row, rows), evaluated, in the order of the source's files.
 
-    `settings` say how each module is packed in the result; `dtype` is that of everything else; tensors of modules that
-    `is_wanted` says no to, by their path, are left out.
+    `settings` say how each module is packed in the result; `dtype` is that of everything else; tensors that `is_wanted`
+    says no to, by their names in a causal LM, are left out.
 
     Raises CheckpointError for values that are not finite, or that `dtype` cannot hold, and for a file that changes
     while it is read.
     """
     places = places_of(checkpoint)
-    slabs = (
-        slab for name in places if is_wanted(name.rpartition(".")[0]) for slab in slabs_of(checkpoint, places, name)
-    )
+    slabs = (slab for name in places if is_wanted(name) for slab in slabs_of(checkpoint, places, name))
     streams = backend.conversion_streams()
     started: deque[tuple[Slab, dict[str, mx.array], mx.array]] = deque()
     for (slab, octets), stream in zip(read_ahead(slabs), cycle(streams)):

@@ -114,6 +114,18 @@ def test_too_small_a_target_is_refused_with_the_least_there_is(checkpoint: Path)
         allocate(open_checkpoint(checkpoint), windows(), 1.5, rounding="nearest", dtype=mx.bfloat16)
 
 
+def test_too_large_a_target_is_refused_with_the_most_there_is(checkpoint: Path) -> None:
+    with pytest.raises(QuantizationError, match=r"target_bpw is 12; the most that this model can take is 9\.\d+"):
+        allocate(open_checkpoint(checkpoint), windows(), 12, rounding="nearest", dtype=mx.bfloat16)
+
+
+def test_progress_goes_to_its_end(checkpoint: Path) -> None:
+    told: list[tuple[int, int]] = []
+    note = lambda done, total: told.append((done, total))  # noqa: E731
+    allocate(open_checkpoint(checkpoint), windows(), 4, rounding="nearest", dtype=mx.bfloat16, on_progress=note)
+    assert told == [(done, len(told)) for done in range(1, len(told) + 1)]
+
+
 def test_the_same_comes_out_twice(checkpoint: Path) -> None:
     first, second = (
         allocate(open_checkpoint(checkpoint), windows(), 4.0, rounding="gptq", dtype=mx.bfloat16) for _ in range(2)

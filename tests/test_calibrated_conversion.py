@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import pytest
@@ -16,7 +18,7 @@ from helium_mlx.calibrated_rounding import RoundingOutcome
 from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model, open_checkpoint
 from helium_mlx.conversion_options import ConversionOptions
 from helium_mlx.convert import main
-from helium_mlx.errors import HeliumError, QuantizationError
+from helium_mlx.errors import CheckpointError, HeliumError, QuantizationError
 
 PROMPT = mx.array([[1, 400, 500, 600, 700]])
 
@@ -36,15 +38,23 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model with the demo's tokenizer."""
-    vocab_size = json.loads((DEMO_DIRECTORY / "config.json").read_text())["vocab_size"]
-    directory = write_checkpoint(
-        tmp_path_factory.mktemp("source") / "model", vocab_size=vocab_size, hidden_size=64, intermediate_size=96
-    )
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(DEMO_DIRECTORY / name, directory)
-    return directory
+def source_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a small random model with the demo's tokenizer."""
+
+    def write(**overrides: object) -> Path:
+        vocab_size = json.loads((DEMO_DIRECTORY / "config.json").read_text())["vocab_size"]
+        sizes = {"vocab_size": vocab_size, "hidden_size": 64, "intermediate_size": 96}
+        directory = write_checkpoint(tmp_path_factory.mktemp("source") / "model", **{**sizes, **overrides})
+        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+            shutil.copy(DEMO_DIRECTORY / name, directory)
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def source(source_with: Callable[..., Path]) -> Path:
+    return source_with()
 
 
 def test_the_command_rounds_the_demo_and_says_what_it_brought(
@@ -61,6 +71,53 @@ def test_the_command_rounds_the_demo_and_says_what_it_brought(
     assert 0 < record["kl"] < 0.6 * record["plain_kl"]
     assert record["fitted_tokens"] > record["held_out_tokens"] > 0
     assert record["seconds_per_billion_weights"] > 0
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("helium", {"rounding": "gptq"}),
+        ("llama", {"rounding": "fitted"}),
+        ("llama", {"rounding": "gptq", "target_bpw": 5.5}),
+    ],
+)
+def test_biases_are_kept(
+    tmp_path: Path, source_with: Callable[..., Path], text: Path, model_type: str, options: dict[str, object]
+) -> None:
+    source = source_with(model_type=model_type, attention_bias=True, mlp_bias=True)
+    made = tmp_path / "x"
+    options = {"quantize": "target_bpw" not in options, **options}
+    if options["quantize"]:
+        options["q_group_size"] = 32
+    helium_mlx.convert(str(source), str(made), calibration_text=str(text), **options)  # pyright: ignore[reportArgumentType]
+    before, after = (cast("dict[str, mx.array]", mx.load(str(each / "model.safetensors"))) for each in (source, made))
+    biases = [name for name in before if name.endswith(".bias")]
+    assert len(biases) > 10
+    assert all(mx.array_equal(before[name], after[name]).item() for name in biases)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "name", "value"),
+    [
+        ("gptq", "model.layers.1.mlp.down_proj.weight", "nan"),
+        ("gptq", "lm_head.weight", "inf"),
+        ("fitted", "model.layers.0.self_attn.q_proj.weight", "inf"),
+        ("fitted", "model.embed_tokens.weight", "nan"),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(
+    tmp_path: Path, source_with: Callable[..., Path], text: Path, rounding: str, name: str, value: str
+) -> None:
+    source = source_with()
+    weights = cast("dict[str, mx.array]", mx.load(str(source / "model.safetensors")))
+    weights[name][3, 5] = float(value)
+    mx.save_safetensors(str(source / "model.safetensors"), weights)
+    with pytest.raises(CheckpointError, match=f"{name} has values that are not finite"):
+        helium_mlx.convert(
+            str(source), str(tmp_path / "x"), quantize=True, q_group_size=32, rounding=rounding,
+            calibration_text=str(text),
+        )  # fmt: skip
+    assert not (tmp_path / "x").exists()
 
 
 def test_mlx_lm_opens_it_with_the_same_logits(tmp_path: Path, source: Path, text: Path) -> None:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from helium_mlx.calibration import HELD_OUT, TEXTS_DIRECTORY, WINDOW_TOKENS, Windows, calibration_windows
@@ -53,6 +54,20 @@ def test_a_share_of_the_windows_is_held_out(demo: Demo) -> None:
     assert len(made.held_out) == (len(made.fitted) + len(made.held_out)) // HELD_OUT
     held_out = {tuple(window[0].tolist()) for window in made.held_out}  # pyright: ignore[reportArgumentType]
     assert not any(tuple(window[0].tolist()) in held_out for window in made.fitted)  # pyright: ignore
+
+
+def test_a_byte_order_mark_is_no_text(demo: Demo, tmp_path: Path) -> None:
+    text = "Once upon a time.\n\n\nIl était une fois."
+    for name, encoding in (("plain.txt", "utf-8"), ("marked.txt", "utf-8-sig")):
+        (tmp_path / name).write_text(text, encoding=encoding)
+    plain, marked = (windows(demo, tmp_path / name) for name in ("plain.txt", "marked.txt"))
+    assert all(mx.array_equal(a, b).item() for a, b in zip(plain.fitted, marked.fitted, strict=True))
+
+
+def test_a_file_without_end_is_read_to_the_limit_only(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helium_mlx.calibration.MAX_TEXT_BYTES", 1000)
+    with pytest.raises(QuantizationError, match=r"/dev/zero is over"):
+        windows(demo, "/dev/zero")
 
 
 def test_two_windows_are_one_each(demo: Demo, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from helium_mlx.quantization import QuantizationSettings
 WRONG: list[tuple[dict[str, object], type[HeliumError], str]] = [
     ({"q_bits": 4}, QuantizationError, "q_bits is given.*add -q"),
     ({"q_mode": "mxfp4"}, QuantizationError, "q_mode is given.*add -q"),
-    ({"quantize": True, "dequantize": True}, QuantizationError, "exclude each other"),
+    ({"quantize": True, "dequantize": True}, QuantizationError, "-q quantizes, and -d undoes that"),
     ({"quantize": True, "to": "hf"}, QuantizationError, "transformers cannot read"),
     ({"recipe": "mixed_4_6", "to": "hf"}, QuantizationError, "transformers cannot read"),
     ({"recipe": "best"}, QuantizationError, "recipe is 'best'; known are .*mixed_4_6"),

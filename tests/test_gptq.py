@@ -5,6 +5,7 @@ import math
 import mlx.core as mx
 import pytest
 
+from helium_mlx.errors import QuantizationError
 from helium_mlx.gptq import feedback_of, rounded
 from helium_mlx.quantization import QuantizationSettings
 from helium_mlx.rounding import fitted
@@ -116,6 +117,12 @@ def test_inputs_of_zeros_are_no_obstacle() -> None:
     weight = weights(4, 64)
     parts = rounded(weight, feedback_of(mx.zeros((64, 64))), PACKING, mx.bfloat16)
     assert output_error(dequantized(parts, PACKING), weight, mx.eye(64)) < 0.05
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(QuantizationError, match="not finite in float32"):
+        feedback_of(mx.full((64, 64), value))
 
 
 def test_inputs_of_one_token_are_no_obstacle() -> None:
