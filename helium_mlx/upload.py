@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from helium_mlx.hub_session import DEFAULT_TIMEOUT, prepare_session, upload_progress
 from helium_mlx.terminal import flags_of, run_command
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout",
         type=_seconds,
-        default=300.0,
+        default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
-        help="give up on a server that is silent for so long (default: 300)",
+        help="give up on a server that is silent for so long (default: %(default)g)",
     )
     return parser
 
@@ -46,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _upload(*, timeout: float, **options: object) -> None:
-    from helium_mlx.hub_session import prepare_session, upload_progress
     from helium_mlx.publishing import upload
 
     prepare_session(timeout=timeout)

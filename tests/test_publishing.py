@@ -207,6 +207,42 @@ def test_a_silent_server_is_given_up_and_nothing_is_done_twice(hub: HubStandIn, 
 
 
 @pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"/api/models/{REPO}$"),
+        ("GET", "/revision/"),
+        ("GET", "/tree/"),
+        ("HEAD", "/resolve/"),
+        ("GET", "/resolve/"),
+        ("GET", "/refs$"),
+        ("POST", "/branch/"),
+        ("POST", "/validate-yaml"),
+        ("POST", "/preupload/"),
+        ("POST", "/objects/batch"),
+        ("PUT", "/lfs/"),
+        ("POST", "/commit/"),
+    ],
+)
+def test_silence_is_given_up_whatever_was_asked(hub: HubStandIn, converted: Path, method: str, path: str) -> None:
+    record = b'{"versions": {"helium_mlx": "0"}, "files": {}}'
+    hub.repositories[REPO] = Repository.of_files({"conversion.json": record})
+    hub.faults = [Fault(method, path, delay=1, times=99)]
+    prepare_session(timeout=0.2)
+    branch = {"/branch/": "new", "/revision/": "v1"}.get(path)
+    with pytest.raises(UploadError, match="was not reached or broke off"):
+        upload(converted, REPO, revision=branch, create_pr=path == "/refs$")
+    assert hub.faults[0].times < 99
+    assert commits(hub) == 0
+
+
+def test_silence_at_a_new_repository_is_given_up(hub: HubStandIn, converted: Path) -> None:
+    hub.faults = [Fault("POST", "/repos/create", delay=1)]
+    prepare_session(timeout=0.2)
+    with pytest.raises(UploadError, match=r"broke off \(.*timed out"):
+        upload(converted, REPO)
+
+
+@pytest.mark.parametrize(
     ("status", "expected"),
     [
         (401, "does not accept the token .* `hf auth login`"),

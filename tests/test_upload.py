@@ -8,6 +8,7 @@ from hub_standin import Fault, HubStandIn, serve
 from hub_standin.client import TOKEN, run, use
 
 import helium_mlx
+from helium_mlx.convert import main as convert_main
 from helium_mlx.file_hashes import file_hashes
 from helium_mlx.upload import main
 
@@ -170,6 +171,19 @@ def test_a_timeout_that_is_none_is_wrong_usage(value: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--path", "x", "--repo", REPO, "--timeout", value])
     assert caught.value.code == 2
+
+
+def test_convert_gives_up_on_silence_too_and_hides_the_token(
+    hub_here: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("helium_mlx.hub_session.DEFAULT_TIMEOUT", 0.2)
+    warning = {"X-HF-Warning": f"a; {TOKEN} b"}
+    hub_here.faults = [Fault("POST", "/preupload/", status=503, headers=warning), Fault("POST", "/commit/", delay=1)]
+    made = ["--hf-path", "demo", "--mlx-path", str(tmp_path / "made"), "-q", "--upload-repo", REPO]
+    assert convert_main(made) == 1
+    err = capfd.readouterr().err
+    assert "timed out" in err
+    assert TOKEN not in err
 
 
 def test_convert_uploads_what_it_made(hub: HubStandIn, tmp_path: Path) -> None:
