@@ -9,8 +9,9 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from helium_mlx.checkpoint import DEMO_NAME
 from helium_mlx.comparison_report import ComparisonReport, LanguageFigures
-from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE, recorded_hashes
+from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE, recorded_hashes, unconverted
 from helium_mlx.errors import CheckpointError
 from helium_mlx.file_hashes import file_hashes
 from helium_mlx.json_files import MAX_JSON_BYTES, FileProblem, read_bytes, read_json_object
@@ -40,9 +41,13 @@ def measured(comparison: ComparisonReport, reference: str) -> list[str]:
     ]
 
 
-def require_card(directory: Path) -> None:
-    """Raise CheckpointError, before any work, for a directory whose card `update_card` would refuse."""
-    _card_and_record(directory.resolve())
+def require_card(candidate: str | Path) -> None:
+    """Raise CheckpointError, before any work, for a side of a comparison whose card `update_card` would refuse."""
+    if str(candidate) == DEMO_NAME or not Path(candidate).is_dir():
+        raise CheckpointError(
+            f"{candidate} is no directory of yours, and --update-card needs one that `helium-mlx convert` made; drop it"
+        )
+    _card_and_record(Path(candidate))
 
 
 def update_card(directory: Path, comparison: ComparisonReport, *, reference: str | None = None) -> None:
@@ -71,11 +76,15 @@ def _card_and_record(directory: Path) -> tuple[str, dict[str, object]]:
     inner = next((path for path in sorted(directory.glob("*")) if path.is_dir()), None)
     if inner is not None:
         raise CheckpointError(f"{inner} is a directory, which no converted checkpoint has; move it away")
+    if problem := unconverted(directory):
+        raise CheckpointError(problem)
+    if not (directory / CARD_FILE).exists():
+        raise CheckpointError(f"{directory / CARD_FILE} is missing; convert the checkpoint again")
     try:
         record = read_json_object(directory / CONVERSION_FILE)
         card = read_bytes(directory / CARD_FILE, MAX_JSON_BYTES).decode(errors="replace")
     except FileProblem as problem:
-        raise CheckpointError(f"{directory} has no card of `helium-mlx convert` to write into: {problem}") from None
+        raise CheckpointError(f"{directory} has no card to write into: {problem}") from None
     if recorded_hashes(record).get(CARD_FILE) != file_hashes([directory / CARD_FILE])[CARD_FILE]:
         raise CheckpointError(f"{directory / CARD_FILE} is not as {CONVERSION_FILE} says; convert the checkpoint again")
     return card, record

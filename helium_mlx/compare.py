@@ -84,7 +84,7 @@ def _compare(
 
         check_plot(plot)
     for candidate in candidates if update_card else []:
-        card_quality.require_card(Path(candidate))
+        card_quality.require_card(candidate)
     documents = bundled_documents(languages) if text is None else documents_of_files(text)
     reports: list[ComparisonReport] = []
     for report in compare_all(

@@ -119,8 +119,27 @@ def test_a_card_that_somebody_changed_is_not_vouched_for(converted: Path) -> Non
 
 
 def test_a_directory_that_was_not_converted_has_no_card_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="has no card of `helium-mlx convert`"):
+    with pytest.raises(
+        CheckpointError, match=r"has no conversion\.json, so that `helium-mlx convert` did not"
+    ) as caught:
         require_card(tmp_path)
+    assert "copy it there" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["me/y", "demo", "mlx-lm:x"])
+def test_only_a_directory_can_have_a_card_that_is_ours_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    with pytest.raises(CheckpointError, match=f"^{name} is no directory .*--update-card needs one that .* convert"):
+        require_card(name)
+
+
+def test_a_card_that_is_missing_is_not_looked_for_elsewhere(converted: Path) -> None:
+    (converted / "README.md").unlink()
+    with pytest.raises(CheckpointError, match=r"README\.md is missing; convert the checkpoint again$"):
+        require_card(converted)
 
 
 def test_a_directory_inside_would_be_lost_and_is_named(converted: Path) -> None:
@@ -157,4 +176,4 @@ def test_compare_writes_into_the_card_of_the_candidate(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert rows[-1] in (converted / "README.md").read_text()
     assert compare_main([*arguments, "demo"]) == 1
-    assert "has no card" in capsys.readouterr().err
+    assert "demo is no directory" in capsys.readouterr().err

@@ -170,6 +170,9 @@ def test_the_plot_is_of_layers_for_one_candidate_and_of_sizes_for_several(
         (["--languages", "pl"], 2, "language 'pl': there is text in en, fr, de, it, pt, es"),
         (["--window", "0"], 2, "--window is 0; it must be a whole number, at least 1"),
         (["--batch-size", "-1"], 2, "--batch-size is -1"),
+        (["--candidate", "demo-4bit"], 1, "demo-4bit: no such directory, and not a Hub repository (user/name); 'demo'"),
+        (["--candidate", ""], 1, "'': no such directory"),
+        (["--plot", "no/such/a.svg"], 2, "--plot is no/such/a.svg, and there is no directory no/such; make it first"),
         (["--candidate", "x", "--candidate-revision", "main"], 2, "--candidate-revision is of one repository"),
     ],
 )
@@ -181,6 +184,11 @@ def test_users_mistakes_are_one_line_and_status_1_or_2(
     assert shown.out == ""
     assert said in shown.err
     assert len(shown.err.splitlines()) == 1
+
+
+def test_the_card_of_a_repository_cannot_be_updated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--reference", "demo", "--candidate", "me/y", "--update-card"]) == 1
+    assert "me/y is no directory of yours, and --update-card needs one that `helium-mlx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -167,10 +167,17 @@ def test_an_interruption_ends_with_130_and_the_next_run_goes_on(
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "nan"])
-def test_a_timeout_that_is_none_is_wrong_usage(value: str) -> None:
+def test_a_timeout_that_is_none_is_wrong_usage(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--path", "x", "--repo", REPO, "--timeout", value])
     assert caught.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"--timeout: {value!r} is no number of seconds above 0 and below 1,000,000")
+
+
+def test_an_empty_revision_is_wrong_usage(hub_here: HubStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--path", "x", "--repo", REPO, "--revision", ""]) == 2
+    assert "error: --revision is ''" in capsys.readouterr().err
 
 
 def test_convert_gives_up_on_silence_too_and_hides_the_token(
