@@ -32,10 +32,9 @@ def measured(comparison: ComparisonReport, reference: str) -> list[str]:
     from helium_mlx.compare import table
 
     rows = table(comparison)
-    text = f"{comparison.windows} windows of up to {comparison.window} tokens"
     return [
-        f"`helium_mlx.compare` beside `{reference}` (A; this model is B), on {text}, computed in "
-        f"{comparison.reference.dtype}. KL(A || B) is in nats a token.",
+        f"`helium_mlx.compare` beside `{reference}` (A; this model is B), on {comparison.extent}, computed "
+        f"in {comparison.reference.dtype}. KL(A || B) is in nats a token.",
         "",
         *rows[rows.index("") + 1 :],
     ]
@@ -115,7 +114,13 @@ def _figures(comparison: ComparisonReport) -> dict[str, object]:
     figures = {
         name: {key: _finite(value) for key, value in asdict(row).items() if key in names} for name, row in rows.items()
     }
-    return {"window": comparison.window, "windows": comparison.windows, "figures": figures}
+    return {
+        "text": comparison.text,
+        "texts": [asdict(text) for text in comparison.texts],
+        "window": comparison.window,
+        "windows": comparison.windows,
+        "figures": figures,
+    }
 
 
 def _finite(value: object) -> object:

@@ -10,7 +10,7 @@ import pytest
 import helium_mlx
 from helium_mlx.card_quality import HEADING, require_card, update_card, with_quality
 from helium_mlx.compare import main as compare_main
-from helium_mlx.comparison_report import ComparedModel, ComparisonReport, LanguageFigures
+from helium_mlx.comparison_report import ComparedModel, ComparisonReport, LanguageFigures, OwnText
 from helium_mlx.errors import CheckpointError
 from helium_mlx.publishable import publication
 
@@ -45,7 +45,10 @@ def test_the_table_takes_the_place_of_the_advice(converted: Path) -> None:
     assert before.partition(HEADING)[0] == after.partition(HEADING)[0]
     assert before.partition("## Memory")[2] == after.partition("## Memory")[2]
     assert "Not measured" not in after
-    assert "beside `source` (A; this model is B), on 7 windows of up to 512 tokens" in after
+    assert (
+        "beside `source` (A; this model is B), on 7 windows of up to 512 tokens of the package's own text, computed"
+        in after
+    )
     assert "0.0110 ± 0.0010" in after
     assert "alice" not in after
 
@@ -67,6 +70,17 @@ def test_the_record_stays_true_and_holds_the_figures(converted: Path) -> None:
     assert "alice" not in json.dumps(record)
     # `publication` compares every file with the record.
     assert publication(converted, "somebody/x").files
+
+
+def test_card_and_record_say_which_text_it_was(converted: Path) -> None:
+    update_card(converted, replace(REPORT, windows=1, texts=(OwnText("t.txt", "ab" * 32),)))
+    assert (
+        "on 1 window of up to 512 tokens of text of one's own (`t.txt`), computed"
+        in (converted / "README.md").read_text()
+    )
+    comparison = json.loads((converted / "conversion.json").read_text())["comparison"]
+    assert comparison["text"] == "text of one's own (`t.txt`)"
+    assert comparison["texts"] == [{"name": "t.txt", "sha256": "ab" * 32}]
 
 
 def test_figures_that_json_lacks_are_null(converted: Path) -> None:

@@ -1,5 +1,6 @@
 """`compare` against a comparison in plain Python, one window at a time; against transformers: `parity/`."""
 
+import hashlib
 import math
 import random
 import shutil
@@ -100,6 +101,8 @@ def test_every_figure_is_that_of_a_slow_and_obvious_comparison(pair: Pair, repor
     assert report.windows == len(whole.reference)
     assert report.window == WINDOW
     assert report.notes == ()
+    assert [text.name for text in report.texts] == [name for name in TEXTS for _ in TEXTS[name]]
+    assert report.texts[0].sha256 == hashlib.sha256(TEXTS["en"][0].encode()).hexdigest()
     # The pair differs enough for the figures to mean something.
     assert report.mean_kl is not None and report.mean_kl > 1e-3
     assert report.top1_agreement is not None and 0.1 < report.top1_agreement < 0.999
