@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from helium_mlx.json_files import one_line
-
-_NAMED_TEXTS = 5
+from helium_mlx.json_files import one_line, some
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ class ComparisonReport(LanguageFigures):
         if not self.texts:
             return "the package's own text"
         names = [f"`{one_line(name).replace('`', chr(39))}`" for name in dict.fromkeys(own.name for own in self.texts)]
-        more = f" and {len(names) - _NAMED_TEXTS} more" if len(names) > _NAMED_TEXTS else ""
-        return f"text of one's own ({', '.join(names[:_NAMED_TEXTS])}{more})"
+        return f"text of one's own ({some(names, 5)})"
 
     @property
     def extent(self) -> str:

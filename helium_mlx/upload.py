@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from helium_mlx.hub_session import DEFAULT_TIMEOUT, prepare_session, upload_progress
+from helium_mlx.json_files import shown, some
 from helium_mlx.terminal import flags_of, run_command
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def _upload(*, timeout: float, **options: object) -> None:
     report = upload(**options, on_progress=upload_progress())  # pyright: ignore[reportArgumentType]
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if report.left_out:
+        names = some([shown(name) for name in report.left_out])
+        print(f"{len(report.left_out)} left out, as no part of a checkpoint: {names}", file=sys.stderr)
     if report.dry_run:
         print("\n".join(_listing(report)))
     else:

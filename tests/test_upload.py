@@ -1,5 +1,6 @@
 """The command, in processes of its own, whose Hub is the stand-in by HF_ENDPOINT."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,25 @@ def test_a_dry_run_lists_files_sizes_and_hashes(
     assert all(len(row[1]) == 64 and row[2].isdigit() for row in rows)
     assert "nothing was sent" in err
     assert hub_here.repositories == {}
+
+
+def test_what_is_left_out_is_said_in_one_line(
+    hub_here: HubStandIn, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = Path(shutil.copytree(converted, tmp_path / "copy"))
+    arguments = ["--path", str(directory), "--repo", REPO]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "left out" not in capsys.readouterr().err
+    (directory / ".env").write_text("x")
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "1 left out, as no part of a checkpoint: '.env'\n" in capsys.readouterr().err
+    (directory / "inner").mkdir()
+    for name in ("\x1b[2J\n", "notes.txt", "vectors.npy"):
+        (directory / name).write_text("x")
+    for flags in ([*arguments, "--dry-run"], arguments):
+        assert main(flags) == 0
+        said = "5 left out, as no part of a checkpoint: '\\x1b[2J\\n', '.env', 'inner' and 2 more\n"
+        assert said in capsys.readouterr().err
 
 
 def test_an_unchanged_directory_is_said_to_be(
