@@ -72,11 +72,11 @@ def with_quality(card: str, section: list[str]) -> str:
 
 
 def _card_and_record(directory: Path) -> tuple[str, dict[str, object]]:
+    if problem := unconverted(directory):
+        raise CheckpointError(problem)
     inner = next((path for path in sorted(directory.glob("*")) if path.is_dir()), None)
     if inner is not None:
         raise CheckpointError(f"{inner} is a directory, which no converted checkpoint has; move it away")
-    if problem := unconverted(directory):
-        raise CheckpointError(problem)
     if not (directory / CARD_FILE).exists():
         raise CheckpointError(f"{directory / CARD_FILE} is missing; convert the checkpoint again")
     try:

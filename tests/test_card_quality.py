@@ -133,6 +133,7 @@ def test_a_card_that_somebody_changed_is_not_vouched_for(converted: Path) -> Non
 
 
 def test_a_directory_that_was_not_converted_has_no_card_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
     with pytest.raises(
         CheckpointError, match=r"has no conversion\.json, so that `helium-mlx convert` did not"
     ) as caught:
