@@ -17,11 +17,11 @@ _COLORS = ("#0b6e4f", "#8a8f98")
 
 
 def check_plot(path: str) -> None:
-    """Raise HeliumError unless `draw` can write `path`; to be asked before a long measurement."""
+    """Raise UsageError unless `draw` can write `path`, HeliumError without matplotlib; before a long measurement."""
     if Path(path).suffix not in FORMATS:
         raise UsageError(f"--plot is {path}; its name must end in {', '.join(FORMATS)}")
     if not Path(path).parent.is_dir():
-        raise HeliumError(f"--plot is {path}, and there is no directory {Path(path).parent}; make it first")
+        raise UsageError(f"--plot is {path}, and there is no directory {Path(path).parent}; make it first")
     if find_spec("matplotlib") is None:
         raise HeliumError("--plot needs matplotlib; install it with: pip install 'helium-mlx[plot]'")
 

@@ -38,7 +38,7 @@ class CardFacts:
 
     `name` is the directory's or the repository's, `source` the path or repository that was named, with the SHA-256 of
     its files; `recipe` is the one that chose the bits, or `target_bpw` is what sensitivities chose them for; `rounding`
-    is how weights became codes.
+    is how weights became codes, and `dequantized_from` the source's quantization, where that was undone.
     """
 
     name: str
@@ -53,6 +53,7 @@ class CardFacts:
     source_files: Mapping[str, str] = field(default_factory=dict)
     target_bpw: float | None = None
     rounding: Rounding = "nearest"
+    dequantized_from: Mapping[str, object] | None = None
 
 
 def model_card(facts: CardFacts, source_directory: Path, config: HeliumConfig) -> str:
@@ -114,17 +115,25 @@ def _origin(facts: CardFacts, source: Source) -> str:
 def _precision(facts: CardFacts, config: HeliumConfig) -> str:
     settings = config.quantization
     if not settings:
-        return str(config.dtype)
+        if not facts.dequantized_from:
+            return str(config.dtype)
+        before = f"{_bits(facts.dequantized_from)} bits a weight"
+        return f"{config.dtype}, dequantized from {before}, and so no nearer to the original than those were"
     rounded = f", {_ROUNDED[facts.rounding]}" if facts.rounding in _ROUNDED else ""
     if facts.recipe:
         return f"{facts.bits_per_weight:.2f} bits per weight by the recipe `{facts.recipe}`{rounded}"
     if facts.target_bpw is not None:
-        own = [module for module in settings.values() if isinstance(module, dict)]
-        bits = {module["bits"] for module in [settings, *own]}
-        dealt = f"{min(bits)} to {max(bits)} a module, by what each was measured to cost (`--target-bpw`)"
+        dealt = f"{_bits(settings)} a module, by what each was measured to cost (`--target-bpw`)"
         return f"{facts.bits_per_weight:.2f} bits per weight, {dealt}{rounded}"
     uniform = f"{settings['bits']} bits in groups of {settings['group_size']} ({settings['mode']})"
     return f"{uniform}, which with scales are {facts.bits_per_weight:.2f} bits per weight{rounded}"
+
+
+def _bits(settings: Mapping[str, object]) -> str:
+    """Return the bits of a quantization's weights, "4" or "3 to 6"."""
+    own = [module for module in settings.values() if isinstance(module, dict)]
+    bits = {module["bits"] for module in [settings, *own]}
+    return f"{min(bits)} to {max(bits)}" if len(bits) > 1 else f"{settings['bits']}"
 
 
 def _use(name: str) -> list[str]:

@@ -9,8 +9,9 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from helium_mlx.checkpoint import DEMO_NAME
 from helium_mlx.comparison_report import ComparisonReport, LanguageFigures
-from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE, recorded_hashes
+from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE, recorded_hashes, unconverted
 from helium_mlx.errors import CheckpointError
 from helium_mlx.file_hashes import file_hashes
 from helium_mlx.json_files import MAX_JSON_BYTES, FileProblem, read_bytes, read_json_object
@@ -31,18 +32,21 @@ def measured(comparison: ComparisonReport, reference: str) -> list[str]:
     from helium_mlx.compare import table
 
     rows = table(comparison)
-    text = f"{comparison.windows} windows of up to {comparison.window} tokens"
     return [
-        f"`helium_mlx.compare` beside `{reference}` (A; this model is B), on {text}, computed in "
-        f"{comparison.reference.dtype}. KL(A || B) is in nats a token.",
+        f"`helium_mlx.compare` beside `{reference}` (A; this model is B), on {comparison.extent}, computed "
+        f"in {comparison.reference.dtype}. KL(A || B) is in nats a token.",
         "",
         *rows[rows.index("") + 1 :],
     ]
 
 
-def require_card(directory: Path) -> None:
-    """Raise CheckpointError, before any work, for a directory whose card `update_card` would refuse."""
-    _card_and_record(directory.resolve())
+def require_card(candidate: str | Path) -> None:
+    """Raise CheckpointError, before any work, for a side of a comparison whose card `update_card` would refuse."""
+    if str(candidate) == DEMO_NAME or not Path(candidate).is_dir():
+        raise CheckpointError(
+            f"{candidate} is no directory of yours, and --update-card needs one that `helium-mlx convert` made; drop it"
+        )
+    _card_and_record(Path(candidate))
 
 
 def update_card(directory: Path, comparison: ComparisonReport, *, reference: str | None = None) -> None:
@@ -68,14 +72,18 @@ def with_quality(card: str, section: list[str]) -> str:
 
 
 def _card_and_record(directory: Path) -> tuple[str, dict[str, object]]:
+    if problem := unconverted(directory):
+        raise CheckpointError(problem)
     inner = next((path for path in sorted(directory.glob("*")) if path.is_dir()), None)
     if inner is not None:
         raise CheckpointError(f"{inner} is a directory, which no converted checkpoint has; move it away")
+    if not (directory / CARD_FILE).exists():
+        raise CheckpointError(f"{directory / CARD_FILE} is missing; convert the checkpoint again")
     try:
         record = read_json_object(directory / CONVERSION_FILE)
         card = read_bytes(directory / CARD_FILE, MAX_JSON_BYTES).decode(errors="replace")
     except FileProblem as problem:
-        raise CheckpointError(f"{directory} has no card of `helium-mlx convert` to write into: {problem}") from None
+        raise CheckpointError(f"{directory} has no card to write into: {problem}") from None
     if recorded_hashes(record).get(CARD_FILE) != file_hashes([directory / CARD_FILE])[CARD_FILE]:
         raise CheckpointError(f"{directory / CARD_FILE} is not as {CONVERSION_FILE} says; convert the checkpoint again")
     return card, record
@@ -106,7 +114,13 @@ def _figures(comparison: ComparisonReport) -> dict[str, object]:
     figures = {
         name: {key: _finite(value) for key, value in asdict(row).items() if key in names} for name, row in rows.items()
     }
-    return {"window": comparison.window, "windows": comparison.windows, "figures": figures}
+    return {
+        "text": comparison.text,
+        "texts": [asdict(text) for text in comparison.texts],
+        "window": comparison.window,
+        "windows": comparison.windows,
+        "figures": figures,
+    }
 
 
 def _finite(value: object) -> object:

@@ -13,6 +13,7 @@ from pathlib import Path
 from helium_mlx.comparison_report import ComparedModel, ComparisonReport, LanguageFigures
 from helium_mlx.config import DTYPES
 from helium_mlx.errors import UsageError
+from helium_mlx.json_files import one_line
 from helium_mlx.terminal import Progress, flags_of, run_command
 
 SIDES = "checkpoint directory, Hub repository, 'demo', or mlx-lm:NAME for what mlx-lm opens"
@@ -84,7 +85,7 @@ def _compare(
 
         check_plot(plot)
     for candidate in candidates if update_card else []:
-        card_quality.require_card(Path(candidate))
+        card_quality.require_card(candidate)
     documents = bundled_documents(languages) if text is None else documents_of_files(text)
     reports: list[ComparisonReport] = []
     for report in compare_all(
@@ -135,7 +136,7 @@ def table(report: ComparisonReport) -> list[str]:
     return [
         f"A: {_described(report.reference)}",
         f"B: {_described(report.candidate)}",
-        f"{report.windows} windows of up to {report.window} tokens, each behind one BOS; KL(A || B) in nats",
+        f"{report.extent}, each behind one BOS; KL(A || B) in nats",
         "",
         *_aligned([header, *rows]),
         *(["", *_aligned([["only this from B", "mean KL"], *layers])] if layers else []),
@@ -158,7 +159,8 @@ def summary(reports: Sequence[ComparisonReport]) -> list[str]:
 
 def _cells(name: str, figures: LanguageFigures) -> list[str]:
     return [
-        name, f"{figures.tokens:,}", _kl(figures), _number(figures.p99_kl), _percent(figures.top1_agreement),
+        one_line(name).replace("|", r"\|"), f"{figures.tokens:,}",
+        _kl(figures), _number(figures.p99_kl), _percent(figures.top1_agreement),
         _perplexity(figures.reference_perplexity), _perplexity(figures.candidate_perplexity), _ratio(figures),
         f"{figures.reference_bits_per_byte:.4f}", f"{figures.candidate_bits_per_byte:.4f}",
     ]  # fmt: skip
@@ -178,17 +180,22 @@ def _kl(figures: LanguageFigures) -> str:
 
 
 def _ratio(figures: LanguageFigures) -> str:
-    error = "" if figures.perplexity_ratio_error is None else f" ± {figures.perplexity_ratio_error:.4f}"
-    return f"{figures.perplexity_ratio:.4f}{error}"
+    error = "" if figures.perplexity_ratio_error is None else f" ± {_decimal(figures.perplexity_ratio_error, 2)}"
+    return _decimal(figures.perplexity_ratio, 4) + error
+
+
+def _decimal(value: float, digits: int) -> str:
+    """Return four decimals where they have so many significant digits, else those digits."""
+    return f"{value:.4f}" if 10.0 ** (digits - 5) <= value < 1e5 else _number(value, digits)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """Return so many significant digits, without an exponent where six decimals do."""
+    """Return so many significant digits, without an exponent where six decimals or digits do."""
     if value is None:
         return "-"
     if value == 0:
         return "0"
-    if value < 1e-4 or value == math.inf:
+    if value < 1e-4 or value >= 1e6:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(digits - 1 - math.floor(math.log10(value)), 0)}f}"
 

@@ -8,7 +8,7 @@ of a checkpoint is run: a config that names some is refused.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -39,11 +39,16 @@ They come row after row, `HEAD_POSITIONS` or fewer at a time, in the dtype that 
 """
 
 
+WeightFiles = Mapping[Path, Mapping[str, TensorInfo]]
+"""Weight files, and of each the tensors that count, by name."""
+
+
 class Loadable(Protocol):
-    """A model that is not loaded yet. `bos` begins each window."""
+    """A model that is not loaded yet. `bos` begins each window; `files` has the tensors that it is made of."""
 
     name: str
     bos: int
+    files: WeightFiles
 
     def load(self, dtype: mx.Dtype) -> LogitsOfRows:
         """Return the model, loaded, computing in `dtype`."""
@@ -91,6 +96,10 @@ class HeliumSide:
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
         self.checkpoint = open_checkpoint(directory)
+        self.files: WeightFiles = {
+            path: {tensor: info for tensor, info in infos.items() if not self.checkpoint.is_ignored(tensor)}
+            for path, infos in self.checkpoint.files.items()
+        }
         self._tokenizer = HeliumTokenizer.from_pretrained(directory)
         self.bos = self._tokenizer.bos_token_id
         self.context: int | None = self.checkpoint.config.max_position_embeddings
@@ -117,6 +126,7 @@ class Hybrid:
 
     def __init__(self, reference: HeliumSide, candidate: HeliumSide, is_taken: IsTaken) -> None:
         self.name, self.bos = candidate.name, reference.bos
+        self.files: WeightFiles = {**reference.files, **candidate.files}
         self._checkpoints, self._is_taken = (reference.checkpoint, candidate.checkpoint), is_taken
 
     def load(self, dtype: mx.Dtype) -> LogitsOfRows:
@@ -141,9 +151,8 @@ class MlxLmSide:
             raise CheckpointError(
                 f"{directory}: its config.json names code (model_file); no code of a checkpoint is run"
             )
-        self._infos = [
-            info for path in sorted(directory.glob("model*.safetensors")) for info in read_header(path).values()
-        ]
+        self.files: WeightFiles = {path: read_header(path) for path in sorted(directory.glob("model*.safetensors"))}
+        self._infos = [info for infos in self.files.values() for info in infos.values()]
         if not self._infos:
             raise CheckpointError(f"{directory}: no model*.safetensors is there, which is what mlx-lm reads")
         self._parameters = 0

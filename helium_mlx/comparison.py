@@ -106,6 +106,7 @@ def compare_all(
                 candidate=other.described(how.dtype),
                 window=size,
                 windows=len(text.windows),
+                texts=tuple(document.own for document in documents if document.own is not None),
                 perplexity_unit="token" if run.divergences else "byte",
                 layers=layers,
                 notes=tuple(_notes(text, theirs, run)),

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from helium_mlx.json_files import one_line, some
+
 
 @dataclass(frozen=True)
 class LanguageFigures:
@@ -44,12 +46,20 @@ class ComparedModel:
 
 
 @dataclass(frozen=True)
+class OwnText:
+    """A text that is not the package's: its file's name without a path, or what it was called; and its SHA-256."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ComparisonReport(LanguageFigures):
     """The figures over all languages together, those of each, and what was compared.
 
-    `perplexity_unit` is "token", or "byte" where the tokenizers differ; `notes` are sentences for the user. `layers`
-    maps groups of modules to the mean KL of the reference with those modules taken from the candidate, where that was
-    asked for.
+    `texts` are those that were compared on, and none where they are the package's. `perplexity_unit` is "token", or
+    "byte" where the tokenizers differ; `notes` are sentences for the user. `layers` maps groups of modules to the mean
+    KL of the reference with those modules taken from the candidate, where that was asked for.
     """
 
     languages: dict[str, LanguageFigures]
@@ -57,6 +67,20 @@ class ComparisonReport(LanguageFigures):
     candidate: ComparedModel
     window: int
     windows: int
+    texts: tuple[OwnText, ...] = ()
     perplexity_unit: str = "token"
     layers: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What was compared on, in words of Markdown."""
+        if not self.texts:
+            return "the package's own text"
+        names = [f"`{one_line(name).replace('`', chr(39))}`" for name in dict.fromkeys(own.name for own in self.texts)]
+        return f"text of one's own ({some(names, 5)})"
+
+    @property
+    def extent(self) -> str:
+        """How much text it was, and which."""
+        return f"{self.windows} window{'s' * (self.windows != 1)} of up to {self.window} tokens of {self.text}"

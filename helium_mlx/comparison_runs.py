@@ -16,8 +16,12 @@ from helium_mlx.compared_models import Loadable, dtype_name
 from helium_mlx.comparison_text import EncodedText
 from helium_mlx.divergence import kl_divergence
 from helium_mlx.errors import ComparisonError
+from helium_mlx.json_files import one_line
 from helium_mlx.logits_file import LogitsFile
+from helium_mlx.safetensors_header import FLOAT_DTYPES
 from helium_mlx.sampling import token_logprobs
+from helium_mlx.slabs import all_finite
+from helium_mlx.tensor_reader import TensorReader
 
 OnProgress = Callable[[int, int], None]
 
@@ -92,11 +96,19 @@ def _scored(side: Loadable, text: EncodedText, how: Pass) -> Iterator[tuple[mx.a
         ids = [window.ids[:-1] + [side.bos] * (longest - window.length) for window in batch]
         for logits in logits_of(mx.array(ids, dtype=mx.int32), [window.length for window in batch]):
             if not mx.isfinite(logits).all().item():
-                raise ComparisonError(
-                    f"{side.name}: its logits are not finite in {dtype_name(how.dtype)}; take --dtype float32, or "
-                    "convert it again"
-                )
+                raise ComparisonError(f"{side.name}: {_why_not_finite(side, how.dtype)}")
             yield mx.array(list(islice(targets, logits.shape[0]))), logits
+
+
+def _why_not_finite(side: Loadable, dtype: mx.Dtype) -> str:
+    """Return the cause of logits that are not finite, and what to do; the weights are read for it."""
+    for path, infos in side.files.items():
+        reader = TensorReader(path)
+        for name, info in infos.items():
+            if info.dtype in FLOAT_DTYPES and not all_finite(reader.read(info)).item():
+                return f"its weight {one_line(name)} holds NaN or infinity; fetch or convert it again"
+    advice = ", though its weights are" if dtype == mx.float32 else "; take --dtype float32"
+    return f"its logits are not finite in {dtype_name(dtype)}{advice}"
 
 
 def _losses(logits: mx.array, targets: mx.array) -> mx.array:

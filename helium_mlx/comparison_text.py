@@ -5,13 +5,16 @@ package, and `texts/stories/*.txt`, stories that the demo was not trained on, ma
 blank line ends a document there. Text of one's own is a document a file, under the file's name.
 """
 
+import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from helium_mlx.comparison_report import OwnText
 from helium_mlx.errors import ComparisonError, UsageError
 from helium_mlx.json_files import shown
 
@@ -27,10 +30,14 @@ MAX_TEXT_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Document:
-    """A text that is read from its beginning; no window reaches from one into the next."""
+    """A text that is read from its beginning; no window reaches from one into the next.
+
+    `own` is None for the package's.
+    """
 
     language: str
     text: str
+    own: OwnText | None = None
 
     @property
     def bytes(self) -> int:
@@ -71,11 +78,21 @@ def documents_of_files(names: Sequence[str]) -> list[Document]:
 
     Raises ComparisonError for a file that cannot be read, has no text, is too large, or is no UTF-8.
     """
-    names = list(dict.fromkeys(names))
+    named = {name if name == "-" else os.path.abspath(name): name for name in names}
+    names = list(named.values())
+    return [_read(name, label) for name, label in zip(names, _labels(names), strict=True)]
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Return files' names without endings, or where these are not distinct, their paths from where those part.
+
+    A whole path never, which is of this machine: labels go into cards.
+    """
     labels = [("stdin" if name == "-" else Path(name).stem) or name for name in names]
-    if len(set(labels)) < len(labels):
-        labels = names
-    return [Document(label, _read(name)) for label, name in zip(labels, names, strict=True)]
+    if len(set(labels)) == len(labels):
+        return labels
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names if name != "-"])
+    return [name if name == "-" else os.path.relpath(name, common) for name in names]
 
 
 def documents_of(texts: Mapping[str, str | Sequence[str]]) -> list[Document]:
@@ -94,7 +111,7 @@ def documents_of(texts: Mapping[str, str | Sequence[str]]) -> list[Document]:
             raise ComparisonError(f"a text of {shown(document.language)} is empty; leave it out")
     if not documents:
         raise ComparisonError("there is no text to compare on; give some, or leave texts out for the package's own")
-    return documents
+    return [replace(each, own=_own(each.language, each.text.encode())) for each in documents]
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,11 @@ def encoded_text(ids_of_documents: Sequence[Sequence[int]], *, first: int, size:
     return EncodedText(sorted(windows, key=lambda window: -window.length))
 
 
-def _read(name: str) -> str:
+def _own(name: str, octets: bytes) -> OwnText:
+    return OwnText(name, hashlib.sha256(octets).hexdigest())
+
+
+def _read(name: str, label: str) -> Document:
     if name == "-":
         if sys.stdin is None:
             raise ComparisonError("standard input is closed; give a file with --text FILE")
@@ -148,7 +169,7 @@ def _read(name: str) -> str:
         ) from None
     if not text.strip():
         raise ComparisonError(f"--text {name}: has no text in it")
-    return text
+    return Document(label, text, _own("stdin" if name == "-" else Path(name).name, octets))
 
 
 def _read_capped(file: BinaryIO) -> bytes:

@@ -179,6 +179,7 @@ def convert(
             source_files=source_hashes(),
             target_bpw=target_bpw,
             rounding="nearest" if calibration is None or calibration.is_plain else plan.options.rounding_kind,
+            dequantized_from=source.config.quantization if source.is_quantized else None,
         )
         card = model_card(facts, source.directory, config)
         # "replace": a path that is no UTF-8 may be in it.

@@ -1,10 +1,21 @@
 """The names that a converted directory's record and card have, and how the record is read."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 CONVERSION_FILE = "conversion.json"
 CARD_FILE = "README.md"
+
+
+def unconverted(directory: Path) -> str | None:
+    """Return what to say of a directory that the converter did not make; None if there is a record that it did."""
+    if (directory / CONVERSION_FILE).exists():
+        return None
+    return (
+        f"{directory} has no {CONVERSION_FILE}, so that `helium-mlx convert` did not make it; convert it, and name "
+        "what that writes"
+    )
 
 
 def is_record(record: Mapping[str, object]) -> bool:

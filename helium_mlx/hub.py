@@ -56,7 +56,8 @@ def _local_directory(name: str) -> Path | None:
         return Path(name)
     if not _REPO_ID.fullmatch(name) or name.startswith((".", "/")):
         raise CheckpointError(
-            f"{name or repr(name)}: no such directory, and not a Hub repository (user/name); try --model demo"
+            f"{name or repr(name)}: no such directory, and not a Hub repository (user/name); "
+            f"{DEMO_NAME!r} is the one in this package"
         )
     return None
 
@@ -101,10 +102,10 @@ def _is_whole(snapshot: Path) -> bool:
 
 
 def _download_error(repo: str, revision: str | None, error: Exception) -> CheckpointError:
-    at = f" at revision {revision}" if revision else ""
+    at, doubtful = (f" at revision {revision}", "the revision, ") if revision else ("", "")
     return CheckpointError(
         f"{repo}{at}: cannot be downloaded from the Hub ({_first_line(error)}); "
-        "check the name, the network and `hf auth login`, or try --model demo"
+        f"check the name, {doubtful}the network and `hf auth login`, or try {DEMO_NAME!r}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from helium_mlx.conversion_record import CONVERSION_FILE, is_record
 from helium_mlx.errors import UploadError
-from helium_mlx.json_files import MAX_JSON_BYTES, FileProblem, read_json_object
+from helium_mlx.json_files import MAX_JSON_BYTES, FileProblem, one_line, read_json_object, some
 from helium_mlx.publishable import LocalFile
 
 if TYPE_CHECKING:
@@ -106,9 +106,8 @@ def require_ours(repo: str, state: RemoteState, *, is_ours: bool, overwrite: boo
     """Raise UploadError for a repository whose files no upload of ours put there."""
     if is_ours or overwrite or not state.files:
         return
-    names = sorted(state.files)
-    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    held = one_line(some(sorted(state.files)))
     raise UploadError(
-        f"{repo} holds {some}, which no upload of helium_mlx put there; choose another name, or go on with "
+        f"{repo} holds {held}, which no upload of helium_mlx put there; choose another name, or go on with "
         "--overwrite, which replaces files of the same names and the weights, and leaves the rest"
     )

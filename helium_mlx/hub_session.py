@@ -6,6 +6,8 @@ import sys
 from helium_mlx.hub_errors import without_token
 from helium_mlx.terminal import Progress
 
+DEFAULT_TIMEOUT = 300.0
+
 
 class _WithoutToken(logging.Filter):
     """Takes the token out of what the client logs, where a server's words may end up."""
@@ -18,11 +20,18 @@ class _WithoutToken(logging.Filter):
 def prepare_session(*, timeout: float) -> None:
     """Make the Hub's client give up on a server that is silent for `timeout` seconds; by itself it waits for ever.
 
-    That is for its HTTP requests; Xet's have their own limits. The client's log lines lose the token.
+    That is for each of its HTTP requests, and each try of those that it repeats; Xet's have their own limits. The
+    client's log lines lose the token.
     """
     from huggingface_hub import get_session
 
-    get_session().timeout = timeout
+    # As a default the client would not heed it: many of its calls ask for no limit outright.
+    limits = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
+    hooks = get_session().event_hooks
+    get_session().event_hooks = {
+        **hooks,
+        "request": [*hooks["request"], lambda request: request.extensions.update(timeout=limits)],
+    }
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(_WithoutToken())
 

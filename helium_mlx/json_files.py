@@ -11,6 +11,7 @@ import math
 import os
 import re
 import stat
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -115,6 +116,12 @@ def one_line(text: str, limit: int = 500) -> str:
     """Return a text that a file's contents went into, without line breaks and the like, cut to `limit` characters."""
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of some names for a message, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _require_inside(path: Path) -> None:

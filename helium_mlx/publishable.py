@@ -8,7 +8,7 @@ from pathlib import Path
 
 from helium_mlx.card import with_repository
 from helium_mlx.checkpoint import DEMO_NAME
-from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE, is_record, recorded_hashes
+from helium_mlx.conversion_record import CARD_FILE, CONVERSION_FILE, is_record, recorded_hashes, unconverted
 from helium_mlx.errors import HeliumError, UploadError
 from helium_mlx.file_hashes import file_hashes
 from helium_mlx.json_files import MAX_JSON_BYTES, FileProblem, open_file, read_bytes, read_json_object, shown
@@ -72,6 +72,8 @@ def publication(directory: Path, repo: str) -> Publication:
 def _record(directory: Path) -> dict[str, object]:
     if not directory.is_dir():
         raise UploadError(f"{directory}: no such directory; name one that `helium-mlx convert` made")
+    if problem := unconverted(directory):
+        raise UploadError(problem)
     try:
         record = read_json_object(directory / CONVERSION_FILE)
     except FileProblem as problem:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helium_mlx import __version__
+from helium_mlx.branch_name import require_branch_name
 from helium_mlx.conversion_record import recorded_hashes
 from helium_mlx.errors import OptionError, UploadError, UsageError
 from helium_mlx.hub_errors import client_errors, explained, may_have_been_done
@@ -132,7 +133,10 @@ def _require_names(repo: str, revision: str | None) -> None:
         raise UsageError(
             f"{repo!r} is no name of a repository; expected user/name, of letters, digits, -, _ and ."
         ) from None
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision is None:
+        return
+    require_branch_name(revision)
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
         raise OptionError(f"revision is the commit {revision}, which cannot change; name a branch, or leave it out")
 
 

@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from helium_mlx.hub_session import DEFAULT_TIMEOUT, prepare_session, upload_progress
+from helium_mlx.json_files import shown, some
 from helium_mlx.terminal import flags_of, run_command
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout",
         type=_seconds,
-        default=300.0,
+        default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
-        help="give up on a server that is silent for so long (default: 300)",
+        help="give up on a server that is silent for so long (default: %(default)g)",
     )
     return parser
 
@@ -46,13 +48,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _upload(*, timeout: float, **options: object) -> None:
-    from helium_mlx.hub_session import prepare_session, upload_progress
     from helium_mlx.publishing import upload
 
     prepare_session(timeout=timeout)
     report = upload(**options, on_progress=upload_progress())  # pyright: ignore[reportArgumentType]
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if report.left_out:
+        names = some([shown(name) for name in report.left_out])
+        print(f"{len(report.left_out)} left out, as no part of a checkpoint: {names}", file=sys.stderr)
     if report.dry_run:
         print("\n".join(_listing(report)))
     else:
@@ -80,9 +84,12 @@ def _summary(report: "UploadReport") -> str:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1e6:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0 and below 1,000,000")
     return value
 
 

@@ -71,6 +71,20 @@ def test_the_card_of_helium_1_2b_has_all_that_the_hub_asks_for(tmp_path: Path) -
     assert "at revision [`0123abc`](https://huggingface.co/kyutai/helium-1-2b/tree/0123abc)" in text
 
 
+@pytest.mark.parametrize("way", [{"dequantize": True}, {"to": "hf"}])
+def test_a_dequantized_checkpoint_says_which_bits_its_weights_went_through(
+    tmp_path: Path, way: dict[str, object]
+) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "q"), quantize=True, q_bits=8)
+    helium_mlx.convert(str(tmp_path / "q"), str(tmp_path / "x"), **way)  # pyright: ignore[reportArgumentType]
+    said = ", dequantized from 8 bits a weight, and so no nearer to the original than those were.\n"
+    assert said in (tmp_path / "x/README.md").read_text()
+    mixed = QUANTIZATION | {"lm_head": {"bits": 6, "group_size": 64, "mode": "affine"}, "model.embed_tokens": False}
+    assert "from 4 to 6 bits a weight" in model_card(replace(FACTS, dequantized_from=mixed), tmp_path, TINY)
+    helium_mlx.convert("demo", str(tmp_path / "plain"))
+    assert "dequantized" not in (tmp_path / "plain/README.md").read_text()
+
+
 def test_the_card_of_the_preview_names_six_languages(tmp_path: Path) -> None:
     text = card_of(hub_snapshot(tmp_path, "kyutai/helium-1-preview-2b", "# no metadata\n"), PREVIEW)
     assert metadata(text)["language"] == ["en", "fr", "de", "it", "pt", "es"]

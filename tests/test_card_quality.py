@@ -10,7 +10,7 @@ import pytest
 import helium_mlx
 from helium_mlx.card_quality import HEADING, require_card, update_card, with_quality
 from helium_mlx.compare import main as compare_main
-from helium_mlx.comparison_report import ComparedModel, ComparisonReport, LanguageFigures
+from helium_mlx.comparison_report import ComparedModel, ComparisonReport, LanguageFigures, OwnText
 from helium_mlx.errors import CheckpointError
 from helium_mlx.publishable import publication
 
@@ -45,7 +45,10 @@ def test_the_table_takes_the_place_of_the_advice(converted: Path) -> None:
     assert before.partition(HEADING)[0] == after.partition(HEADING)[0]
     assert before.partition("## Memory")[2] == after.partition("## Memory")[2]
     assert "Not measured" not in after
-    assert "beside `source` (A; this model is B), on 7 windows of up to 512 tokens" in after
+    assert (
+        "beside `source` (A; this model is B), on 7 windows of up to 512 tokens of the package's own text, computed"
+        in after
+    )
     assert "0.0110 ± 0.0010" in after
     assert "alice" not in after
 
@@ -67,6 +70,17 @@ def test_the_record_stays_true_and_holds_the_figures(converted: Path) -> None:
     assert "alice" not in json.dumps(record)
     # `publication` compares every file with the record.
     assert publication(converted, "somebody/x").files
+
+
+def test_card_and_record_say_which_text_it_was(converted: Path) -> None:
+    update_card(converted, replace(REPORT, windows=1, texts=(OwnText("t.txt", "ab" * 32),)))
+    assert (
+        "on 1 window of up to 512 tokens of text of one's own (`t.txt`), computed"
+        in (converted / "README.md").read_text()
+    )
+    comparison = json.loads((converted / "conversion.json").read_text())["comparison"]
+    assert comparison["text"] == "text of one's own (`t.txt`)"
+    assert comparison["texts"] == [{"name": "t.txt", "sha256": "ab" * 32}]
 
 
 def test_figures_that_json_lacks_are_null(converted: Path) -> None:
@@ -119,8 +133,28 @@ def test_a_card_that_somebody_changed_is_not_vouched_for(converted: Path) -> Non
 
 
 def test_a_directory_that_was_not_converted_has_no_card_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="has no card of `helium-mlx convert`"):
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"has no conversion\.json, so that `helium-mlx convert` did not"
+    ) as caught:
         require_card(tmp_path)
+    assert "copy it there" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["me/y", "demo", "mlx-lm:x"])
+def test_only_a_directory_can_have_a_card_that_is_ours_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    with pytest.raises(CheckpointError, match=f"^{name} is no directory .*--update-card needs one that .* convert"):
+        require_card(name)
+
+
+def test_a_card_that_is_missing_is_not_looked_for_elsewhere(converted: Path) -> None:
+    (converted / "README.md").unlink()
+    with pytest.raises(CheckpointError, match=r"README\.md is missing; convert the checkpoint again$"):
+        require_card(converted)
 
 
 def test_a_directory_inside_would_be_lost_and_is_named(converted: Path) -> None:
@@ -157,4 +191,4 @@ def test_compare_writes_into_the_card_of_the_candidate(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert rows[-1] in (converted / "README.md").read_text()
     assert compare_main([*arguments, "demo"]) == 1
-    assert "has no card" in capsys.readouterr().err
+    assert "demo is no directory" in capsys.readouterr().err

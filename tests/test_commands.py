@@ -294,7 +294,7 @@ def test_without_a_model_the_published_one_is_asked_for(tmp_path: Path) -> None:
     assert result.returncode == 1
     errors = result.stderr.strip().splitlines()[-1]
     assert "mlx-community/helium-1-preview-2b-4bit" in errors
-    assert "--model demo" in errors
+    assert "or try 'demo'" in errors
 
 
 def test_json_keeps_accents_as_they_are() -> None:

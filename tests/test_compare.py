@@ -1,5 +1,6 @@
 """The command `compare`."""
 
+import hashlib
 import io
 import json
 import math
@@ -13,7 +14,7 @@ from compared_checkpoints import write_pair
 
 from helium_mlx import ComparisonReport, cli, comparison
 from helium_mlx.compare import build_parser, main, summary, table
-from helium_mlx.comparison_report import ComparedModel, LanguageFigures
+from helium_mlx.comparison_report import ComparedModel, LanguageFigures, OwnText
 
 Pair = tuple[str, str]
 
@@ -49,7 +50,7 @@ def test_the_table_is_aligned_markdown() -> None:
     assert table(REPORT) == [
         "A: demo, 3.6 MB, 16.00 bits a weight, computed in float32",
         "B: mlx-lm:q, 1.0 MB, 4.50 bits a weight, computed in float32 by mlx-lm",
-        "9 windows of up to 512 tokens, each behind one BOS; KL(A || B) in nats",
+        "9 windows of up to 512 tokens of the package's own text, each behind one BOS; KL(A || B) in nats",
         "",
         "| language  | tokens |            mean KL | 99 % KL | same top-1 | perplexity a token: A |     B |"
         "           B / A | bits a byte: A |      B |",
@@ -62,6 +63,37 @@ def test_the_table_is_aligned_markdown() -> None:
         "| all       |  1,234 |   0.0123 ± 0.00056 |   0.200 |    98.77 % |                 7.000 | 7.350 |"
         " 1.0500 ± 0.0021 |         0.8000 | 0.8200 |",
     ]
+
+
+def test_the_table_says_what_it_was_measured_on() -> None:
+    notes, other = OwnText("notes|for\nme`.txt", "0" * 64), OwnText("other.txt", "1" * 64)
+    one = replace(REPORT, windows=1, texts=(notes,))
+    assert table(one)[2].startswith("1 window of up to 512 tokens of text of one's own (`notes|for\\nme'.txt`), each")
+    assert "own (`other.txt`, `notes|for\\nme'.txt`), each" in table(replace(REPORT, texts=(other, notes, other)))[2]
+    assert (
+        "own (`0`, `1`, `2`, `3`, `4` and 5 more), each"
+        in table(replace(REPORT, texts=tuple(OwnText(str(i), str(i)) for i in range(10))))[2]
+    )
+
+
+def test_a_name_cannot_break_the_table() -> None:
+    lines = table(replace(REPORT, languages={"a|b\nc": FIGURES}))
+    assert len(lines) == 7
+    assert lines[-1].startswith(r"| a\|b\nc ")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "error", "expected"),
+    [
+        (1.05, 0.0021, "1.0500 ± 0.0021"), (0.5, 0.00021, "0.5000 ± 0.00021"), (1.0, 0.0, "1.0000 ± 0"),
+        (0.0123456, 0.0012, "0.01235 ± 0.0012"), (3.21098e-6, 4.5e-8, "3.211e-06 ± 4.5e-08"),
+        (12345.67, 80.0, "12345.6700 ± 80.0000"), (2.5e9, 1e7, "2.500e+09 ± 1.0e+07"), (math.inf, None, "inf"),
+    ],
+)  # fmt: skip
+def test_the_ratio_of_perplexities_keeps_its_digits(ratio: float, error: float | None, expected: str) -> None:
+    figures = replace(FIGURES, perplexity_ratio=ratio, perplexity_ratio_error=error)
+    row = table(replace(REPORT, languages={"x": figures}))[-1]
+    assert row.split("|")[8].strip() == expected
 
 
 def test_what_could_not_be_measured_is_a_dash() -> None:
@@ -117,6 +149,7 @@ def test_json_is_one_object_a_candidate_and_nothing_else(
     assert changed["mean_kl"] > same["mean_kl"] == 0
     assert changed["languages"]["note"]["tokens"] == changed["tokens"]
     assert changed["window"] == 6
+    assert changed["texts"] == [{"name": "note.txt", "sha256": hashlib.sha256(Path(text).read_bytes()).hexdigest()}]
 
 
 def test_json_has_no_infinity(
@@ -170,6 +203,9 @@ def test_the_plot_is_of_layers_for_one_candidate_and_of_sizes_for_several(
         (["--languages", "pl"], 2, "language 'pl': there is text in en, fr, de, it, pt, es"),
         (["--window", "0"], 2, "--window is 0; it must be a whole number, at least 1"),
         (["--batch-size", "-1"], 2, "--batch-size is -1"),
+        (["--candidate", "demo-4bit"], 1, "demo-4bit: no such directory, and not a Hub repository (user/name); 'demo'"),
+        (["--candidate", ""], 1, "'': no such directory"),
+        (["--plot", "no/such/a.svg"], 2, "--plot is no/such/a.svg, and there is no directory no/such; make it first"),
         (["--candidate", "x", "--candidate-revision", "main"], 2, "--candidate-revision is of one repository"),
     ],
 )
@@ -181,6 +217,11 @@ def test_users_mistakes_are_one_line_and_status_1_or_2(
     assert shown.out == ""
     assert said in shown.err
     assert len(shown.err.splitlines()) == 1
+
+
+def test_the_card_of_a_repository_cannot_be_updated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--reference", "demo", "--candidate", "me/y", "--update-card"]) == 1
+    assert "me/y is no directory of yours, and --update-card needs one that `helium-mlx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Both sides of a comparison: what they load, and the logits that they give row by row."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import pytest
@@ -142,6 +144,16 @@ def test_what_mlx_lm_cannot_open_is_one_line(pair: Pair, foreign: Path) -> None:
         compare(pair[0], f"mlx-lm:{foreign}", texts=TEXTS)
     (foreign / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        compare(pair[0], f"mlx-lm:{foreign}", texts=TEXTS)
+
+
+def test_a_weight_that_is_not_finite_is_named_for_mlx_lm_too(pair: Pair, foreign: Path) -> None:
+    path = foreign / "model.safetensors"
+    weights = cast("dict[str, mx.array]", mx.load(str(path)))
+    weights["model.norm.weight"] = mx.full(weights["model.norm.weight"].shape, math.nan)
+    mx.eval(weights)
+    mx.save_safetensors(str(path), weights, {"format": "mlx"})
+    with pytest.raises(ComparisonError, match=r"its weight model\.norm\.weight holds NaN or infinity"):
         compare(pair[0], f"mlx-lm:{foreign}", texts=TEXTS)
 
 

@@ -1,5 +1,6 @@
 """`compare` against a comparison in plain Python, one window at a time; against transformers: `parity/`."""
 
+import hashlib
 import math
 import random
 import shutil
@@ -100,6 +101,8 @@ def test_every_figure_is_that_of_a_slow_and_obvious_comparison(pair: Pair, repor
     assert report.windows == len(whole.reference)
     assert report.window == WINDOW
     assert report.notes == ()
+    assert [text.name for text in report.texts] == [name for name in TEXTS for _ in TEXTS[name]]
+    assert report.texts[0].sha256 == hashlib.sha256(TEXTS["en"][0].encode()).hexdigest()
     # The pair differs enough for the figures to mean something.
     assert report.mean_kl is not None and report.mean_kl > 1e-3
     assert report.top1_agreement is not None and 0.1 < report.top1_agreement < 0.999
@@ -203,15 +206,42 @@ def test_one_model_is_in_memory_at_a_time(pair: Pair, monkeypatch: pytest.Monkey
     assert [report.mean_kl for report in reports] == [reports[0].mean_kl, 0, reports[0].mean_kl]
 
 
-def test_logits_that_are_not_finite_are_an_error_that_names_the_model(pair: Pair, tmp_path: Path) -> None:
-    broken = Path(shutil.copytree(pair[0], tmp_path / "broken"))
-    weights = cast("dict[str, mx.array]", mx.load(str(broken / WEIGHTS_FILE)))
-    weights["model.norm.weight"] = mx.full(weights["model.norm.weight"].shape, math.nan)
+def with_norm_of(value: float, source: Path, destination: Path) -> Path:
+    shutil.copytree(source, destination)
+    weights = cast("dict[str, mx.array]", mx.load(str(destination / WEIGHTS_FILE)))
+    weights["model.norm.weight"] = mx.full(weights["model.norm.weight"].shape, value)
     mx.eval(weights)
-    mx.save_safetensors(str(broken / WEIGHTS_FILE), weights, {"format": "pt"})
+    mx.save_safetensors(str(destination / WEIGHTS_FILE), weights, {"format": "pt"})
+    return destination
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_is_named(pair: Pair, tmp_path: Path, value: float) -> None:
+    broken = with_norm_of(value, pair[0], tmp_path / "broken")
     for sides in ((broken, pair[0]), (pair[0], broken)):
-        with pytest.raises(ComparisonError, match=r"broken: its logits are not finite in float32; take --dtype"):
+        with pytest.raises(
+            ComparisonError, match=r"broken: its weight model\.norm\.weight holds NaN or infinity; fetch or convert"
+        ):
             compare(*sides, texts=TEXTS)
+
+
+def test_logits_that_are_not_finite_though_the_weights_are_need_a_wider_dtype(pair: Pair, tmp_path: Path) -> None:
+    large = with_norm_of(1e6, pair[0], tmp_path / "large")
+    with pytest.raises(ComparisonError, match=r"large: its logits are not finite in float16; take --dtype float32$"):
+        compare(pair[0], large, texts=TEXTS, dtype="float16")
+    larger = with_norm_of(3e38, pair[0], tmp_path / "larger")
+    with pytest.raises(ComparisonError, match=r"larger: its logits are not finite in float32, though its weights are$"):
+        compare(pair[0], larger, texts=TEXTS)
+
+
+def test_what_a_model_does_not_use_is_not_blamed(pair: Pair, tmp_path: Path) -> None:
+    larger = with_norm_of(3e38, pair[0], tmp_path / "larger")
+    weights = cast("dict[str, mx.array]", mx.load(str(larger / WEIGHTS_FILE)))
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = mx.full((4,), math.nan)
+    mx.eval(weights)
+    mx.save_safetensors(str(larger / WEIGHTS_FILE), weights, {"format": "pt"})
+    with pytest.raises(ComparisonError, match="not finite in float32, though its weights are"):
+        compare(pair[0], larger, texts=TEXTS)
 
 
 def test_both_compute_in_the_wider_of_their_dtypes_unless_told_otherwise(pair: Pair, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import io
 import re
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helium_mlx import ComparisonError, comparison_text
+from helium_mlx.comparison_report import OwnText
 from helium_mlx.comparison_text import (
     LANGUAGES,
     TEXTS_DIRECTORY,
@@ -78,8 +80,14 @@ def test_a_file_is_a_document_under_its_name(tmp_path: Path, monkeypatch: pytest
         (tmp_path / folder / "x.txt").write_bytes("\ufeffÉté\r\n\r\nund so".encode())
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe\n")))
     one, two = str(tmp_path / "a/x.txt"), str(tmp_path / "b/x.txt")
-    assert documents_of_files([one, "-"]) == [Document("x", "Été\r\n\r\nund so"), Document("stdin", "from a pipe\n")]
-    assert [document.language for document in documents_of_files([one, two, one])] == [one, two]
+    digests = [hashlib.sha256(octets).hexdigest() for octets in (Path(one).read_bytes(), b"from a pipe\n")]
+    assert documents_of_files([one, "-"]) == [
+        Document("x", "Été\r\n\r\nund so", OwnText("x.txt", digests[0])),
+        Document("stdin", "from a pipe\n", OwnText("stdin", digests[1])),
+    ]
+    documents = documents_of_files([one, two, str(tmp_path / "b/../a/x.txt")])
+    # Never the whole path, which is of this machine, and may go into a card.
+    assert [document.language for document in documents] == ["a/x.txt", "b/x.txt"]
     assert documents_of_files([one])[0].bytes == len("Été\r\n\r\nund so".encode())
 
 

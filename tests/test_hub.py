@@ -95,14 +95,15 @@ def test_a_conversion_from_the_hub_records_the_commit(tmp_path: Path, hub: HubSt
     ],
     ids=["no network", "no such revision", "no such repository", "offline"],
 )
-def test_what_cannot_be_downloaded_is_one_line_that_names_the_demo(
+def test_what_cannot_be_downloaded_is_one_line_that_names_the_demo_and_no_flag(
     tmp_path: Path, hub: HubStandIn, endpoint: str | None, arguments: list[str], environment: dict[str, str]
 ) -> None:
     result = generate(tmp_path / "home", endpoint or hub.url, *arguments, **environment)
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "--model demo" in errors[0]
+    assert "or try 'demo'" in errors[0]
+    assert ("check the name, the revision," in errors[0]) == ("--revision" in arguments)
     assert "Traceback" not in result.stderr
 
 
@@ -110,7 +111,7 @@ def test_the_demo_is_in_the_package() -> None:
     assert resolve("demo") == DEMO_DIRECTORY
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./some/where", "/no/such/place", "a/b/c", "../x"])
+@pytest.mark.parametrize("name", ["nowhere", "./some/where", "/no/such/place", "a/b/c", "../x", ""])
 def test_a_name_that_is_no_repository_asks_no_network(name: str) -> None:
-    with pytest.raises(CheckpointError, match="no such directory"):
+    with pytest.raises(CheckpointError, match=r"no such directory.*; 'demo' is the one in this package$"):
         resolve(name)

@@ -62,7 +62,7 @@ def test_a_record_is_ours_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_an_empty_repository_is_anybodys() -> None:
     require_ours("a/b", RemoteState("0", False, True, {}), is_ours=False, overwrite=False)
-    with pytest.raises(UploadError, match="holds x, which no upload"):
-        require_ours(
-            "a/b", RemoteState("0", False, True, {"x": RemoteFile(1, None, "")}), is_ours=False, overwrite=False
-        )
+    for name, said in (("x", "x"), ("x\x1b[2J", r"x\\x1b\[2J")):
+        state = RemoteState("0", False, True, {name: RemoteFile(1, None, "")})
+        with pytest.raises(UploadError, match=f"holds {said}, which no upload"):
+            require_ours("a/b", state, is_ours=False, overwrite=False)

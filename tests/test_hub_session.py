@@ -20,12 +20,16 @@ def untouched() -> Iterator[None]:
         handler.filters[:] = filters
 
 
-def test_the_client_gives_up_on_silence() -> None:
+@pytest.mark.parametrize("asked", [{}, {"timeout": None}, {"timeout": 60}])
+def test_each_request_gives_up_on_silence_whatever_the_client_asks_for(asked: dict[str, int | None]) -> None:
     from huggingface_hub import get_session
 
+    prepare_session(timeout=9)
     prepare_session(timeout=7)
-    assert get_session().timeout.read == 7
-    assert get_session().timeout.write == 7
+    request = get_session().build_request("GET", "http://localhost", **asked)  # pyright: ignore[reportArgumentType]
+    for hook in get_session().event_hooks["request"]:
+        hook(request)
+    assert request.extensions["timeout"] == {"connect": 7, "read": 7, "write": 7, "pool": 7}
 
 
 def test_the_clients_log_lines_lose_the_token(monkeypatch: pytest.MonkeyPatch) -> None:

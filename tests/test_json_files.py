@@ -19,6 +19,7 @@ from helium_mlx.json_files import (
     read_bytes,
     read_json_object,
     shown,
+    some,
 )
 
 JSON = st.recursive(
@@ -163,3 +164,10 @@ def test_a_line_stays_one() -> None:
 def test_huge_values_are_described() -> None:
     assert shown([0] * 1000) == "list of 1000"
     assert shown(10**10_000) == "a number of thousands of digits"
+
+
+def test_of_many_names_the_first_are_told() -> None:
+    assert some(["a"]) == "a"
+    assert some(["a", "b", "c"]) == "a, b, c"
+    assert some(["a", "b", "c", "d"]) == "a, b, c and 1 more"
+    assert some(["a", "b", "c"], 1) == "a and 2 more"

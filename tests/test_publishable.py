@@ -139,7 +139,7 @@ def test_a_record_cannot_name_other_files(converted: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (None, "cannot be read"),
+        (None, r"has no conversion\.json, so that `helium-mlx convert` did not make it; convert it, and"),
         ("{", "is not JSON"),
         ("{}", "is not of this converter"),
         ('{"versions": {"helium_mlx": "1"}, "files": []}', "is not of this converter"),
@@ -151,8 +151,9 @@ def test_a_directory_needs_the_record_of_its_conversion(converted: Path, text: s
         (converted / "conversion.json").unlink()
     else:
         (converted / "conversion.json").write_text(text)
-    with pytest.raises(UploadError, match=expected):
+    with pytest.raises(UploadError, match=expected) as caught:
         publication(converted, REPO)
+    assert "copy it there" not in str(caught.value)
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hub_standin import Fault, HubStandIn, Repository, serve
 from hub_standin.client import TOKEN, Clock, set_token, use
 
 import helium_mlx
-from helium_mlx.errors import UploadError, UsageError
+from helium_mlx.errors import OptionError, UploadError, UsageError
 from helium_mlx.hub_session import prepare_session
 from helium_mlx.publishing import upload
 
@@ -207,6 +207,42 @@ def test_a_silent_server_is_given_up_and_nothing_is_done_twice(hub: HubStandIn, 
 
 
 @pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", f"/api/models/{REPO}$"),
+        ("GET", "/revision/"),
+        ("GET", "/tree/"),
+        ("HEAD", "/resolve/"),
+        ("GET", "/resolve/"),
+        ("GET", "/refs$"),
+        ("POST", "/branch/"),
+        ("POST", "/validate-yaml"),
+        ("POST", "/preupload/"),
+        ("POST", "/objects/batch"),
+        ("PUT", "/lfs/"),
+        ("POST", "/commit/"),
+    ],
+)
+def test_silence_is_given_up_whatever_was_asked(hub: HubStandIn, converted: Path, method: str, path: str) -> None:
+    record = b'{"versions": {"helium_mlx": "0"}, "files": {}}'
+    hub.repositories[REPO] = Repository.of_files({"conversion.json": record})
+    hub.faults = [Fault(method, path, delay=1, times=99)]
+    prepare_session(timeout=0.2)
+    branch = {"/branch/": "new", "/revision/": "v1"}.get(path)
+    with pytest.raises(UploadError, match="was not reached or broke off"):
+        upload(converted, REPO, revision=branch, create_pr=path == "/refs$")
+    assert hub.faults[0].times < 99
+    assert commits(hub) == 0
+
+
+def test_silence_at_a_new_repository_is_given_up(hub: HubStandIn, converted: Path) -> None:
+    hub.faults = [Fault("POST", "/repos/create", delay=1)]
+    prepare_session(timeout=0.2)
+    with pytest.raises(UploadError, match=r"broke off \(.*timed out"):
+        upload(converted, REPO)
+
+
+@pytest.mark.parametrize(
     ("status", "expected"),
     [
         (401, "does not accept the token .* `hf auth login`"),
@@ -393,6 +429,15 @@ def test_a_pull_request_can_be_gone_on_with(hub: HubStandIn, converted: Path, tm
     report = upload(tmp_path / "whole", REPO, revision="refs/pr/1")
     assert hub.repositories[REPO].pull_requests == {"refs/pr/1": report.commit}
     assert "model.safetensors" in hub.repositories[REPO].files("refs/pr/1")
+
+
+@pytest.mark.parametrize("revision", ["", "a b", "../x", "-d", "x.lock"])
+def test_a_revision_that_is_no_name_is_wrong_usage_and_nothing_is_asked(
+    hub: HubStandIn, converted: Path, revision: str
+) -> None:
+    with pytest.raises(OptionError, match=r"^revision is '.*', which git takes for no branch"):
+        upload(converted, REPO, revision=revision)
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(

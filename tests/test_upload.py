@@ -1,5 +1,6 @@
 """The command, in processes of its own, whose Hub is the stand-in by HF_ENDPOINT."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hub_standin import Fault, HubStandIn, serve
 from hub_standin.client import TOKEN, run, use
 
 import helium_mlx
+from helium_mlx.convert import main as convert_main
 from helium_mlx.file_hashes import file_hashes
 from helium_mlx.upload import main
 
@@ -106,6 +108,25 @@ def test_a_dry_run_lists_files_sizes_and_hashes(
     assert hub_here.repositories == {}
 
 
+def test_what_is_left_out_is_said_in_one_line(
+    hub_here: HubStandIn, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = Path(shutil.copytree(converted, tmp_path / "copy"))
+    arguments = ["--path", str(directory), "--repo", REPO]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "left out" not in capsys.readouterr().err
+    (directory / ".env").write_text("x")
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "1 left out, as no part of a checkpoint: '.env'\n" in capsys.readouterr().err
+    (directory / "inner").mkdir()
+    for name in ("\x1b[2J\n", "notes.txt", "vectors.npy"):
+        (directory / name).write_text("x")
+    for flags in ([*arguments, "--dry-run"], arguments):
+        assert main(flags) == 0
+        said = "5 left out, as no part of a checkpoint: '\\x1b[2J\\n', '.env', 'inner' and 2 more\n"
+        assert said in capsys.readouterr().err
+
+
 def test_an_unchanged_directory_is_said_to_be(
     hub_here: HubStandIn, converted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,10 +187,30 @@ def test_an_interruption_ends_with_130_and_the_next_run_goes_on(
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "nan"])
-def test_a_timeout_that_is_none_is_wrong_usage(value: str) -> None:
+def test_a_timeout_that_is_none_is_wrong_usage(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--path", "x", "--repo", REPO, "--timeout", value])
     assert caught.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"--timeout: {value!r} is no number of seconds above 0 and below 1,000,000")
+
+
+def test_an_empty_revision_is_wrong_usage(hub_here: HubStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--path", "x", "--repo", REPO, "--revision", ""]) == 2
+    assert "error: --revision is ''" in capsys.readouterr().err
+
+
+def test_convert_gives_up_on_silence_too_and_hides_the_token(
+    hub_here: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("helium_mlx.hub_session.DEFAULT_TIMEOUT", 0.2)
+    warning = {"X-HF-Warning": f"a; {TOKEN} b"}
+    hub_here.faults = [Fault("POST", "/preupload/", status=503, headers=warning), Fault("POST", "/commit/", delay=1)]
+    made = ["--hf-path", "demo", "--mlx-path", str(tmp_path / "made"), "-q", "--upload-repo", REPO]
+    assert convert_main(made) == 1
+    err = capfd.readouterr().err
+    assert "timed out" in err
+    assert TOKEN not in err
 
 
 def test_convert_uploads_what_it_made(hub: HubStandIn, tmp_path: Path) -> None:

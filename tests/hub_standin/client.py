@@ -59,6 +59,7 @@ def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, home: Path, *, token: 
     set_token(monkeypatch, token)
     clock = Clock()
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
+    monkeypatch.setattr("huggingface_hub.file_download.time", clock)
     # The next request makes a new one, without what an earlier test set.
     close_session()
     disable_progress_bars()
