@@ -36,6 +36,7 @@ from helium_mlx.engine_state import load_state, save_state
 from helium_mlx.engine_stream import Channel
 from helium_mlx.engine_tasks import EngineRow, OwnRun, ScoreRun, without_locals
 from helium_mlx.errors import CheckpointError, EngineError
+from helium_mlx.forks import is_forked_after_use
 from helium_mlx.generation import TOKENS_PER_CLEARING
 from helium_mlx.hub import resolve
 from helium_mlx.model import HeliumForCausalLM
@@ -47,6 +48,8 @@ Task = EngineRow | OwnRun | ScoreRun
 
 # Steps in a row that may fail with a row in them before it is ended.
 MAX_FAILURES = 3
+
+_AFTER_A_FORK = "MLX cannot be used after a fork: start the process with spawn, and make an engine there"
 
 # How long the end of the interpreter waits for a step to end, in seconds.
 _PATIENCE = 10.0
@@ -133,6 +136,8 @@ class EngineWorker:
 
     def start(self) -> None:
         """Start the thread and wait until the model is loaded. Raises what loading raises."""
+        if is_forked_after_use():
+            raise EngineError(f"this process is a fork of one that had used MLX; {_AFTER_A_FORK}")
         atexit.register(self._close_at_exit)
         self._thread.start()
         self._loaded.result()
@@ -145,9 +150,7 @@ class EngineWorker:
     def require_usable(self) -> None:
         """Raise EngineError where nothing will be answered: after `close`, a death, or in a forked process."""
         if os.getpid() != self._process:
-            raise EngineError(
-                f"this engine belongs to process {self._process}, and a fork has no worker of it; make an engine here"
-            )
+            raise EngineError(f"this engine belongs to process {self._process}; {_AFTER_A_FORK}")
         if self._end_reason or not self.is_alive:
             raise EngineError(self._end_reason or "the engine's worker has ended without a word; make a new one")
 

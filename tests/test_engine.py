@@ -368,7 +368,7 @@ print(stream.result().generated_tokens)
 """
     ended = run(code)
     said, count = ended.stdout.splitlines()
-    assert said.startswith("this engine belongs to process ") and said.endswith("make an engine here")
+    assert said.startswith("this engine belongs to process ") and "start the process with spawn" in said
     assert (count, ended.returncode, ended.stderr) == ("3", 0, "")
 
 
