@@ -35,6 +35,10 @@ __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
 
 T = TypeVar("T")
 
+# More than any machine has, and numbers that MLX's sizes can hold.
+_MOST = 2**30
+_MOST_BYTES = 2**50
+
 
 class HeliumEngine:
     """A model behind a thread of its own. Every method may be called from any thread.
@@ -61,12 +65,12 @@ class HeliumEngine:
         memory_limit: int | None = None,
         cache_limit: int = 2**28,
     ) -> None:
-        batch_size = require_whole("batch_size", batch_size, 1)
-        prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
-        self._buffer = require_whole("buffer", buffer, 2)
+        batch_size = require_whole("batch_size", batch_size, 1, _MOST)
+        prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1, _MOST)
+        self._buffer = require_whole("buffer", buffer, 2, _MOST)
         if memory_limit is not None:
-            memory_limit = require_whole("memory_limit", memory_limit, 1)
-        cache_limit = require_whole("cache_limit", cache_limit, 0)
+            memory_limit = require_whole("memory_limit", memory_limit, 1, _MOST_BYTES)
+        cache_limit = require_whole("cache_limit", cache_limit, 0, _MOST_BYTES)
         self._numbers = itertools.count()
         self._worker = EngineWorker(
             path_or_repo,

@@ -176,6 +176,8 @@ def test_options_that_an_engine_lacks_are_refused_by_name(engine: HeliumEngine) 
 def test_sizes_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(GenerationError, match=f"{option} is -1"):
         cast(Callable[..., object], HeliumEngine)("demo", **{option: -1})
+    with pytest.raises(GenerationError, match=f"{option} is {2**70}"):
+        cast(Callable[..., object], HeliumEngine)("demo", **{option: 2**70})
 
 
 def test_what_cannot_be_loaded_raises_where_the_engine_is_made(tmp_path: Path) -> None:
