@@ -22,7 +22,7 @@ from helium_mlx.generation import FinishReason, GenerationChunk
 if TYPE_CHECKING:
     from helium_mlx.engine import HeliumEngine
 
-# A waiting reader looks this often, in seconds, whether the worker lives: it is told, unless the thread was torn down.
+# A waiting reader looks this often, in seconds, whether anything may come: it is told, unless the worker was torn down.
 _LOOK = 1.0
 
 
@@ -41,14 +41,17 @@ class EngineCompletion:
 
 
 class Channel:
-    """Chunks of one request on their way from the worker to the reader, at most `bound` of them, and how it ended."""
+    """Chunks of one request on their way from the worker to the reader, at most `bound` of them, and how it ended.
 
-    def __init__(self, bound: int, *, wake: Callable[[], None], is_alive: Callable[[], bool]) -> None:
+    `silence` says why nothing comes any more without the worker having said so, or None.
+    """
+
+    def __init__(self, bound: int, *, wake: Callable[[], None], silence: Callable[[], str | None]) -> None:
         self.bound = bound
         # Set by the reader's side, also where garbage is collected: so without a lock.
         self.cancelled = False
         self._wake = wake
-        self._is_alive = is_alive
+        self._silence = silence
         self._condition = threading.Condition()
         self._chunks: deque[GenerationChunk] = deque()
         self._ended = False
@@ -111,7 +114,7 @@ class Channel:
         with self._condition:
             while not self._is_ready:
                 self._condition.wait(_LOOK)
-                self._require_alive()
+                self._end_if_silent()
             return self._take()
 
     async def get_async(self) -> GenerationChunk | None:
@@ -126,7 +129,7 @@ class Channel:
             await asyncio.wait([future], timeout=_LOOK)
             with self._condition:
                 self._tasks = [task for task in self._tasks if task[1] is not future]
-                self._require_alive()
+                self._end_if_silent()
 
     @property
     def _is_ready(self) -> bool:
@@ -143,9 +146,9 @@ class Channel:
             self._wake()
         return chunk
 
-    def _require_alive(self) -> None:
-        if not self._is_ready and not self._is_alive():
-            self._ended, self._error = True, EngineError("the engine's worker has ended without a word; make a new one")
+    def _end_if_silent(self) -> None:
+        if not self._is_ready and (said := self._silence()):
+            self._ended, self._error = True, EngineError(said)
 
 
 def _wake_task(future: "asyncio.Future[None]") -> None:

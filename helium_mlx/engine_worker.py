@@ -39,6 +39,7 @@ from helium_mlx.errors import CheckpointError, EngineError
 from helium_mlx.forks import is_forked_after_use
 from helium_mlx.generation import TOKENS_PER_CLEARING
 from helium_mlx.hub import resolve
+from helium_mlx.interpreter_end import is_ending
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.prompt_cache import fingerprint_of
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -153,6 +154,16 @@ class EngineWorker:
             raise EngineError(f"this engine belongs to process {self._process}; {_AFTER_A_FORK}")
         if self._end_reason or not self.is_alive:
             raise EngineError(self._end_reason or "the engine's worker has ended without a word; make a new one")
+
+    def silence(self) -> str | None:
+        """Return why nothing comes any more to those who wait, where they are not told; None if something may."""
+        if os.getpid() != self._process:
+            return f"this engine belongs to process {self._process}; {_AFTER_A_FORK}"
+        if not self.is_alive:
+            return "the engine's worker has ended without a word; make a new one"
+        if self.is_paused and is_ending():
+            return "the program is ending, and the engine is paused; resume it or close it before the end"
+        return None
 
     def wake(self) -> None:
         """Let the worker look around. Takes no lock, so that a finalizer may call it anywhere."""
