@@ -118,7 +118,6 @@ class EngineWorker:
         self._memory_limit = memory_limit
         self._limits = ProcessLimits(cache_limit, memory_limit)
         self._inbox: SimpleQueue[_Call | None] = SimpleQueue()
-        self._deferred: deque[_Call] = deque()
         self._lock = threading.Lock()
         self._end_reason: str | None = None
         self._closing = False
@@ -235,9 +234,6 @@ class EngineWorker:
             worked = not self.is_paused and self._turn()
 
     def _take_calls(self, *, wait: bool) -> None:
-        while self._deferred:
-            self._deferred.popleft().run()
-            wait = False
         try:
             while not self._closing:
                 call = self._inbox.get(block=wait)
@@ -282,7 +278,7 @@ class EngineWorker:
         mx.clear_streams()
 
     def _refuse_calls(self, said: str) -> None:
-        calls = [*self._deferred]
+        calls: list[_Call] = []
         while not self._inbox.empty():
             call = self._inbox.get()
             calls += [] if call is None else [call]
@@ -498,6 +494,9 @@ class EngineWorker:
     def _own_steps(self) -> bool:
         worked, in_prompt = False, any(run.is_running for run in self._own)
         for run in list(self._own):
+            # It may have been paused in the prompt of the one before.
+            if self.is_paused:
+                break
             # Between the steps of one's prompt, the others that are past theirs go on.
             if run.is_over or run.is_running or run.channel.is_full or (in_prompt and not run.is_past_prompt):
                 continue
@@ -507,18 +506,18 @@ class EngineWorker:
         return worked
 
     def _between_prompt_steps(self) -> None:
-        """Let the others take a turn while a run of its own is in its prompt; what is no request has to wait."""
-        while not self._inbox.empty():
-            call = self._inbox.get()
-            if call is not None and call.queues:
-                call.run()
-            elif call is not None:
-                self._deferred.append(call)
+        """Let the others take a turn while a run of its own is in its prompt, and stay here while it is paused."""
+        (running,) = (run for run in self._own if run.is_running)
+        self._take_calls(wait=False)
+        while self.is_paused and not self._closing and not running.is_cancelled:
+            self._drop_cancelled(task for task in self._tasks() if task is not running)
+            self._take_calls(wait=True)
         if self._closing:
             for run in self._own:
                 run.channel.cancelled = True
-        self._drop_cancelled(task for task in self._tasks() if not (isinstance(task, OwnRun) and task.is_running))
-        self._turn()
+        self._drop_cancelled(task for task in self._tasks() if task is not running)
+        if not self.is_paused:
+            self._turn()
 
     # --- pause and resume
 
