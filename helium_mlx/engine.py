@@ -31,7 +31,8 @@ from helium_mlx.engine_stream import Channel, EngineCompletion, EngineStream
 from helium_mlx.engine_tasks import ScoreRun
 from helium_mlx.engine_worker import EngineWorker
 from helium_mlx.errors import EngineError
-from helium_mlx.option_values import require_call, require_whole
+from helium_mlx.option_values import require_call, require_switch, require_whole
+from helium_mlx.prompt_cache import path_of
 from helium_mlx.scoring import Score, checked_text
 
 __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
@@ -190,11 +191,11 @@ class HeliumEngine:
         Raises CheckpointError for a file that is damaged, or of another model, tokenizer or dtype, and what `stream`
         raises.
         """
-        worker = self._worker
+        worker, file = self._worker, path_of(path)
         number, channel = self._new_channel()
 
         def load() -> EngineRequest:
-            request, cache = worker.load(Path(path))
+            request, cache = worker.load(file)
             worker.add(number, request, channel, cache)
             return request
 
@@ -211,7 +212,7 @@ class HeliumEngine:
         tokens, unless they are kept. Those of requests with a cache of their own always are, since a cache that forgets
         cannot be made again. Readers wait meanwhile; cancelling works.
         """
-        worker = self._worker
+        worker, keep_caches = self._worker, require_switch("keep_caches", keep_caches)
         self._answer(worker.call(lambda: worker.pause(keep_caches=keep_caches)))
 
     def resume(self) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from helium_mlx.engine_request import EngineRequest
 from helium_mlx.errors import EngineError, GenerationError
 from helium_mlx.generation import FinishReason, GenerationChunk
+from helium_mlx.option_values import require_switch
+from helium_mlx.prompt_cache import path_of
 
 if TYPE_CHECKING:
     from helium_mlx.engine import HeliumEngine
@@ -231,6 +233,7 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
         Raises GenerationError for a request that has ended, or that has `max_kv_size`, `kv_bits` or `prompt_lookup`,
         and CheckpointError where the file cannot be written.
         """
+        file, with_cache = path_of(path), require_switch("with_cache", with_cache)
         if self._request.own_cache.is_wanted:
             raise GenerationError(
                 "a request with max_kv_size, kv_bits or prompt_lookup cannot be saved; leave them out"
@@ -239,7 +242,7 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
         if reason not in (None, "cancelled"):
             raise GenerationError(f"the request has ended ({reason}); there is nothing to go on with")
         request = replace(self._request, generated=(*self._request.generated, *tokens))
-        self._engine._save(self._number, request, Path(path), with_cache)
+        self._engine._save(self._number, request, file, with_cache)
 
     def __enter__(self) -> "EngineStream":
         return self

@@ -237,6 +237,11 @@ BAD: dict[str, tuple[object, dict[str, object], str]] = {
     "kv_bits": ("A", {"kv_bits": 7}, "kv_bits"),
     "prompt_lookup": ("A", {"prompt_lookup": -1}, "prompt_lookup"),
     "max_kv_size": ("A", {"max_kv_size": 1}, "max_kv_size"),
+    "ignore_eos": ("A", {"ignore_eos": "no"}, "ignore_eos is 'no'; it must be True or False"),
+    "ignore_eos of an own cache": ("A", {"ignore_eos": 1, "prompt_lookup": 2}, "ignore_eos is 1;"),
+    "kv_group_size": ("A", {"kv_bits": 8, "kv_group_size": "x"}, "kv_group_size"),
+    "repetition_context_size": ("A", {"repetition_context_size": 0}, "repetition_context_size"),
+    "a prompt of another type": (None, {}, "prompt is None"),
 }
 
 
@@ -245,6 +250,12 @@ def test_bad_requests_are_refused_at_the_call(engine: HeliumEngine, name: str) -
     prompt, options, said = BAD[name]
     with pytest.raises(HeliumError, match=said):
         ask(engine, prompt, **options)
+
+
+def test_a_pause_takes_a_truth_value(engine: HeliumEngine) -> None:
+    with pytest.raises(GenerationError, match="keep_caches is 'no'; it must be True or False"):
+        cast(Callable[..., object], engine.pause)(keep_caches="no")
+    assert not engine.is_paused
 
 
 def test_options_that_an_engine_lacks_are_refused_by_name(engine: HeliumEngine) -> None:

@@ -133,6 +133,17 @@ def test_what_has_ended_or_has_its_own_cache_is_not_saved(engine: HeliumEngine, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", [None, 5, b"x", "x\0y", ""], ids=repr)
+def test_what_names_no_file_is_refused_in_one_line(engine: HeliumEngine, path: object) -> None:
+    with engine.stream("A", max_tokens=9) as stream:
+        for use in (engine.continue_stream, stream.save):
+            with pytest.raises(CheckpointError, match="; name a file") as refused:
+                cast(Callable[[object], object], use)(path)
+            assert "\n" not in str(refused.value) and "\0" not in str(refused.value)
+    with pytest.raises(GenerationError, match="with_cache is 'no'; it must be True or False"):
+        cast(Callable[..., object], engine.stream("A").save)("x", with_cache="no")
+
+
 @pytest.fixture(scope="module")
 def saved(engine: HeliumEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("state") / "state"
