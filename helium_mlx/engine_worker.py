@@ -29,7 +29,7 @@ from helium_mlx.batch_cache import BatchKVCache
 from helium_mlx.batching import DecodingBatch, Parked, Prefilled, PromptRun, groups_of
 from helium_mlx.cache import KVCache, copy_cache
 from helium_mlx.cache_memory import bytes_per_token
-from helium_mlx.checkpoint import load_model, open_checkpoint
+from helium_mlx.checkpoint import load_model, open_checkpoint, weight_bytes
 from helium_mlx.engine_memory import MemoryBudget, ProcessLimits
 from helium_mlx.engine_request import EngineRequest
 from helium_mlx.engine_state import load_state, save_state
@@ -215,12 +215,13 @@ class EngineWorker:
         self._directory = resolve(path_or_repo, revision=revision)
         checkpoint = open_checkpoint(self._directory)
         self.tokenizer = HeliumTokenizer.from_pretrained(self._directory)
+        # Before they are read: what is over the limit shall not make the system swap.
+        MemoryBudget(self._memory_limit, weight_bytes(checkpoint, dtype), 0).require_weights()
         self._limits.set()
         self.model = load_model(checkpoint, dtype=dtype)
         self.dtype = self.model.model.norm.weight.dtype
         weights = sum(tensor.nbytes for tensor in self.model.tensors().values())
         self.budget = MemoryBudget(self._memory_limit, weights, bytes_per_token(self.model.config, dtype=self.dtype))
-        self.budget.require_weights()
         self._fingerprint = fingerprint_of(self.model, self.tokenizer)
         self._batch = DecodingBatch(self.model)
 

@@ -314,11 +314,14 @@ def test_what_does_not_fit_alone_is_refused_with_the_figures(demo: Demo) -> None
         assert engine.stream([1] * 20, max_tokens=80, ignore_eos=True).result().generated_tokens == 80
 
 
-def test_weights_over_the_limit_are_refused_and_let_go(demo: Demo) -> None:
+def test_weights_over_the_limit_are_refused_before_they_are_read(demo: Demo) -> None:
     before = active_memory()
-    with pytest.raises(helium_mlx.EngineMemoryError, match="the weights take"):
-        HeliumEngine("demo", dtype="float32", memory_limit=1000)
-    assert active_memory() <= before + 10_000
+    mx.reset_peak_memory()
+    weights = sum(tensor.nbytes for tensor in demo[0].tensors().values())
+    with pytest.raises(helium_mlx.EngineMemoryError, match=f"the weights take {weights:,} bytes"):
+        HeliumEngine("demo", dtype="float32", memory_limit=weights - 1)
+    assert mx.get_peak_memory() <= before + 10_000
+    HeliumEngine("demo", dtype="float32", memory_limit=weights).close()
 
 
 def test_what_does_not_fit_beside_the_others_waits_for_them(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
