@@ -297,15 +297,20 @@ def _read(path: Path) -> _Saved:
     """Return what a file holds, its arrays read. Raises CheckpointError for anything that does not fit together."""
     # The user's own link may lead anywhere.
     target = Path(os.path.realpath(path))
-    try:
-        infos, metadata = read_header_and_metadata(target)
-    except CheckpointError as error:
-        # What to do with it is another thing than with a checkpoint.
-        raise CheckpointError(f"{str(error).rpartition('; ')[0]}; name another file") from None
+    infos, metadata = header_of(target)
     try:
         return _checked(infos, metadata, target)
     except (MalformedFile, GenerationError) as error:
-        raise CheckpointError(f"{path}: is no prompt cache that can be used: {error}; name another file") from None
+        raise CheckpointError(f"{path}: holds no cache that can be used: {error}; name another file") from None
+
+
+def header_of(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Do what `read_header_and_metadata` does, with errors that speak of no checkpoint."""
+    try:
+        return read_header_and_metadata(path)
+    except CheckpointError as error:
+        # What to do with it is another thing.
+        raise CheckpointError(f"{str(error).rpartition('; ')[0]}; name another file") from None
 
 
 def _checked(infos: dict[str, TensorInfo], metadata: Mapping[str, str], path: Path) -> _Saved:
