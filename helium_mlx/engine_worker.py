@@ -5,7 +5,8 @@ runs one step of a prompt (or of a text to score), one step of the batch, and on
 its own. So nobody waits longer for a long prompt than one step of it, and a cancellation is seen within a step.
 
 Requests are admitted first come, first served, none overtaking, while there are places and memory. Whose reader is slow
-is set aside with its cache and comes back first; if others need the memory, the cache is let go and computed again.
+is set aside with its cache and comes back first; if others need the memory and nothing runs that will free some, the
+cache is let go and computed again.
 
 An error in a step that several rows share is nobody's in particular: all are set aside and rebuilt from their tokens,
 one by one. Who fails then fails alone; a row that three steps in a row have failed with is ended with the error.
@@ -389,10 +390,16 @@ class EngineWorker:
             return True
         while not self.budget.allows(self._needed(task, admitted)):
             evictable = [row for row, parked in self._aside.items() if parked is not None and row is not task]
-            if not evictable:
+            # While others run, memory comes free by itself; what is evicted has to be computed again.
+            if not evictable or admitted or self._is_running:
                 return False
             self._aside[evictable[-1]] = None
         return True
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether anything goes on without waiting for its reader."""
+        return bool(self._rows() or self._scores()) or any(not run.channel.is_full for run in self._own)
 
     def _needed(self, task: Task, admitted: list[EngineRow]) -> int:
         """Return the bytes of all caches if the task were admitted too."""

@@ -380,6 +380,24 @@ def test_a_stuck_reader_gives_its_cache_up_to_those_who_need_the_memory(demo: De
         assert stuck.result().text == text
 
 
+def test_a_slow_readers_cache_is_kept_while_others_run_who_will_free_memory(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(tensor.nbytes for tensor in demo[0].tensors().values())
+    each = helium_mlx.cache_memory.bytes_per_token(demo[0].config, dtype=mx.float32)  # pyright: ignore
+    with HeliumEngine("demo", dtype="float32", memory_limit=weights + 200 * each) as engine:
+        passes = Passes(monkeypatch)
+        slow = engine.stream([1] * 20, max_tokens=80, ignore_eos=True)
+        wait_for(lambda: slow._channel.is_full)
+        engine.pause(keep_caches=True)
+        # One fits beside the slow reader's cache, and both together do not.
+        others = [engine.stream([1] * 20, max_tokens=60, ignore_eos=True) for _ in range(2)]
+        engine.resume()
+        assert [len(other.result().tokens) for other in others] == [60, 60]
+        slow.result()
+    assert [shape for shape in passes.shapes if shape[1] > 1] == [(1, 20)] * 3
+
+
 # --- pause and resume
 
 
