@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TypeVar, cast
 
 import mlx.core as mx
@@ -31,6 +30,7 @@ from helium_mlx.batching import DecodingBatch, Parked, Prefilled, PromptRun, gro
 from helium_mlx.cache import KVCache, copy_cache
 from helium_mlx.cache_memory import bytes_per_token
 from helium_mlx.checkpoint import load_model, open_checkpoint, weight_bytes
+from helium_mlx.engine_calls import Inbox
 from helium_mlx.engine_memory import MemoryBudget, ProcessLimits
 from helium_mlx.engine_request import EngineRequest
 from helium_mlx.engine_state import load_state, save_state
@@ -55,28 +55,6 @@ _AFTER_A_FORK = "MLX cannot be used after a fork: start the process with spawn, 
 
 # How long the end of the interpreter waits for a step to end, in seconds.
 _PATIENCE = 10.0
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What a caller wants done between two turns, and where the answer goes; `queues` a request that must be ended."""
-
-    function: Callable[[], object]
-    answer: "Future[object]"
-    queues: bool
-
-    def run(self) -> None:
-        """Do it."""
-        if not self.answer.set_running_or_notify_cancel():
-            return
-        try:
-            self.answer.set_result(self.function())
-        except Exception as error:
-            self.answer.set_exception(error)
-        except BaseException as error:
-            # The worker ends of it; first the caller learns why.
-            self.answer.set_exception(error)
-            raise
 
 
 @dataclass(frozen=True)
@@ -118,7 +96,7 @@ class EngineWorker:
         self._batch_size = batch_size
         self._memory_limit = memory_limit
         self._limits = ProcessLimits(cache_limit, memory_limit)
-        self._inbox: SimpleQueue[_Call | None] = SimpleQueue()
+        self._inbox = Inbox()
         self._lock = threading.Lock()
         self._end_reason: str | None = None
         self._closing = False
@@ -167,18 +145,16 @@ class EngineWorker:
 
     def wake(self) -> None:
         """Let the worker look around. Takes no lock, so that a finalizer may call it anywhere."""
-        self._inbox.put(None)
+        self._inbox.wake()
 
     def call(self, function: Callable[[], T], *, queues: bool = False) -> "Future[T]":
         """Have a function called between two turns. Raises EngineError if nobody will.
 
         One that queues a request is called at the end too, so that the request ends like the others.
         """
-        answer: Future[object] = Future()
         with self._lock:
             self.require_usable()
-            self._inbox.put(_Call(function, answer, queues))
-        return cast("Future[T]", answer)
+            return self._inbox.put(function, queues=queues)
 
     def stop(self) -> None:
         """Let the worker end after its step, without waiting for it."""
@@ -236,14 +212,7 @@ class EngineWorker:
             worked = not self.is_paused and self._turn()
 
     def _take_calls(self, *, wait: bool) -> None:
-        try:
-            while not self._closing:
-                call = self._inbox.get(block=wait)
-                wait = False
-                if call is not None:
-                    call.run()
-        except Empty:
-            return
+        self._inbox.take(wait=wait, is_over=lambda: self._closing)
 
     def _turn(self) -> bool:
         """Take a turn; return whether there was anything to do."""
@@ -259,7 +228,7 @@ class EngineWorker:
             said = f"the engine's worker has died: {type(error).__name__}: {error}; make a new engine"
         with self._lock:
             self._end_reason = said
-        self._refuse_calls(said)
+        self._inbox.refuse(said)
         failure = EngineError(said)
         if error is not None:
             failure.__cause__ = without_locals(error)
@@ -278,17 +247,6 @@ class EngineWorker:
         atexit.unregister(self._close_at_exit)
         # Else MLX takes this thread's streams down when it is gone, and aborts if the process ends at that moment.
         mx.clear_streams()
-
-    def _refuse_calls(self, said: str) -> None:
-        calls: list[_Call] = []
-        while not self._inbox.empty():
-            call = self._inbox.get()
-            calls += [] if call is None else [call]
-        for call in calls:
-            if call.queues:
-                call.run()
-            elif call.answer.set_running_or_notify_cancel():
-                call.answer.set_exception(EngineError(said))
 
     # --- who is there
 
