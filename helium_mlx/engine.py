@@ -59,7 +59,8 @@ class HeliumEngine:
     free buffers beside that while an engine is open; on Metal, memory is wired meanwhile.
 
     Making one loads the model and waits for it (from asyncio: `await asyncio.to_thread(HeliumEngine, path)`). Raises
-    what `load` raises, GenerationError for sizes out of range, and EngineMemoryError for weights over `memory_limit`.
+    what `load` raises, GenerationError for sizes out of range, EngineMemoryError for weights over `memory_limit`,
+    before they are read, and EngineError in a fork of a process that had used MLX.
     """
 
     def __init__(
@@ -210,7 +211,8 @@ class HeliumEngine:
 
         Requests stay, new ones are queued, and all of them go on after `resume`: caches are computed again from the
         tokens, unless they are kept. Those of requests with a cache of their own always are, since a cache that forgets
-        cannot be made again. Readers wait meanwhile; cancelling works.
+        cannot be made again. Readers wait meanwhile; cancelling works. Once the main thread has ended, they get an
+        EngineError, since the interpreter would wait for them.
         """
         worker, keep_caches = self._worker, require_switch("keep_caches", keep_caches)
         self._answer(worker.call(lambda: worker.pause(keep_caches=keep_caches)))
