@@ -3,15 +3,17 @@
     model, tokenizer = helium_mlx.load("demo")
     for chunk in helium_mlx.stream_generate(model, tokenizer, "Bonjour"): print(chunk.text, end="")
 
-Importing the package loads nothing: each name brings its module in when it is first used. `generate`, `convert`,
-`compare`, `upload` and `export` are functions here and modules of the same name (`python -m helium_mlx.generate`); the
-functions win, whatever was imported first.
+Importing the package loads next to nothing: each name brings its module in when it is first used. `generate`,
+`convert`, `compare`, `upload` and `export` are functions here and modules of the same name
+(`python -m helium_mlx.generate`); the functions win, whatever was imported first.
 """
 
 import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from helium_mlx import forks as _forks
 
 if TYPE_CHECKING:
     from helium_mlx.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from helium_mlx.tokenizer import HeliumTokenizer
 
 __version__ = "0.1.0"
+
+_forks.watch()
 
 # public name -> the module that it lives in
 _HOMES = {

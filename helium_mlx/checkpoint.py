@@ -7,6 +7,7 @@ Tensors go by their names in a causal LM (`model.layers...`), also where a direc
 names lack the `model.`. What this file does not do: download (see `hub.py`), write (see `saving.py`).
 """
 
+import math
 import os
 import re
 import warnings
@@ -30,7 +31,7 @@ from helium_mlx.layout import BODY_PREFIX, HEAD_PREFIXES, Architecture, architec
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.pretrained import HeliumPreTrainedModel
 from helium_mlx.quantization import ModuleSettings, module_settings, unquantized
-from helium_mlx.safetensors_header import FLOAT_DTYPES, TensorInfo, read_header
+from helium_mlx.safetensors_header import BYTES_PER_VALUE, FLOAT_DTYPES, TensorInfo, read_header
 from helium_mlx.tensor_reader import TensorReader
 
 WEIGHTS_FILE = "model.safetensors"
@@ -216,9 +217,7 @@ def load_pretrained(
 
 
 def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> Model:
-    config, target = checkpoint.config, _parse_dtype(dtype)
-    if target is None:
-        target = backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
+    config, target = checkpoint.config, _compute_dtype(checkpoint, dtype)
     model = model_class(config, checkpoint.settings)  # pyright: ignore[reportCallIssue]
     if isinstance(model, HeliumForCausalLM):
         model.generation_config = GenerationConfig.of_directory(checkpoint.directory, config)
@@ -241,6 +240,18 @@ def _build(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dty
     mx.eval(model.parameters())
     model.eval()
     return model
+
+
+def weight_bytes(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> int:
+    """Return what the weights will take once `load_model` has loaded them, without reading any."""
+    config, target = checkpoint.config, _compute_dtype(checkpoint, dtype)
+
+    def value_bytes(name: str, info: TensorInfo) -> int:
+        if info.dtype not in FLOAT_DTYPES:
+            return BYTES_PER_VALUE[info.dtype]
+        return parameter_dtype(name, target, config).size
+
+    return sum(math.prod(info.shape) * value_bytes(name, info) for name, info in checkpoint.tensors.items())
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
@@ -267,9 +278,19 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
 
 def as_parameter(name: str, tensor: mx.array, dtype: mx.Dtype, config: HeliumConfig) -> mx.array:
     """Return a tensor in the dtype that it has in a model which computes in `dtype`."""
-    if config.hidden_act == "xielu" and ".act_fn." in name:
-        return tensor.astype(XIELU.dtype)
-    return tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor
+    return tensor.astype(parameter_dtype(name, dtype, config)) if mx.issubdtype(tensor.dtype, mx.floating) else tensor
+
+
+def parameter_dtype(name: str, dtype: mx.Dtype, config: HeliumConfig) -> mx.Dtype:
+    """Return the dtype that a floating-point tensor has in a model which computes in `dtype`."""
+    return XIELU.dtype if config.hidden_act == "xielu" and ".act_fn." in name else dtype
+
+
+def _compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> mx.Dtype:
+    target = _parse_dtype(dtype)
+    if target is None:
+        return backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
+    return target
 
 
 def _parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:

@@ -15,8 +15,10 @@ Not here: prompt caches that requests share, and more than one model.
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -28,12 +30,23 @@ from helium_mlx.engine_request import EngineRequest, OwnCache, checked_request
 from helium_mlx.engine_stream import Channel, EngineCompletion, EngineStream
 from helium_mlx.engine_tasks import ScoreRun
 from helium_mlx.engine_worker import EngineWorker
-from helium_mlx.option_values import require_whole
-from helium_mlx.scoring import Score
+from helium_mlx.errors import EngineError
+from helium_mlx.option_values import require_call, require_switch, require_whole
+from helium_mlx.prompt_cache import path_of
+from helium_mlx.scoring import Score, checked_text
 
 __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
 
 T = TypeVar("T")
+ScoredText = str | Sequence[int] | mx.array
+
+# More than any machine has, and numbers that MLX's sizes can hold.
+_MOST = 2**30
+_MOST_BYTES = 2**50
+
+# How often, in seconds, who waits looks whether an answer may come, and whether it is wanted.
+_LOOK = 1.0
+_CANCEL_LOOK = 0.02
 
 
 class HeliumEngine:
@@ -46,7 +59,8 @@ class HeliumEngine:
     free buffers beside that while an engine is open; on Metal, memory is wired meanwhile.
 
     Making one loads the model and waits for it (from asyncio: `await asyncio.to_thread(HeliumEngine, path)`). Raises
-    what `load` raises, GenerationError for sizes out of range, and EngineMemoryError for weights over `memory_limit`.
+    what `load` raises, GenerationError for sizes out of range, EngineMemoryError for weights over `memory_limit`,
+    before they are read, and EngineError in a fork of a process that had used MLX.
     """
 
     def __init__(
@@ -61,12 +75,12 @@ class HeliumEngine:
         memory_limit: int | None = None,
         cache_limit: int = 2**28,
     ) -> None:
-        batch_size = require_whole("batch_size", batch_size, 1)
-        prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
-        self._buffer = require_whole("buffer", buffer, 2)
+        batch_size = require_whole("batch_size", batch_size, 1, _MOST)
+        prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1, _MOST)
+        self._buffer = require_whole("buffer", buffer, 2, _MOST)
         if memory_limit is not None:
-            memory_limit = require_whole("memory_limit", memory_limit, 1)
-        cache_limit = require_whole("cache_limit", cache_limit, 0)
+            memory_limit = require_whole("memory_limit", memory_limit, 1, _MOST_BYTES)
+        cache_limit = require_whole("cache_limit", cache_limit, 0, _MOST_BYTES)
         self._numbers = itertools.count()
         self._worker = EngineWorker(
             path_or_repo,
@@ -144,13 +158,33 @@ class HeliumEngine:
         async with self._stream(prompt, options) as stream:
             return (await stream).text
 
-    def score(self, text: str | Sequence[int], *, top_logprobs: int = 0) -> Score:
-        """Return what `helium_mlx.score` returns, computed in steps between those of other requests."""
-        return self._answer(self._queue_score(text, top_logprobs))
+    def score(self, text: ScoredText, *, top_logprobs: int = 0, cancel: threading.Event | None = None) -> Score:
+        """Return what `helium_mlx.score` returns, computed in steps between those of other requests.
 
-    async def score_async(self, text: str | Sequence[int], *, top_logprobs: int = 0) -> Score:
+        Setting `cancel`, or Ctrl-C, ends it before its next step. Raises what `helium_mlx.score` and `stream` raise,
+        and EngineError once `cancel` is set.
+        """
+        require_call("cancel", cancel, "is_set")
+        future = self._queue_score(text, top_logprobs)
+        try:
+            while not wait([future], timeout=_LOOK if cancel is None else _CANCEL_LOOK).done:
+                self._require_told()
+                if cancel is not None and cancel.is_set():
+                    raise EngineError("the score was cancelled")
+            return future.result()
+        finally:
+            self._let_go(future)
+
+    async def score_async(self, text: ScoredText, *, top_logprobs: int = 0) -> Score:
         """Do what `score` does, for asyncio; cancelling the task cancels the request."""
-        return await asyncio.wrap_future(self._queue_score(text, top_logprobs))
+        future = self._queue_score(text, top_logprobs)
+        scored = asyncio.wrap_future(future)
+        try:
+            while not (await asyncio.wait([scored], timeout=_LOOK))[0]:
+                self._require_told()
+            return scored.result()
+        finally:
+            self._let_go(future)
 
     def continue_stream(self, path: str | Path) -> EngineStream:
         """Go on with what `EngineStream.save` has written, behind the last chunk that had been read.
@@ -158,24 +192,29 @@ class HeliumEngine:
         Raises CheckpointError for a file that is damaged, or of another model, tokenizer or dtype, and what `stream`
         raises.
         """
-        worker = self._worker
+        worker, file = self._worker, path_of(path)
         number, channel = self._new_channel()
 
         def load() -> EngineRequest:
-            request, cache = worker.load(Path(path))
+            request, cache = worker.load(file)
             worker.add(number, request, channel, cache)
             return request
 
-        return EngineStream(channel, self, number, self._answer(worker.call(load)))
+        with ExitStack() as if_interrupted:
+            if_interrupted.callback(channel.cancel)
+            request = self._answer(worker.call(load))
+            if_interrupted.pop_all()
+        return EngineStream(channel, self, number, request)
 
     def pause(self, *, keep_caches: bool = False) -> None:
         """Stop computing within a step, and free the weights, the caches, and MLX's buffers: for an app in background.
 
         Requests stay, new ones are queued, and all of them go on after `resume`: caches are computed again from the
         tokens, unless they are kept. Those of requests with a cache of their own always are, since a cache that forgets
-        cannot be made again. Readers wait meanwhile; cancelling works.
+        cannot be made again. Readers wait meanwhile; cancelling works. Once the main thread has ended, they get an
+        EngineError, since the interpreter would wait for them.
         """
-        worker = self._worker
+        worker, keep_caches = self._worker, require_switch("keep_caches", keep_caches)
         self._answer(worker.call(lambda: worker.pause(keep_caches=keep_caches)))
 
     def resume(self) -> None:
@@ -209,17 +248,16 @@ class HeliumEngine:
 
     def _new_channel(self) -> tuple[int, Channel]:
         worker = self._worker
-        return next(self._numbers), Channel(self._buffer, wake=worker.wake, is_alive=lambda: worker.is_alive)
+        return next(self._numbers), Channel(self._buffer, wake=worker.wake, silence=worker.silence)
 
-    def _queue_score(self, text: str | Sequence[int], top_logprobs: int) -> "Future[Score]":
+    def _queue_score(self, text: ScoredText, top_logprobs: int) -> "Future[Score]":
         worker = self._worker
         worker.require_usable()
-        given = text if isinstance(text, str) else list(text)
-        tokens = len(worker.tokenizer.encode(given) if isinstance(given, str) else given)
-        worker.budget.require(worker.budget.batch_bytes([tokens]), tokens)
+        tokens, top_logprobs = checked_text(worker.model, worker.tokenizer, text, top_logprobs)
+        worker.budget.require(worker.budget.batch_bytes([len(tokens)]), len(tokens))
         run = ScoreRun(
-            given,
-            tokens,
+            text if isinstance(text, str) else tokens,
+            len(tokens),
             worker.model,
             worker.tokenizer,
             top_logprobs=top_logprobs,
@@ -228,13 +266,25 @@ class HeliumEngine:
         worker.call(lambda: worker.add_score(run), queues=True)
         return run.future
 
+    def _require_told(self) -> None:
+        if said := self._worker.silence():
+            raise EngineError(said)
+
+    def _let_go(self, future: "Future[Score]") -> None:
+        """Let the worker drop a score that nobody waits for any more; one that is there stays."""
+        if future.cancel():
+            self._worker.wake()
+
     def _save(self, number: int, request: EngineRequest, path: Path, with_cache: bool) -> None:
         worker = self._worker
         self._answer(worker.call(lambda: worker.save(number, request, path, with_cache=with_cache)))
 
     def _answer(self, answer: "Future[T]") -> T:
-        """Wait for the worker, as long as it lives."""
-        while not wait([answer], timeout=1.0).done:
-            if not self._worker.is_alive and not answer.done():
-                self._worker.require_usable()
-        return answer.result()
+        """Wait for the worker, as long as it lives. Who is interrupted takes back what has not begun."""
+        try:
+            while not wait([answer], timeout=_LOOK).done:
+                if not self._worker.is_alive and not answer.done():
+                    self._worker.require_usable()
+            return answer.result()
+        finally:
+            answer.cancel()

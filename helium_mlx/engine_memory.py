@@ -65,11 +65,10 @@ class SharedLimit:
     def claim(self, owner: int, limit: int) -> None:
         """Ask for at least `limit` bytes, until released."""
         with self._lock:
-            first = not self._claims
-            self._claims[owner] = limit
-            replaced = self._set(max(self._claims.values()))
-            if first:
+            replaced = self._set(max([limit, *(claim for other, claim in self._claims.items() if other != owner)]))
+            if not self._claims:
                 self._before = replaced
+            self._claims[owner] = limit
 
     def release(self, owner: int) -> None:
         """Take back what was asked for, if anything was."""

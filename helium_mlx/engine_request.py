@@ -12,7 +12,7 @@ from helium_mlx.cache_memory import cache_bytes
 from helium_mlx.config import HeliumConfig
 from helium_mlx.generation import CompletionText, room_after, tokens_of_prompt
 from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.option_values import require_whole
+from helium_mlx.option_values import require_switch, require_whole
 from helium_mlx.sampling import Sampler, SamplingOptions, banned_tokens
 from helium_mlx.stopping import StopStrings
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -112,6 +112,7 @@ def checked_request(
     )
     config = model.config
     max_tokens = require_whole("max_tokens", max_tokens, 1)
+    ignore_eos = require_switch("ignore_eos", ignore_eos)
     logprobs = require_whole(
         "logprobs", logprobs, 0, config.vocab_size, allowed=f"from 0 to vocab_size = {config.vocab_size}"
     )

@@ -3,8 +3,12 @@
 A file is a prompt cache (`prompt_cache.py`), checked as a stranger's like any other, with a second record in its
 metadata: prompt, tokens so far and options, the seed among them. As a draw depends on the seed and its number alone,
 and the text on the tokens alone, that is all there is to know. The cache is of all tokens but the last, or empty.
+
+A SHA-256 of record and cache stands beside the record. It finds damage, not malice: who can write the file can make
+the model say anything.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,17 +16,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+import mlx.core as mx
+
 from helium_mlx.cache import KVCache, make_cache
 from helium_mlx.engine_request import EngineRequest, OwnCache, checked_request
 from helium_mlx.errors import CheckpointError, HeliumError
 from helium_mlx.json_files import MalformedFile, parse_json_object, shown
 from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.prompt_cache import load_fitting, save_cache
-from helium_mlx.safetensors_header import read_header_and_metadata
+from helium_mlx.prompt_cache import header_of, load_fitting, save_cache
 from helium_mlx.tokenizer import HeliumTokenizer
 
 RECORD = "helium_mlx_generation"
-VERSION = 1
+DIGEST = "helium_mlx_generation_sha256"
+VERSION = 2
 
 # The options in a record, each with what it may be.
 _OPTIONS: dict[str, tuple[type, ...]] = {
@@ -68,7 +74,8 @@ def save_state(
         "options": options,
     }
     tokens = [*request.prompt, *request.generated][:-1] if cache else []
-    notes = {RECORD: json.dumps(record, separators=(",", ":"))}
+    text = json.dumps(record, separators=(",", ":"))
+    notes = {RECORD: text, DIGEST: _digest(text, cache)}
     save_cache(path, cache or make_cache(model), tokens=tokens, fingerprint=fingerprint, notes=notes)
 
 
@@ -78,7 +85,7 @@ def load_state(
     """Return what `save_state` wrote. Raises CheckpointError, one line, for anything else."""
     # The user's own link may lead anywhere.
     target = Path(os.path.realpath(path))
-    _, metadata = read_header_and_metadata(target)
+    _, metadata = header_of(target)
     if RECORD not in metadata:
         raise CheckpointError(f"{path}: holds no generation; name a file that `save` of a stream has written")
     cache, held = load_fitting(target, model, fingerprint, make_cache(model))
@@ -88,7 +95,16 @@ def load_state(
         raise CheckpointError(f"{path}: its generation cannot be gone on with: {error}; name another file") from None
     if held and list(held) != [*request.prompt, *request.generated][:-1]:
         raise CheckpointError(f"{path}: its cache is of other tokens than its generation; name another file")
+    if metadata.get(DIGEST) != _digest(metadata[RECORD], cache):
+        raise CheckpointError(f"{path}: is not as it was written (its SHA-256 differs); name another file")
     return request, cache if held else None
+
+
+def _digest(record: str, cache: Sequence[KVCache]) -> str:
+    digest = hashlib.sha256(record.encode())
+    for part in (part for layer in cache for part in layer.parts):
+        digest.update(cast(bytes, memoryview(cast(bytes, mx.contiguous(part).view(mx.uint8)))))
+    return digest.hexdigest()
 
 
 def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: HeliumTokenizer) -> EngineRequest:

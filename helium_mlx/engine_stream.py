@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 from helium_mlx.engine_request import EngineRequest
 from helium_mlx.errors import EngineError, GenerationError
 from helium_mlx.generation import FinishReason, GenerationChunk
+from helium_mlx.option_values import require_switch
+from helium_mlx.prompt_cache import path_of
 
 if TYPE_CHECKING:
     from helium_mlx.engine import HeliumEngine
 
-# A waiting reader looks this often, in seconds, whether the worker lives: it is told, unless the thread was torn down.
+# A waiting reader looks this often, in seconds, whether anything may come: it is told, unless the worker was torn down.
 _LOOK = 1.0
 
 
@@ -41,14 +43,17 @@ class EngineCompletion:
 
 
 class Channel:
-    """Chunks of one request on their way from the worker to the reader, at most `bound` of them, and how it ended."""
+    """Chunks of one request on their way from the worker to the reader, at most `bound` of them, and how it ended.
 
-    def __init__(self, bound: int, *, wake: Callable[[], None], is_alive: Callable[[], bool]) -> None:
+    `silence` says why nothing comes any more without the worker having said so, or None.
+    """
+
+    def __init__(self, bound: int, *, wake: Callable[[], None], silence: Callable[[], str | None]) -> None:
         self.bound = bound
         # Set by the reader's side, also where garbage is collected: so without a lock.
         self.cancelled = False
         self._wake = wake
-        self._is_alive = is_alive
+        self._silence = silence
         self._condition = threading.Condition()
         self._chunks: deque[GenerationChunk] = deque()
         self._ended = False
@@ -111,7 +116,7 @@ class Channel:
         with self._condition:
             while not self._is_ready:
                 self._condition.wait(_LOOK)
-                self._require_alive()
+                self._end_if_silent()
             return self._take()
 
     async def get_async(self) -> GenerationChunk | None:
@@ -126,7 +131,7 @@ class Channel:
             await asyncio.wait([future], timeout=_LOOK)
             with self._condition:
                 self._tasks = [task for task in self._tasks if task[1] is not future]
-                self._require_alive()
+                self._end_if_silent()
 
     @property
     def _is_ready(self) -> bool:
@@ -143,9 +148,9 @@ class Channel:
             self._wake()
         return chunk
 
-    def _require_alive(self) -> None:
-        if not self._is_ready and not self._is_alive():
-            self._ended, self._error = True, EngineError("the engine's worker has ended without a word; make a new one")
+    def _end_if_silent(self) -> None:
+        if not self._is_ready and (said := self._silence()):
+            self._ended, self._error = True, EngineError(said)
 
 
 def _wake_task(future: "asyncio.Future[None]") -> None:
@@ -228,6 +233,7 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
         Raises GenerationError for a request that has ended, or that has `max_kv_size`, `kv_bits` or `prompt_lookup`,
         and CheckpointError where the file cannot be written.
         """
+        file, with_cache = path_of(path), require_switch("with_cache", with_cache)
         if self._request.own_cache.is_wanted:
             raise GenerationError(
                 "a request with max_kv_size, kv_bits or prompt_lookup cannot be saved; leave them out"
@@ -236,7 +242,7 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
         if reason not in (None, "cancelled"):
             raise GenerationError(f"the request has ended ({reason}); there is nothing to go on with")
         request = replace(self._request, generated=(*self._request.generated, *tokens))
-        self._engine._save(self._number, request, Path(path), with_cache)
+        self._engine._save(self._number, request, file, with_cache)
 
     def __enter__(self) -> "EngineStream":
         return self

@@ -5,7 +5,8 @@ runs one step of a prompt (or of a text to score), one step of the batch, and on
 its own. So nobody waits longer for a long prompt than one step of it, and a cancellation is seen within a step.
 
 Requests are admitted first come, first served, none overtaking, while there are places and memory. Whose reader is slow
-is set aside with its cache and comes back first; if others need the memory, the cache is let go and computed again.
+is set aside with its cache and comes back first; if others need the memory and nothing runs that will free some, the
+cache is let go and computed again.
 
 An error in a step that several rows share is nobody's in particular: all are set aside and rebuilt from their tokens,
 one by one. Who fails then fails alone; a row that three steps in a row have failed with is ended with the error.
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TypeVar, cast
 
 import mlx.core as mx
@@ -29,15 +29,18 @@ from helium_mlx.batch_cache import BatchKVCache
 from helium_mlx.batching import DecodingBatch, Parked, Prefilled, PromptRun, groups_of
 from helium_mlx.cache import KVCache, copy_cache
 from helium_mlx.cache_memory import bytes_per_token
-from helium_mlx.checkpoint import load_model, open_checkpoint
+from helium_mlx.checkpoint import load_model, open_checkpoint, weight_bytes
+from helium_mlx.engine_calls import Inbox
 from helium_mlx.engine_memory import MemoryBudget, ProcessLimits
 from helium_mlx.engine_request import EngineRequest
 from helium_mlx.engine_state import load_state, save_state
 from helium_mlx.engine_stream import Channel
 from helium_mlx.engine_tasks import EngineRow, OwnRun, ScoreRun, without_locals
 from helium_mlx.errors import CheckpointError, EngineError
+from helium_mlx.forks import is_forked_after_use
 from helium_mlx.generation import TOKENS_PER_CLEARING
 from helium_mlx.hub import resolve
+from helium_mlx.interpreter_end import is_ending
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.prompt_cache import fingerprint_of
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -48,30 +51,10 @@ Task = EngineRow | OwnRun | ScoreRun
 # Steps in a row that may fail with a row in them before it is ended.
 MAX_FAILURES = 3
 
+_AFTER_A_FORK = "MLX cannot be used after a fork: start the process with spawn, and make an engine there"
+
 # How long the end of the interpreter waits for a step to end, in seconds.
 _PATIENCE = 10.0
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What a caller wants done between two turns, and where the answer goes; `queues` a request that must be ended."""
-
-    function: Callable[[], object]
-    answer: "Future[object]"
-    queues: bool
-
-    def run(self) -> None:
-        """Do it."""
-        if not self.answer.set_running_or_notify_cancel():
-            return
-        try:
-            self.answer.set_result(self.function())
-        except Exception as error:
-            self.answer.set_exception(error)
-        except BaseException as error:
-            # The worker ends of it; first the caller learns why.
-            self.answer.set_exception(error)
-            raise
 
 
 @dataclass(frozen=True)
@@ -113,8 +96,7 @@ class EngineWorker:
         self._batch_size = batch_size
         self._memory_limit = memory_limit
         self._limits = ProcessLimits(cache_limit, memory_limit)
-        self._inbox: SimpleQueue[_Call | None] = SimpleQueue()
-        self._deferred: deque[_Call] = deque()
+        self._inbox = Inbox()
         self._lock = threading.Lock()
         self._end_reason: str | None = None
         self._closing = False
@@ -133,6 +115,8 @@ class EngineWorker:
 
     def start(self) -> None:
         """Start the thread and wait until the model is loaded. Raises what loading raises."""
+        if is_forked_after_use():
+            raise EngineError(f"this process is a fork of one that had used MLX; {_AFTER_A_FORK}")
         atexit.register(self._close_at_exit)
         self._thread.start()
         self._loaded.result()
@@ -145,26 +129,32 @@ class EngineWorker:
     def require_usable(self) -> None:
         """Raise EngineError where nothing will be answered: after `close`, a death, or in a forked process."""
         if os.getpid() != self._process:
-            raise EngineError(
-                f"this engine belongs to process {self._process}, and a fork has no worker of it; make an engine here"
-            )
+            raise EngineError(f"this engine belongs to process {self._process}; {_AFTER_A_FORK}")
         if self._end_reason or not self.is_alive:
             raise EngineError(self._end_reason or "the engine's worker has ended without a word; make a new one")
 
+    def silence(self) -> str | None:
+        """Return why nothing comes any more to those who wait, where they are not told; None if something may."""
+        if os.getpid() != self._process:
+            return f"this engine belongs to process {self._process}; {_AFTER_A_FORK}"
+        if not self.is_alive:
+            return "the engine's worker has ended without a word; make a new one"
+        if self.is_paused and is_ending():
+            return "the program is ending, and the engine is paused; resume it or close it before the end"
+        return None
+
     def wake(self) -> None:
         """Let the worker look around. Takes no lock, so that a finalizer may call it anywhere."""
-        self._inbox.put(None)
+        self._inbox.wake()
 
     def call(self, function: Callable[[], T], *, queues: bool = False) -> "Future[T]":
         """Have a function called between two turns. Raises EngineError if nobody will.
 
         One that queues a request is called at the end too, so that the request ends like the others.
         """
-        answer: Future[object] = Future()
         with self._lock:
             self.require_usable()
-            self._inbox.put(_Call(function, answer, queues))
-        return cast("Future[T]", answer)
+            return self._inbox.put(function, queues=queues)
 
     def stop(self) -> None:
         """Let the worker end after its step, without waiting for it."""
@@ -202,12 +192,13 @@ class EngineWorker:
         self._directory = resolve(path_or_repo, revision=revision)
         checkpoint = open_checkpoint(self._directory)
         self.tokenizer = HeliumTokenizer.from_pretrained(self._directory)
+        # Before they are read: what is over the limit shall not make the system swap.
+        MemoryBudget(self._memory_limit, weight_bytes(checkpoint, dtype), 0).require_weights()
         self._limits.set()
         self.model = load_model(checkpoint, dtype=dtype)
         self.dtype = self.model.model.norm.weight.dtype
         weights = sum(tensor.nbytes for tensor in self.model.tensors().values())
         self.budget = MemoryBudget(self._memory_limit, weights, bytes_per_token(self.model.config, dtype=self.dtype))
-        self.budget.require_weights()
         self._fingerprint = fingerprint_of(self.model, self.tokenizer)
         self._batch = DecodingBatch(self.model)
 
@@ -221,17 +212,7 @@ class EngineWorker:
             worked = not self.is_paused and self._turn()
 
     def _take_calls(self, *, wait: bool) -> None:
-        while self._deferred:
-            self._deferred.popleft().run()
-            wait = False
-        try:
-            while not self._closing:
-                call = self._inbox.get(block=wait)
-                wait = False
-                if call is not None:
-                    call.run()
-        except Empty:
-            return
+        self._inbox.take(wait=wait, is_over=lambda: self._closing)
 
     def _turn(self) -> bool:
         """Take a turn; return whether there was anything to do."""
@@ -247,7 +228,7 @@ class EngineWorker:
             said = f"the engine's worker has died: {type(error).__name__}: {error}; make a new engine"
         with self._lock:
             self._end_reason = said
-        self._refuse_calls(said)
+        self._inbox.refuse(said)
         failure = EngineError(said)
         if error is not None:
             failure.__cause__ = without_locals(error)
@@ -266,17 +247,6 @@ class EngineWorker:
         atexit.unregister(self._close_at_exit)
         # Else MLX takes this thread's streams down when it is gone, and aborts if the process ends at that moment.
         mx.clear_streams()
-
-    def _refuse_calls(self, said: str) -> None:
-        calls = [*self._deferred]
-        while not self._inbox.empty():
-            call = self._inbox.get()
-            calls += [] if call is None else [call]
-        for call in calls:
-            if call.queues:
-                call.run()
-            elif call.answer.set_running_or_notify_cancel():
-                call.answer.set_exception(EngineError(said))
 
     # --- who is there
 
@@ -378,10 +348,16 @@ class EngineWorker:
             return True
         while not self.budget.allows(self._needed(task, admitted)):
             evictable = [row for row, parked in self._aside.items() if parked is not None and row is not task]
-            if not evictable:
+            # While others run, memory comes free by itself; what is evicted has to be computed again.
+            if not evictable or admitted or self._is_running:
                 return False
             self._aside[evictable[-1]] = None
         return True
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether anything goes on without waiting for its reader."""
+        return bool(self._rows() or self._scores()) or any(not run.channel.is_full for run in self._own)
 
     def _needed(self, task: Task, admitted: list[EngineRow]) -> int:
         """Return the bytes of all caches if the task were admitted too."""
@@ -484,6 +460,9 @@ class EngineWorker:
     def _own_steps(self) -> bool:
         worked, in_prompt = False, any(run.is_running for run in self._own)
         for run in list(self._own):
+            # It may have been paused in the prompt of the one before.
+            if self.is_paused:
+                break
             # Between the steps of one's prompt, the others that are past theirs go on.
             if run.is_over or run.is_running or run.channel.is_full or (in_prompt and not run.is_past_prompt):
                 continue
@@ -493,18 +472,18 @@ class EngineWorker:
         return worked
 
     def _between_prompt_steps(self) -> None:
-        """Let the others take a turn while a run of its own is in its prompt; what is no request has to wait."""
-        while not self._inbox.empty():
-            call = self._inbox.get()
-            if call is not None and call.queues:
-                call.run()
-            elif call is not None:
-                self._deferred.append(call)
+        """Let the others take a turn while a run of its own is in its prompt, and stay here while it is paused."""
+        (running,) = (run for run in self._own if run.is_running)
+        self._take_calls(wait=False)
+        while self.is_paused and not self._closing and not running.is_cancelled:
+            self._drop_cancelled(task for task in self._tasks() if task is not running)
+            self._take_calls(wait=True)
         if self._closing:
             for run in self._own:
                 run.channel.cancelled = True
-        self._drop_cancelled(task for task in self._tasks() if not (isinstance(task, OwnRun) and task.is_running))
-        self._turn()
+        self._drop_cancelled(task for task in self._tasks() if task is not running)
+        if not self.is_paused:
+            self._turn()
 
     # --- pause and resume
 

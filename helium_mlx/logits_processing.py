@@ -9,6 +9,7 @@ import math
 import mlx.core as mx
 
 from helium_mlx.generation_config import GenerationOptions
+from helium_mlx.sampling import tempered
 
 
 class LogitsProcessors:
@@ -34,8 +35,7 @@ class LogitsProcessors:
 
     def _filtered(self, scores: mx.array) -> mx.array:
         options = self.options
-        if options.temperature != 1:
-            scores = scores / options.temperature
+        scores = tempered(scores, options.temperature)
         if options.top_k > 0:
             scores = keep_top_k(scores, options.top_k)
         if options.top_p < 1:

@@ -68,7 +68,7 @@ def save_cache(
     Raises GenerationError for a cache whose layers differ, or that holds another number of tokens, and CheckpointError
     where the file cannot be written.
     """
-    path = _path(path)
+    path = path_of(path)
     record = _record(cache, tokens, fingerprint or {})
     arrays = {name: part for layer, one in enumerate(cache) for name, part in _named(layer, one.parts)}
     plans = {name: (part.dtype, part.shape) for name, part in arrays.items()}
@@ -81,7 +81,7 @@ def save_cache(
 
 def load_cache(path: str | Path) -> list[KVCache]:
     """Return the cache that `save_cache` wrote. Raises CheckpointError, one line, for anything else."""
-    return _read(_path(path)).cache
+    return _read(path_of(path)).cache
 
 
 def load_fitting(
@@ -105,6 +105,14 @@ def fingerprint_of(model: HeliumPreTrainedModel, tokenizer: HeliumTokenizer) -> 
         "tokenizer": _digest_of_tokenizer(tokenizer),
         "dtype": _dtype_name(model.body.norm.weight.dtype),
     }
+
+
+def path_of(path: object) -> Path:
+    """Return the path of a file to be. Raises CheckpointError for what names none."""
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise CheckpointError(f"path is {shown(path)}; name a file")
+    return Path(name)
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -160,7 +168,7 @@ class PromptCache:
         Raises GenerationError for options that do not fit, and CheckpointError for a file that is damaged, that was
         written with another model, tokenizer, dtype or other options, or whose directory cannot be written to.
         """
-        path = _path(path)
+        path = path_of(path)
         empty = make_cache(model, max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size)
         fingerprint = fingerprint_of(model, tokenizer)
         if not os.path.lexists(path):
@@ -196,12 +204,6 @@ class _Saved:
     fingerprint: dict[str, str]
     kind: dict[str, int]
     shape: tuple[int, int, int] | None
-
-
-def _path(path: object) -> Path:
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise CheckpointError(f"path is {shown(path)}; name a file for the prompt cache")
-    return Path(path)
 
 
 def _new(kind: Mapping[str, int]) -> KVCache:
@@ -268,7 +270,7 @@ def _replacement(path: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         if target.is_dir():
-            raise CheckpointError(f"{path}: is a directory; name a file for the prompt cache")
+            raise CheckpointError(f"{path}: is a directory; name a file")
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -295,15 +297,20 @@ def _read(path: Path) -> _Saved:
     """Return what a file holds, its arrays read. Raises CheckpointError for anything that does not fit together."""
     # The user's own link may lead anywhere.
     target = Path(os.path.realpath(path))
-    try:
-        infos, metadata = read_header_and_metadata(target)
-    except CheckpointError as error:
-        # What to do with it is another thing than with a checkpoint.
-        raise CheckpointError(f"{str(error).rpartition('; ')[0]}; name another file") from None
+    infos, metadata = header_of(target)
     try:
         return _checked(infos, metadata, target)
     except (MalformedFile, GenerationError) as error:
-        raise CheckpointError(f"{path}: is no prompt cache that can be used: {error}; name another file") from None
+        raise CheckpointError(f"{path}: holds no cache that can be used: {error}; name another file") from None
+
+
+def header_of(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Do what `read_header_and_metadata` does, with errors that speak of no checkpoint."""
+    try:
+        return read_header_and_metadata(path)
+    except CheckpointError as error:
+        # What to do with it is another thing.
+        raise CheckpointError(f"{str(error).rpartition('; ')[0]}; name another file") from None
 
 
 def _checked(infos: dict[str, TensorInfo], metadata: Mapping[str, str], path: Path) -> _Saved:

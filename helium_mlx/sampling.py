@@ -29,9 +29,11 @@ from helium_mlx.errors import OptionError
 from helium_mlx.json_files import shown
 from helium_mlx.option_values import plain, real, require_number, require_whole
 
-# Beyond these nothing changes any more, and float32 stays finite: 1e9 / 1e-20 is far below its 3e38.
+# Beyond these nothing changes any more, and float32 stays finite: 1e9 / 1e-20 is far below its 3e38. A temperature that
+# it cannot hold would be infinite, and make a ban, which is minus infinity, no number.
 MAX_BIAS = 1e9
 MIN_TEMPERATURE = 1e-20
+MAX_TEMPERATURE = 1e30
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,11 @@ def penalize(logits: mx.array, penalized: mx.array, penalty: float) -> mx.array:
     return mx.where(penalized, choose(logits * penalty, logits / penalty), logits)
 
 
+def tempered(logits: mx.array, temperature: float) -> mx.array:
+    """Return logits, float32, divided by a temperature above 0."""
+    return logits if temperature == 1 else logits / min(max(temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
+
+
 def weights(logits: mx.array, options: SamplingOptions) -> tuple[mx.array, mx.array | None]:
     """Return what the filters leave of the probabilities, float32 (K, C), and the tokens they belong to, (K, C).
 
@@ -236,8 +243,7 @@ def weights(logits: mx.array, options: SamplingOptions) -> tuple[mx.array, mx.ar
     """
     logits, tokens = logits.astype(mx.float32), None
     vocab_size = logits.shape[-1]
-    if options.temperature != 1:
-        logits = logits / max(options.temperature, MIN_TEMPERATURE)
+    logits = tempered(logits, options.temperature)
     if 0 < options.top_k < vocab_size:
         tokens = mx.argpartition(logits, vocab_size - options.top_k, axis=-1)[:, vocab_size - options.top_k :]
         logits = mx.take_along_axis(logits, tokens, axis=-1)

@@ -96,12 +96,8 @@ def score_steps(
     prefill_step_size: int,
 ) -> Generator[None, None, Score]:
     """Do what `score` does, and yield after each step, so that others can take theirs in between; return the score."""
-    vocab_size = model.config.vocab_size
     prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
-    top_logprobs = require_whole(
-        "top_logprobs", top_logprobs, 0, vocab_size, allowed=f"from 0 to vocab_size = {vocab_size}"
-    )
-    tokens = _tokens_of(model, tokenizer, text)
+    tokens, top_logprobs = checked_text(model, tokenizer, text, top_logprobs)
     logprobs: list[float] = []
     tops: list[dict[int, float]] = []
     cache = make_cache(model)
@@ -122,6 +118,17 @@ def score_steps(
     texts = _texts_of(tokenizer, tokens)
     scored = text if isinstance(text, str) else "".join(texts[1:])
     return Score(tokens, [None, *logprobs], [{}, *tops], texts, len(scored.encode()))
+
+
+def checked_text(
+    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, text: str | Sequence[int] | mx.array, top_logprobs: int
+) -> tuple[list[int], int]:
+    """Return the tokens to score, and `top_logprobs`. Raises what `score` raises at the call."""
+    vocab_size = model.config.vocab_size
+    top_logprobs = require_whole(
+        "top_logprobs", top_logprobs, 0, vocab_size, allowed=f"from 0 to vocab_size = {vocab_size}"
+    )
+    return _tokens_of(model, tokenizer, text), top_logprobs
 
 
 def _tokens_of(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, text: str | Sequence[int] | mx.array) -> list[int]:

@@ -8,8 +8,9 @@ from conftest import relative_error
 from tiny_checkpoints import CASES, config_values, random_weights, write_checkpoint, write_tensors
 
 from helium_mlx import checkpoint as checkpoint_module
-from helium_mlx.checkpoint import load_model, open_checkpoint
+from helium_mlx.checkpoint import load_model, open_checkpoint, weight_bytes
 from helium_mlx.config import HeliumConfig
+from helium_mlx.conversion import convert
 from helium_mlx.errors import CheckpointError, ConfigError
 
 PROMPT = mx.array([[1, 10, 20, 30]])
@@ -182,3 +183,22 @@ def test_thousands_of_tensors_are_refused_without_delay(directory: Path) -> None
         with pytest.raises(CheckpointError, match="missing"):
             open_checkpoint(directory)
     assert calls < 5 * len(tensors)
+
+
+def loaded_bytes(directory: Path, dtype: str | None) -> int:
+    return sum(tensor.nbytes for tensor in load_model(directory, dtype=dtype).tensors().values())
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_bytes_of_the_weights_are_known_before_they_are_read(tmp_path: Path, name: str, dtype: str | None) -> None:
+    directory = write_checkpoint(tmp_path, **CASES[name])
+    assert weight_bytes(open_checkpoint(directory), dtype) == loaded_bytes(directory, dtype)
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_bytes_of_quantized_weights_are_known_too(tmp_path: Path, mode: str, dtype: str | None) -> None:
+    directory = tmp_path / "packed"
+    convert("demo", str(directory), quantize=True, q_mode=mode, verify=False)
+    assert weight_bytes(open_checkpoint(directory), dtype) == loaded_bytes(directory, dtype)

@@ -1,6 +1,7 @@
 """An engine's requests are their solo runs, from any thread or task, and end as they should."""
 
 import asyncio
+import concurrent.futures
 import gc
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +18,7 @@ import pytest
 
 import helium_mlx
 from helium_mlx import EngineError, GenerationError, HeliumEngine, HeliumError
+from helium_mlx import engine as engine_module
 from helium_mlx.engine import EngineStream
 from helium_mlx.model import HeliumForCausalLM
 from helium_mlx.tokenizer import HeliumTokenizer
@@ -116,6 +119,84 @@ def test_complete_and_score_give_what_the_functions_give(engine: HeliumEngine, d
     assert engine.score(ids) == helium_mlx.score(*demo, ids)
 
 
+@pytest.mark.parametrize("text", [None, 5, object(), b"abc", {1: 2, 3: 4}, [], [1], [1, 10**6], [1] * 5000, "", {1, 2}])
+def test_texts_that_cannot_be_scored_are_refused_at_the_call_as_by_the_function(
+    engine: HeliumEngine, demo: Demo, text: object
+) -> None:
+    said: list[str] = []
+    for score in (engine.score, lambda text: helium_mlx.score(*demo, text)):
+        with pytest.raises(HeliumError) as refused:
+            cast(Callable[[object], object], score)(text)
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+    for options in ({"top_logprobs": -1}, {"top_logprobs": 10**6}, {"cancel": 5}):
+        with pytest.raises(GenerationError, match=f"{next(iter(options))} is"):
+            cast(Callable[..., object], engine.score)("Es war", **options)
+
+
+def test_arrays_are_scored(engine: HeliumEngine) -> None:
+    import numpy as np
+
+    score = cast(Callable[[object], helium_mlx.Score], engine.score)
+    assert score(mx.array([1, 5, 6])) == score(np.array([1, 5, 6])) == score([1, 5, 6])
+
+
+def interrupted_wait(after: float | None) -> Callable[..., object]:
+    """Return a `wait` in which Ctrl-C comes, at the end or after some seconds."""
+
+    def wait(futures: list["Future[object]"], timeout: float) -> object:
+        concurrent.futures.wait(futures, timeout=after)
+        raise KeyboardInterrupt
+
+    return wait
+
+
+def test_who_is_interrupted_takes_a_score_back(engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.pause()
+    monkeypatch.setattr(engine_module, "wait", interrupted_wait(0.02))
+    with pytest.raises(KeyboardInterrupt):
+        engine.score([1] * 300)
+    wait_for(lambda: running(engine) == 0)
+    monkeypatch.undo()
+    engine.resume()
+
+
+def test_another_thread_cancels_a_score(engine: HeliumEngine) -> None:
+    cancel = threading.Event()
+    engine.pause()
+    threading.Timer(0.05, cancel.set).start()
+    with pytest.raises(EngineError, match="the score was cancelled"):
+        engine.score([1] * 300, cancel=cancel)
+    wait_for(lambda: running(engine) == 0)
+    engine.resume()
+
+
+def test_who_is_interrupted_in_a_continuation_leaves_no_request(
+    engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with long(engine) as stream:
+        next(stream)
+        stream.save(tmp_path / "state")
+    wait_for(lambda: running(engine) == 0)
+    monkeypatch.setattr(engine_module, "wait", interrupted_wait(None))
+    with pytest.raises(KeyboardInterrupt):
+        engine.continue_stream(tmp_path / "state")
+    wait_for(lambda: running(engine) == 0)
+
+
+def test_what_an_interrupted_caller_asked_for_is_not_done_later(
+    engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+    engine._worker.call(lambda: (held.set(), go_on.wait()))
+    held.wait()
+    monkeypatch.setattr(engine_module, "wait", interrupted_wait(0.0))
+    with pytest.raises(KeyboardInterrupt):
+        engine.pause()
+    go_on.set()
+    assert running(engine) == 0 and not engine.is_paused
+
+
 def test_a_result_has_the_whole_and_the_reason(engine: HeliumEngine, demo: Demo) -> None:
     stream = engine.stream("Es war", max_tokens=6)
     first = next(stream)
@@ -156,6 +237,11 @@ BAD: dict[str, tuple[object, dict[str, object], str]] = {
     "kv_bits": ("A", {"kv_bits": 7}, "kv_bits"),
     "prompt_lookup": ("A", {"prompt_lookup": -1}, "prompt_lookup"),
     "max_kv_size": ("A", {"max_kv_size": 1}, "max_kv_size"),
+    "ignore_eos": ("A", {"ignore_eos": "no"}, "ignore_eos is 'no'; it must be True or False"),
+    "ignore_eos of an own cache": ("A", {"ignore_eos": 1, "prompt_lookup": 2}, "ignore_eos is 1;"),
+    "kv_group_size": ("A", {"kv_bits": 8, "kv_group_size": "x"}, "kv_group_size"),
+    "repetition_context_size": ("A", {"repetition_context_size": 0}, "repetition_context_size"),
+    "a prompt of another type": (None, {}, "prompt is None"),
 }
 
 
@@ -164,6 +250,12 @@ def test_bad_requests_are_refused_at_the_call(engine: HeliumEngine, name: str) -
     prompt, options, said = BAD[name]
     with pytest.raises(HeliumError, match=said):
         ask(engine, prompt, **options)
+
+
+def test_a_pause_takes_a_truth_value(engine: HeliumEngine) -> None:
+    with pytest.raises(GenerationError, match="keep_caches is 'no'; it must be True or False"):
+        cast(Callable[..., object], engine.pause)(keep_caches="no")
+    assert not engine.is_paused
 
 
 def test_options_that_an_engine_lacks_are_refused_by_name(engine: HeliumEngine) -> None:
@@ -176,6 +268,8 @@ def test_options_that_an_engine_lacks_are_refused_by_name(engine: HeliumEngine) 
 def test_sizes_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(GenerationError, match=f"{option} is -1"):
         cast(Callable[..., object], HeliumEngine)("demo", **{option: -1})
+    with pytest.raises(GenerationError, match=f"{option} is {2**70}"):
+        cast(Callable[..., object], HeliumEngine)("demo", **{option: 2**70})
 
 
 def test_what_cannot_be_loaded_raises_where_the_engine_is_made(tmp_path: Path) -> None:
@@ -346,6 +440,48 @@ print(next(streams[0]).generated_tokens)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")
 
 
+READERS = {
+    "thread": "threading.Thread(target=read).start()",
+    "executor": "concurrent.futures.ThreadPoolExecutor().submit(read)",
+    "task": "threading.Thread(target=lambda: read(lambda: asyncio.run(engine.complete_async('A')))).start()",
+    "score": "threading.Thread(target=lambda: read(lambda: engine.score('Es war'))).start()",
+    "score as task": "threading.Thread(target=lambda: read(lambda: asyncio.run(engine.score_async('Es war')))).start()",
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_interpreter_ends_while_somebody_waits_for_a_paused_engine(reader: str) -> None:
+    code = f"""
+import asyncio, concurrent.futures, threading
+from helium_mlx import EngineError, HeliumEngine
+engine = HeliumEngine("demo", dtype="float32")
+engine.pause()
+def read(wait=lambda: engine.complete("A")):
+    try:
+        wait()
+    except EngineError as error:
+        print(error, flush=True)
+{READERS[reader]}
+"""
+    ended = run(code)
+    assert ended.stdout == "the program is ending, and the engine is paused; resume it or close it before the end\n"
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_thread_goes_on_reading_when_the_main_one_has_ended() -> None:
+    code = """
+import threading
+from helium_mlx import HeliumEngine
+engine = HeliumEngine("demo", dtype="float32")
+def read():
+    threading.main_thread().join()
+    print(engine.stream("A", max_tokens=30, ignore_eos=True).result().generated_tokens, flush=True)
+threading.Thread(target=read).start()
+"""
+    ended = run(code)
+    assert (ended.stdout, ended.returncode, ended.stderr) == ("30\n", 0, "")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_fork_is_refused_in_one_line() -> None:
     code = """
@@ -368,7 +504,7 @@ print(stream.result().generated_tokens)
 """
     ended = run(code)
     said, count = ended.stdout.splitlines()
-    assert said.startswith("this engine belongs to process ") and said.endswith("make an engine here")
+    assert said.startswith("this engine belongs to process ") and "start the process with spawn" in said
     assert (count, ended.returncode, ended.stderr) == ("3", 0, "")
 
 

@@ -51,6 +51,28 @@ def test_a_shared_limit_is_the_largest_asked_for_and_then_what_it_was() -> None:
     assert now == [50]
 
 
+def test_a_limit_that_cannot_be_set_is_nobodys() -> None:
+    now = [50]
+
+    def set_limit(limit: int) -> int:
+        if limit > 100:
+            raise TypeError("too large")
+        before, now[0] = now[0], limit
+        return before
+
+    shared = SharedLimit(set_limit)
+    with pytest.raises(TypeError, match="too large"):
+        shared.claim(1, 101)
+    shared.release(1)
+    assert now == [50]
+    shared.claim(2, 30)
+    with pytest.raises(TypeError, match="too large"):
+        shared.claim(1, 101)
+    assert now == [30]
+    shared.release(2)
+    assert now == [50]
+
+
 def cache_limit() -> int:
     limit = mx.set_cache_limit(0)
     mx.set_cache_limit(limit)

@@ -133,6 +133,17 @@ def test_what_has_ended_or_has_its_own_cache_is_not_saved(engine: HeliumEngine, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", [None, 5, b"x", "x\0y", ""], ids=repr)
+def test_what_names_no_file_is_refused_in_one_line(engine: HeliumEngine, path: object) -> None:
+    with engine.stream("A", max_tokens=9) as stream:
+        for use in (engine.continue_stream, stream.save):
+            with pytest.raises(CheckpointError, match="; name a file") as refused:
+                cast(Callable[[object], object], use)(path)
+            assert "\n" not in str(refused.value) and "\0" not in str(refused.value)
+    with pytest.raises(GenerationError, match="with_cache is 'no'; it must be True or False"):
+        cast(Callable[..., object], engine.stream("A").save)("x", with_cache="no")
+
+
 @pytest.fixture(scope="module")
 def saved(engine: HeliumEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("state") / "state"
@@ -149,7 +160,7 @@ def rewritten(saved: Path, path: Path, change: Callable[[dict[str, object]], obj
     header, data = json.loads(saved.read_bytes()[8 : 8 + length]), saved.read_bytes()[8 + length :]
     record = json.loads(header["__metadata__"][RECORD])
     change(record)
-    header["__metadata__"][RECORD] = json.dumps(record)
+    header["__metadata__"][RECORD] = json.dumps(record, separators=(",", ":"))
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
@@ -161,7 +172,7 @@ def test_a_file_written_anew_as_it_was_is_taken(engine: HeliumEngine, saved: Pat
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, object]], object], str]] = {
-    "version": (lambda record: record.update(version=2), "its version is 2"),
+    "version": (lambda record: record.update(version=1), "its version is 1, and this program reads 2"),
     "no options": (lambda record: record.pop("options"), "its options are None"),
     "an option more": (lambda record: cast("dict[str, object]", record["options"]).update(new=1), "its options"),
     "a temperature": (lambda record: cast("dict[str, object]", record["options"]).update(temperature="1"), "its temp"),
@@ -177,6 +188,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, object]], object], str]] = {
     "no prompt": (lambda record: record.update(prompt=[], generated=[]), "prompt has no tokens"),
     "ids": (lambda record: record.update(generated=[10**6]), "its generated is"),
     "a bool for an id": (lambda record: record.update(prompt=[True]), "its prompt is"),
+    "another token": (lambda record: cast("list[int]", record["generated"]).__setitem__(-1, 9), "its SHA-256 differs"),
+    "another seed": (lambda record: cast("dict[str, object]", record["options"]).update(seed=1), "its SHA-256 differs"),
     "a long text": (lambda record: record.update(prompt=[1] * 4096), "the prompt has 4096 tokens"),
 }
 
@@ -198,11 +211,52 @@ def test_files_that_hold_no_generation_are_refused(engine: HeliumEngine, saved: 
         (DEMO_DIRECTORY / "model.safetensors", "holds no generation"),
         (DEMO_DIRECTORY / "config.json", "safetensors"),
     ):
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=f"{said}.*; name a"):
             engine.continue_stream(path)
-    (tmp_path / "cut").write_bytes(saved.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="cut short"):
-        engine.continue_stream(tmp_path / "cut")
+
+
+def changed(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "cut": (lambda data: data[:-100], "cut short"),
+    "no header": (lambda data: data[:4], "cut short"),
+    "longer": (lambda data: data + b"x", "bytes after its last tensor"),
+    "no JSON": (lambda data: data[:8] + b"[" + data[9:], "the safetensors header"),
+    "no such dtype": (lambda data: data.replace(b'"F32"', b'"F33"', 1), "has dtype 'F33'"),
+    "another name": (lambda data: data.replace(b"layers.0.keys", b"layers.0.kezs", 1), "holds no cache"),
+    "the first bit of the cache": (
+        lambda data: changed(data, 8 + int.from_bytes(data[:8], "little")),
+        "its SHA-256 differs",
+    ),
+    "the last bits of the cache": (lambda data: changed(data, len(data) - 1), "its SHA-256 differs"),
+    "a bit in the middle of the cache": (lambda data: changed(data, len(data) - 1000), "its SHA-256 differs"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found_and_not_spoken_of_as_a_checkpoints(
+    engine: HeliumEngine, saved: Path, tmp_path: Path, name: str
+) -> None:
+    damage, said = DAMAGES[name]
+    path = tmp_path / "damaged"
+    path.write_bytes(damage(saved.read_bytes()))
+    with pytest.raises(CheckpointError) as refused:
+        engine.continue_stream(path)
+    message = str(refused.value)
+    assert said in message and message.endswith("; name another file")
+    assert "again" not in message and "\n" not in message
+
+
+def test_damage_of_a_state_without_a_cache_is_found(engine: HeliumEngine, tmp_path: Path) -> None:
+    with engine.stream("A", max_tokens=9, seed=12345) as stream:
+        next(stream)
+        stream.save(tmp_path / "state", with_cache=False)
+    data = (tmp_path / "state").read_bytes()
+    (tmp_path / "state").write_bytes(data.replace(b"12345", b"12445"))
+    with pytest.raises(CheckpointError, match="its SHA-256 differs"):
+        engine.continue_stream(tmp_path / "state")
 
 
 def test_another_model_or_dtype_does_not_go_on(saved: Path) -> None:

@@ -26,7 +26,7 @@ class Wakes:
 
 def make(bound: int = 4, *, alive: bool = True) -> tuple[Channel, Wakes]:
     wakes = Wakes()
-    return Channel(bound, wake=wakes, is_alive=lambda: alive), wakes
+    return Channel(bound, wake=wakes, silence=lambda: None if alive else "gone"), wakes
 
 
 def test_chunks_come_in_order_and_then_none() -> None:
@@ -124,9 +124,9 @@ def test_a_loop_that_is_gone_is_no_trouble() -> None:
 
 def test_a_worker_that_is_gone_without_a_word_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_stream, "_LOOK", 0.01)
-    with pytest.raises(EngineError, match="has ended without a word"):
+    with pytest.raises(EngineError, match="gone"):
         make(alive=False)[0].get()
-    with pytest.raises(EngineError, match="has ended without a word"):
+    with pytest.raises(EngineError, match="gone"):
         asyncio.run(make(alive=False)[0].get_async())
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -313,11 +314,14 @@ def test_what_does_not_fit_alone_is_refused_with_the_figures(demo: Demo) -> None
         assert engine.stream([1] * 20, max_tokens=80, ignore_eos=True).result().generated_tokens == 80
 
 
-def test_weights_over_the_limit_are_refused_and_let_go(demo: Demo) -> None:
+def test_weights_over_the_limit_are_refused_before_they_are_read(demo: Demo) -> None:
     before = active_memory()
-    with pytest.raises(helium_mlx.EngineMemoryError, match="the weights take"):
-        HeliumEngine("demo", dtype="float32", memory_limit=1000)
-    assert active_memory() <= before + 10_000
+    mx.reset_peak_memory()
+    weights = sum(tensor.nbytes for tensor in demo[0].tensors().values())
+    with pytest.raises(helium_mlx.EngineMemoryError, match=f"the weights take {weights:,} bytes"):
+        HeliumEngine("demo", dtype="float32", memory_limit=weights - 1)
+    assert mx.get_peak_memory() <= before + 10_000
+    HeliumEngine("demo", dtype="float32", memory_limit=weights).close()
 
 
 def test_what_does_not_fit_beside_the_others_waits_for_them(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,6 +380,24 @@ def test_a_stuck_reader_gives_its_cache_up_to_those_who_need_the_memory(demo: De
         assert stuck.result().text == text
 
 
+def test_a_slow_readers_cache_is_kept_while_others_run_who_will_free_memory(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(tensor.nbytes for tensor in demo[0].tensors().values())
+    each = helium_mlx.cache_memory.bytes_per_token(demo[0].config, dtype=mx.float32)  # pyright: ignore
+    with HeliumEngine("demo", dtype="float32", memory_limit=weights + 200 * each) as engine:
+        passes = Passes(monkeypatch)
+        slow = engine.stream([1] * 20, max_tokens=80, ignore_eos=True)
+        wait_for(lambda: slow._channel.is_full)
+        engine.pause(keep_caches=True)
+        # One fits beside the slow reader's cache, and both together do not.
+        others = [engine.stream([1] * 20, max_tokens=60, ignore_eos=True) for _ in range(2)]
+        engine.resume()
+        assert [len(other.result().tokens) for other in others] == [60, 60]
+        slow.result()
+    assert [shape for shape in passes.shapes if shape[1] > 1] == [(1, 20)] * 3
+
+
 # --- pause and resume
 
 
@@ -422,6 +444,103 @@ def test_a_pause_in_the_middle_of_prompts_changes_nothing(engine: HeliumEngine, 
             alone(demo, prompt * 4, max_tokens=6) for prompt in PROMPTS
         ]
         assert scored.result() == helium_mlx.score(*demo, "Es war einmal " * 12, prefill_step_size=16)
+
+
+class InPrompt:
+    """A prompt of 160 tokens of a request with a cache of its own, held in its third step of ten until `go_on`."""
+
+    def __init__(self, engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch, **own: object) -> None:
+        self.steps = 0
+        self._reached, self._go_on = threading.Event(), threading.Event()
+        embed = HeliumModel.embed
+
+        def embedding(module: HeliumModel, ids: mx.array) -> mx.array:
+            self.steps += ids.shape == (1, 16)
+            if self.steps == 3:
+                self._reached.set()
+                assert self._go_on.wait(30)
+            return embed(module, ids)
+
+        monkeypatch.setattr(HeliumModel, "embed", embedding)
+        self.stream = cast(Callable[..., EngineStream], engine.stream)([1] * 161, max_tokens=4, ignore_eos=True, **own)
+        assert self._reached.wait(30)
+
+    def steps_within(self, call: Callable[[], object]) -> int:
+        """Return how many steps the prompt has run when a call is through that began in the third."""
+        threading.Timer(0.1, self._go_on.set).start()
+        call()
+        return self.steps
+
+
+OWN: dict[str, dict[str, object]] = {
+    "kv_bits": {"kv_bits": 8, "kv_group_size": 32},
+    "max_kv_size": {"max_kv_size": 64},
+    "prompt_lookup": {"prompt_lookup": 3},
+}
+
+
+@pytest.mark.parametrize("own", OWN.values(), ids=OWN)
+def test_a_pause_takes_a_step_in_a_prompt_with_a_cache_of_its_own(
+    engine: HeliumEngine, demo: Demo, monkeypatch: pytest.MonkeyPatch, own: dict[str, object]
+) -> None:
+    text = alone(demo, [1] * 161, max_tokens=4, ignore_eos=True, prefill_step_size=16, **own)
+    other_text = alone(demo, "A", max_tokens=90, ignore_eos=True, **own)
+    other = cast(Callable[..., EngineStream], engine.stream)("A", max_tokens=90, ignore_eos=True, **own)
+    next(other)
+    held = mx.get_active_memory()
+    prompt = InPrompt(engine, monkeypatch, **own)
+    assert prompt.steps_within(engine.pause) == 3
+    assert engine.is_paused
+    assert mx.get_active_memory() < held - 6_000_000
+    time.sleep(0.05)
+    assert prompt.steps == 3
+    late = engine.stream("A", max_tokens=4)
+    engine.resume()
+    assert prompt.stream.result().text == text
+    assert late.result().text == alone(demo, "A", max_tokens=4)
+    assert other.result().text == other_text
+
+
+def test_a_state_is_written_and_taken_up_within_a_step_of_such_a_prompt(
+    engine: HeliumEngine, demo: Demo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = engine.stream("A", max_tokens=90, ignore_eos=True)
+    next(other)
+    with monkeypatch.context() as patch:
+        prompt = InPrompt(engine, patch, **OWN["kv_bits"])
+        assert prompt.steps_within(lambda: other.save(tmp_path / "state")) == 3
+        prompt.stream.close()
+    with monkeypatch.context() as patch:
+        prompt = InPrompt(engine, patch, **OWN["kv_bits"])
+        assert prompt.steps_within(lambda: engine.continue_stream(tmp_path / "state").close()) == 3
+        prompt.stream.close()
+
+
+@pytest.mark.parametrize("end", ["cancel", "close", "drop", "close engine"])
+def test_what_is_paused_in_such_a_prompt_can_be_ended(
+    engine: HeliumEngine, demo: Demo, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    stream = cast(Callable[..., EngineStream], engine.stream)
+    neighbour = stream("A", max_tokens=90, ignore_eos=True, **OWN["kv_bits"])
+    next(neighbour)
+    prompt = InPrompt(engine, monkeypatch, **OWN["kv_bits"])
+    behind = stream([1] * 40, max_tokens=4, ignore_eos=True, **OWN["kv_bits"])
+    prompt.steps_within(engine.pause)
+    if end == "close engine":
+        engine.close()
+        for each in (prompt.stream, neighbour, behind):
+            assert each.result().finish_reason == "cancelled"
+        return
+    if end == "drop":
+        del prompt.stream
+    else:
+        getattr(prompt.stream, end)()
+        assert prompt.stream.result().finish_reason == "cancelled"
+    wait_for(lambda: engine._worker.call(lambda: len(engine._worker._tasks())).result() == 2)
+    assert engine.is_paused and prompt.steps == 3
+    engine.resume()
+    assert behind.result().text == alone(demo, [1] * 40, max_tokens=4, ignore_eos=True, **OWN["kv_bits"])
+    assert neighbour.result().text == alone(demo, "A", max_tokens=90, ignore_eos=True, **OWN["kv_bits"])
 
 
 def test_a_paused_engine_cancels_and_closes(engine: HeliumEngine) -> None:

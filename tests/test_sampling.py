@@ -192,9 +192,12 @@ def test_no_temperature_is_too_small(temperature: float) -> None:
     assert tokens_from(sampler_of(3, temperature=temperature, seed=0), [-3e4, 9999.99, 1e4], 20) == [2] * 20
 
 
-def test_no_temperature_is_too_large() -> None:
-    tokens = tokens_from(sampler_of(5, temperature=1e300, seed=0), LOGITS, DRAWS)
+@pytest.mark.parametrize("temperature", [1e30, 1e39, 1e300])
+def test_no_temperature_is_too_large(temperature: float) -> None:
+    tokens = tokens_from(sampler_of(5, temperature=temperature, seed=0), LOGITS, DRAWS)
     assert_drawn_from([0.2] * 5, tokens)
+    tokens = tokens_from(sampler_of(5, temperature=temperature, seed=0, banned_ids=[1]), LOGITS, DRAWS)
+    assert_drawn_from([0.25, 0.0, 0.25, 0.25, 0.25], tokens)
 
 
 def test_equal_tokens_beyond_top_k_are_dropped() -> None:

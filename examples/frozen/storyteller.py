@@ -1,4 +1,4 @@
-"""A program to freeze: it streams a text from a model folder beside it, or from the demo, and can check itself.
+"""A program to freeze: an engine streams a text from a model folder beside it, or from the demo; it can check itself.
 
     pyinstaller --noconfirm storyteller.py && dist/storyteller/storyteller "Once upon a time"
 
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import helium_mlx
+from helium_mlx import HeliumEngine
 from helium_mlx.terminal import run_command
 
 # In a frozen program, what is beside the executable; in a checkout, what is beside this file.
@@ -34,11 +34,11 @@ def default_model() -> str:
 
 def tell(prompt: str, model: str, max_tokens: int) -> None:
     """Stream to standard output."""
-    network, tokenizer = helium_mlx.load(model)
-    print(prompt, end=" ", flush=True)
-    for chunk in helium_mlx.stream_generate(network, tokenizer, prompt, max_tokens=max_tokens):
-        print(chunk.text, end="", flush=True)
-    print()
+    with HeliumEngine(model) as engine:
+        print(prompt, end=" ", flush=True)
+        for chunk in engine.stream(prompt, max_tokens=max_tokens):
+            print(chunk.text, end="", flush=True)
+        print()
 
 
 def main(argv: list[str] | None = None) -> int:

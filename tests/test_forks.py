@@ -1,0 +1,49 @@
+"""A fork is known as one in which MLX cannot be used, where it cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+
+IN_A_FORK = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+process = os.fork()
+if process == 0:
+    try:
+        from helium_mlx import HeliumEngine
+        with HeliumEngine("demo", dtype="float32") as engine:
+            print(engine.stream("A", max_tokens=3).result().generated_tokens, flush=True)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+    os._exit(0)
+os.waitpid(process, 0)
+"""
+REFUSED = (
+    "EngineError: this process is a fork of one that had used MLX; MLX cannot be used after a fork: start the process "
+    "with spawn, and make an engine there\n"
+)
+ONCE = "import helium_mlx, os, mlx.core as mx\nx = mx.zeros(3) + 1\nmx.eval(x)\n"
+USES = {
+    "an engine": "from helium_mlx import HeliumEngine\nHeliumEngine('demo', dtype='float32').close()",
+    "load": "import helium_mlx\nhelium_mlx.load('demo')",
+    "mlx": ONCE,
+    "memory no longer counted": f"{ONCE}mx.reset_peak_memory()",
+    "a fork between": f"{ONCE}if os.fork(): os.wait(), os._exit(0)",
+}
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_engine_after_a_fork_of_what_had_used_mlx_is_refused_in_one_line(use: str) -> None:
+    assert run(USES[use] + IN_A_FORK) == REFUSED
+
+
+def test_an_engine_after_a_fork_of_what_had_only_imported_it_works() -> None:
+    assert run("from helium_mlx import HeliumEngine\nimport mlx.core" + IN_A_FORK) == "3\n"
