@@ -181,7 +181,7 @@ int print_tokens(helium_model* model, const std::string& prompt) {
 
 int check(helium_model* model) {
   helium_check_report report{};
-  if (helium_check(model, &report) != HELIUM_OK) return failed();
+  if (helium_check(model, interruption, &report) != HELIUM_OK) return failed();
   std::printf("%d vectors hold: %d tokens and %d logits, which differ by %.1e at most (allowed: %.1e)\n",
               report.vectors, report.tokens, report.logits, report.largest_difference, report.tolerance);
   return 0;

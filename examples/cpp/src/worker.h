@@ -12,6 +12,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "error.h"
+
 namespace helium {
 
 class Worker {
@@ -24,19 +26,25 @@ class Worker {
 
   bool is_current() const { return std::this_thread::get_id() == thread_.get_id(); }
 
-  // Run `task` on the thread and wait; return what it returns or throw what it throws. Not from the thread itself.
+  // Run `task` on the thread and wait; return what it returns or throw what it throws. From the thread itself, that is,
+  // in a callback, the wait would not end: throws Error (HELIUM_ERROR_STATE).
   template <typename Task>
   auto run(Task task) {
+    if (is_current()) {
+      throw Error(HELIUM_ERROR_STATE, "a callback called what waits for its own thread; call it after the callback");
+    }
     std::packaged_task<std::invoke_result_t<Task>()> packaged(std::move(task));
     auto result = packaged.get_future();
     post([&packaged] { packaged(); });
     return result.get();
   }
 
+  // Run `task` on the thread after all that was posted before, without waiting for it.
+  void post(std::function<void()> task);
+
  private:
   Worker() : thread_([this] { serve(); }) {}
 
-  void post(std::function<void()> task);
   [[noreturn]] void serve();
 
   std::mutex mutex_;
