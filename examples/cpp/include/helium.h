@@ -1,14 +1,14 @@
 /* Helium in a program of your own: a bundle that `python -m helium_mlx.export` wrote, text in, text out.
  *
- * Threads. Models live in one thread of the library's, where every array is; any function may be called from any thread.
- * helium_open, helium_generate and helium_check wait until that thread is done with them; several at once are served
- * one after the other, in the order of their calls. Callbacks run on it, while the caller waits: from within them these
- * three are refused (HELIUM_ERROR_STATE), helium_close takes effect later, and all other functions do as ever. A slow
- * callback holds the generation up, no text is lost. A program that uses MLX itself, too, must open its first model
- * before: MLX lets exported functions run on the first stream of a process alone.
+ * Threads. Models live in one thread of the library's, where every array is; any function may be called from any
+ * thread. helium_open, helium_generate and helium_check wait until that thread is done with them; several at once are
+ * served one after the other, in the order of their calls. Callbacks run on it, while the caller waits: from within
+ * them these three are refused (HELIUM_ERROR_STATE), helium_close takes effect later, and all other functions do as
+ * ever. A slow callback holds the generation up, no text is lost. A program that uses MLX itself, too, must open its
+ * first model before: MLX lets exported functions run on the first stream of a process alone.
  *
- * Strings are UTF-8 and end at a zero. Text that is handed out is never cut inside of a character. Nothing that a caller passes in is
- * kept after the call, cancellations aside.
+ * Strings are UTF-8 and end at a zero. Text that is handed out is never cut inside of a character. Nothing that a
+ * caller passes in is kept after the call, cancellations aside.
  *
  * Errors. A function that can fail returns a code; helium_error_message says in one line what came, what was expected
  * and what to do. No exception leaves the library.
@@ -173,8 +173,8 @@ HELIUM_API helium_status helium_generate(helium_model* model, const char* prompt
                                          helium_on_chunk on_chunk, helium_on_progress on_progress, void* context,
                                          helium_statistics* statistics);
 
-/* Run the bundle's test vectors: ids, logits, greedy tokens and streamed pieces. `cancellation`, which is heeded between
- * two tokens, and `report` may be NULL. */
+/* Run the bundle's test vectors: ids, logits, greedy tokens and streamed pieces. `cancellation`, which is heeded
+ * between two tokens, and `report` may be NULL. */
 HELIUM_API helium_status helium_check(helium_model* model, const helium_cancellation* cancellation,
                                       helium_check_report* report);
 

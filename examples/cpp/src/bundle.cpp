@@ -92,7 +92,8 @@ void Bundle::load_weights() {
     const mx::Shape shape(spec.shape.begin(), spec.shape.end());
     if (tensor.shape() != shape || tensor.dtype() != dtype_of(spec.dtype)) {
       throw Error(HELIUM_ERROR_BUNDLE, directory_.string() + " has the tensor " + shown(spec.name) + " as " +
-                                           described(tensor.dtype(), tensor.shape()) + ", unlike the manifest; export the bundle anew");
+                                           described(tensor.dtype(), tensor.shape()) +
+                                           ", unlike the manifest; export the bundle anew");
     }
     weights_.push_back(tensor);
   }

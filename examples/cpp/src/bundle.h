@@ -36,8 +36,8 @@ class Bundle {
   mlx::core::Shape cache_shape(std::int32_t capacity) const;
 
   // Run the function for `length` tokens over caches of `capacity`, which the manifest must have; return the logits and
-  // then the caches, lazily. Throws Error (HELIUM_ERROR_BUNDLE) if they are not what the manifest says, or if MLX refuses
-  // the file.
+  // then the caches, lazily. Throws Error (HELIUM_ERROR_BUNDLE) if they are not what the manifest says, or if MLX
+  // refuses the file.
   std::vector<mlx::core::array> call(std::int32_t length, std::int32_t capacity, const mlx::core::Args& arguments);
 
  private:

@@ -157,8 +157,7 @@ helium_status helium_generate(helium_model* model, const char* prompt, const hel
   });
 }
 
-helium_status helium_check(helium_model* model, const helium_cancellation* cancellation,
-                           helium_check_report* report) {
+helium_status helium_check(helium_model* model, const helium_cancellation* cancellation, helium_check_report* report) {
   return guarded([&] {
     require(model != nullptr, "model");
     const helium_check_report result = model->model.check([&] { return !is_cancelled(cancellation); });

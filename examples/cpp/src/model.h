@@ -22,8 +22,8 @@ class Model {
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
-  // Cancel what runs and what waits; once it has ended, call `destroy`, which deletes the model, and wait for that. In a
-  // callback, whose own generation has to end first, return before.
+  // Cancel what runs and what waits; once it has ended, call `destroy`, which deletes the model, and wait for that. In
+  // a callback, whose own generation has to end first, return before.
   void close(const std::function<void()>& destroy);
 
   const Manifest& manifest() const { return *manifest_; }
