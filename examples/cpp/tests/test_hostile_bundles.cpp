@@ -450,7 +450,7 @@ TEST(hostile_bundles, functions_that_are_signed_and_return_what_the_manifest_doe
 TEST(hostile_bundles, functions_that_are_signed_and_compute_something_else_fail_the_check) {
   const Copy copy;
   // Logits of one number in memory, too: they are not read as if there were more.
-  copy.write_and_sign("functions/decode_512.mlxfn", exported(1, [](Arrays given) { return given; }));
+  copy.write_and_sign("functions/prefill_16_512.mlxfn", exported(16, [](Arrays given) { return given; }));
   const Failures failures(copy);
   EXPECT_EQUAL(failures.completion.message, "");
   EXPECT_EQUAL(failures.check, HELIUM_ERROR_CHECK);
