@@ -155,7 +155,7 @@ HELIUM_API helium_status helium_open(const char* bundle, helium_verification ver
 
 /* Cancel what runs on the model and what waits for it, wait until that has ended, and free everything. NULL is ignored.
  * No call on the model may begin once this one has. From within a callback it returns at once, and everything is freed
- * soon after the callback's own call has ended. */
+ * before the callback's own call returns. */
 HELIUM_API void helium_close(helium_model* model);
 
 HELIUM_API helium_info helium_get_info(const helium_model* model);

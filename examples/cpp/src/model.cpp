@@ -24,7 +24,7 @@ Model::~Model() {
 
 void Model::close(const std::function<void()>& destroy) {
   closing_ = true;
-  if (worker_.is_current()) return worker_.post(destroy);
+  if (worker_.is_current()) return worker_.leave_over(destroy);
   worker_.run(destroy);
 }
 

@@ -23,7 +23,7 @@ class Model {
   Model& operator=(const Model&) = delete;
 
   // Cancel what runs and what waits; once it has ended, call `destroy`, which deletes the model, and wait for that. In
-  // a callback, whose own generation has to end first, return before.
+  // a callback, whose own generation has to end first, return before: that generation waits in its place.
   void close(const std::function<void()>& destroy);
 
   const Manifest& manifest() const { return *manifest_; }

@@ -3,6 +3,7 @@
 // thread makes that stream, serves all models, and stays until the process ends.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -36,20 +37,25 @@ class Worker {
     std::packaged_task<std::invoke_result_t<Task>()> packaged(std::move(task));
     auto result = packaged.get_future();
     post([&packaged] { packaged(); });
+    result.wait();
+    wait_for_left_over();
     return result.get();
   }
 
-  // Run `task` on the thread after all that was posted before, without waiting for it.
-  void post(std::function<void()> task);
+  // In a callback: have `task` run after all that waits already. The call that the callback belongs to waits for it.
+  void leave_over(std::function<void()> task);
 
  private:
   Worker() : thread_([this] { serve(); }) {}
 
+  void post(std::function<void()> task);
+  void wait_for_left_over();
   [[noreturn]] void serve();
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;
+  std::atomic<int> left_over_ = 0;
   // Last, so that all else is there when it starts.
   std::thread thread_;
 };
