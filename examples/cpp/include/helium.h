@@ -1,14 +1,14 @@
 /* Helium in a program of your own: a bundle that `python -m helium_mlx.export` wrote, text in, text out.
  *
- * Threads. Models live in one thread of the library's, where every array is; any function may be called from any thread.
- * helium_open, helium_generate and helium_check wait until that thread is done with them; several at once are served
- * one after the other, in the order of their calls. Callbacks run on it, while the caller waits: helium_cancel and
- * helium_tokenize may be called from within them, other functions are refused there (HELIUM_ERROR_STATE). A slow
- * callback holds the generation up, no text is lost. A program that uses MLX itself, too, must open its first model
- * before: MLX lets exported functions run on the first stream of a process alone.
+ * Threads. Models live in one thread of the library's, where every array is; any function may be called from any
+ * thread. helium_open, helium_generate and helium_check wait until that thread is done with them; several at once are
+ * served one after the other, in the order of their calls. Callbacks run on it, while the caller waits: from within
+ * them these three are refused (HELIUM_ERROR_STATE), helium_close takes effect later, and all other functions do as
+ * ever. A slow callback holds the generation up, no text is lost. A program that uses MLX itself, too, must open its
+ * first model before: MLX lets exported functions run on the first stream of a process alone.
  *
- * Strings are UTF-8. Text that is handed out is never cut inside of a character. Nothing that a caller passes in is
- * kept after the call, cancellations aside.
+ * Strings are UTF-8 and end at a zero. Text that is handed out is never cut inside of a character. Nothing that a
+ * caller passes in is kept after the call, cancellations aside.
  *
  * Errors. A function that can fail returns a code; helium_error_message says in one line what came, what was expected
  * and what to do. No exception leaves the library.
@@ -47,7 +47,9 @@ typedef enum helium_status {
   /* A function called from within a callback, or after another thread used MLX. */
   HELIUM_ERROR_STATE = 7,
   /* MLX failed, or there was not enough memory. */
-  HELIUM_ERROR_RUNTIME = 8
+  HELIUM_ERROR_RUNTIME = 8,
+  /* A check that was cancelled, or whose model was closed: the bundle may be right or not. */
+  HELIUM_ERROR_CANCELLED = 9
 } helium_status;
 
 typedef enum helium_finish_reason {
@@ -152,7 +154,8 @@ HELIUM_API const char* helium_mlx_version(void);
 HELIUM_API helium_status helium_open(const char* bundle, helium_verification verification, helium_model** model);
 
 /* Cancel what runs on the model and what waits for it, wait until that has ended, and free everything. NULL is ignored.
- * No call on the model may begin once this one has, and it must not come from within a callback. */
+ * No call on the model may begin once this one has. From within a callback it returns at once, and everything is freed
+ * before the callback's own call returns. */
 HELIUM_API void helium_close(helium_model* model);
 
 HELIUM_API helium_info helium_get_info(const helium_model* model);
@@ -170,11 +173,13 @@ HELIUM_API helium_status helium_generate(helium_model* model, const char* prompt
                                          helium_on_chunk on_chunk, helium_on_progress on_progress, void* context,
                                          helium_statistics* statistics);
 
-/* Run the bundle's test vectors: ids, logits, greedy tokens and streamed pieces. `report` may be NULL. */
-HELIUM_API helium_status helium_check(helium_model* model, helium_check_report* report);
+/* Run the bundle's test vectors: ids, logits, greedy tokens and streamed pieces. `cancellation`, which is heeded
+ * between two tokens, and `report` may be NULL. */
+HELIUM_API helium_status helium_check(helium_model* model, const helium_cancellation* cancellation,
+                                      helium_check_report* report);
 
-/* A flag that may be set from any thread, also from a signal handler. It may serve several generations, and must
- * outlive them. */
+/* A flag that may be set from any thread, also from a signal handler. It may serve several calls, and must outlive
+ * them. */
 HELIUM_API helium_cancellation* helium_cancellation_new(void);
 HELIUM_API void helium_cancel(helium_cancellation* cancellation);
 HELIUM_API void helium_cancellation_free(helium_cancellation* cancellation);

@@ -7,6 +7,7 @@
 #include <mlx/version.h>
 
 #include <algorithm>
+#include <new>
 #include <sstream>
 #include <utility>
 
@@ -49,9 +50,9 @@ void verify(const std::filesystem::path& directory, const Manifest& manifest, he
   }
 }
 
-std::string described(const mx::array& array) {
+std::string described(const mx::Dtype& dtype, const mx::Shape& shape) {
   std::ostringstream stream;
-  stream << array.dtype() << " " << array.shape();
+  stream << dtype << " " << shape;
   return stream.str();
 }
 
@@ -91,20 +92,56 @@ void Bundle::load_weights() {
     const mx::Shape shape(spec.shape.begin(), spec.shape.end());
     if (tensor.shape() != shape || tensor.dtype() != dtype_of(spec.dtype)) {
       throw Error(HELIUM_ERROR_BUNDLE, directory_.string() + " has the tensor " + shown(spec.name) + " as " +
-                                           described(tensor) + ", unlike the manifest; export the bundle anew");
+                                           described(tensor.dtype(), tensor.shape()) +
+                                           ", unlike the manifest; export the bundle anew");
     }
     weights_.push_back(tensor);
   }
   mx::eval(weights_);
 }
 
-const mx::ImportedFunction& Bundle::function(std::int32_t length, std::int32_t capacity) {
+mx::Shape Bundle::cache_shape(std::int32_t capacity) const {
+  return {1, manifest_->model.num_key_value_heads, capacity, manifest_->model.head_dim};
+}
+
+std::vector<mx::array> Bundle::call(std::int32_t length, std::int32_t capacity, const mx::Args& arguments) {
   const auto is_wanted = [&](const FunctionSpec& f) { return f.length == length && f.capacity == capacity; };
   const auto& specs = manifest_->functions;
   const std::string& file = std::find_if(specs.begin(), specs.end(), is_wanted)->file;
+  std::vector<mx::array> outputs;
+  std::string fault;
+  try {
+    outputs = function(file)(arguments);
+    fault = fault_of(outputs, capacity);
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& error) {
+    fault = "cannot be run: " + shown(error.what(), 200);
+  }
+  if (fault.empty()) return outputs;
+  throw Error(HELIUM_ERROR_BUNDLE, path_of(file).string() + " " + fault + "; export the bundle anew");
+}
+
+const mx::ImportedFunction& Bundle::function(const std::string& file) {
   const auto loaded = functions_.find(file);
   if (loaded != functions_.end()) return loaded->second;
   return functions_.emplace(file, mx::import_function(path_of(file).string())).first->second;
+}
+
+std::string Bundle::fault_of(const std::vector<mx::array>& outputs, std::int32_t capacity) const {
+  const std::size_t count = 1 + 2 * static_cast<std::size_t>(manifest_->model.num_hidden_layers);
+  if (outputs.size() != count) {
+    return "gives " + std::to_string(outputs.size()) + " arrays, and the manifest has " + std::to_string(count);
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool is_logits = i == 0;
+    const mx::Shape shape = is_logits ? mx::Shape{1, manifest_->model.vocab_size} : cache_shape(capacity);
+    const mx::Dtype dtype = is_logits ? mx::float32 : cache_dtype_;
+    if (outputs[i].shape() == shape && outputs[i].dtype() == dtype) continue;
+    return "gives " + described(outputs[i].dtype(), outputs[i].shape()) + " as its output " + std::to_string(i) +
+           ", and the manifest has " + described(dtype, shape);
+  }
+  return "";
 }
 
 }  // namespace helium

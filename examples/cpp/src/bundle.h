@@ -32,10 +32,18 @@ class Bundle {
   const mlx::core::Dtype& cache_dtype() const { return cache_dtype_; }
   std::filesystem::path path_of(const std::string& name) const { return directory_ / name; }
 
-  // What runs `length` tokens over caches of `capacity`; the manifest must have it.
-  const mlx::core::ImportedFunction& function(std::int32_t length, std::int32_t capacity);
+  // Of the keys, or the values, of a layer: (1, n_kv_heads, capacity, head_dim).
+  mlx::core::Shape cache_shape(std::int32_t capacity) const;
+
+  // Run the function for `length` tokens over caches of `capacity`, which the manifest must have; return the logits and
+  // then the caches, lazily. Throws Error (HELIUM_ERROR_BUNDLE) if they are not what the manifest says, or if MLX
+  // refuses the file.
+  std::vector<mlx::core::array> call(std::int32_t length, std::int32_t capacity, const mlx::core::Args& arguments);
 
  private:
+  const mlx::core::ImportedFunction& function(const std::string& file);
+  // What is wrong with the outputs of a function, nothing if they are as in the manifest.
+  std::string fault_of(const std::vector<mlx::core::array>& outputs, std::int32_t capacity) const;
   void load_weights();
 
   std::filesystem::path directory_;

@@ -28,6 +28,8 @@ thread_local std::string last_message;
 helium_status fail(helium_status status, const char* message) {
   try {
     last_message = message;
+    // MLX's own may have several.
+    std::replace(last_message.begin(), last_message.end(), '\n', ' ');
   } catch (const std::bad_alloc&) {
     last_message.clear();
   }
@@ -56,11 +58,8 @@ void require(bool given, const char* name) {
   if (!given) throw helium::Error(HELIUM_ERROR_ARGUMENT, std::string(name) + " is NULL; it is needed");
 }
 
-void require_other_thread(const helium::Model& model) {
-  if (model.is_busy_thread()) {
-    throw helium::Error(HELIUM_ERROR_STATE,
-                        "a callback called a model, while their thread is busy; call it afterwards");
-  }
+bool is_cancelled(const helium_cancellation* cancellation) {
+  return cancellation != nullptr && cancellation->is_set;
 }
 
 std::uint64_t random_seed() {
@@ -102,7 +101,7 @@ helium_status helium_open(const char* bundle, helium_verification verification, 
 }
 
 void helium_close(helium_model* model) {
-  delete model;
+  if (model != nullptr) model->model.close([model] { delete model; });
 }
 
 helium_info helium_get_info(const helium_model* model) {
@@ -146,10 +145,9 @@ helium_status helium_generate(helium_model* model, const char* prompt, const hel
   return guarded([&] {
     require(model != nullptr, "model");
     require(prompt != nullptr, "prompt");
-    require_other_thread(model->model);
     const helium_options chosen = options != nullptr ? *options : helium_default_options(model);
     helium::Listener listener;
-    listener.may_go_on = [&] { return chosen.cancellation == nullptr || !chosen.cancellation->is_set; };
+    listener.may_go_on = [&] { return !is_cancelled(chosen.cancellation); };
     listener.on_progress = [&](std::int32_t done, std::int32_t total) {
       return on_progress == nullptr || on_progress(context, done, total);
     };
@@ -159,11 +157,10 @@ helium_status helium_generate(helium_model* model, const char* prompt, const hel
   });
 }
 
-helium_status helium_check(helium_model* model, helium_check_report* report) {
+helium_status helium_check(helium_model* model, const helium_cancellation* cancellation, helium_check_report* report) {
   return guarded([&] {
     require(model != nullptr, "model");
-    require_other_thread(model->model);
-    const helium_check_report result = model->model.check();
+    const helium_check_report result = model->model.check([&] { return !is_cancelled(cancellation); });
     if (report != nullptr) *report = result;
   });
 }

@@ -91,6 +91,8 @@ class VectorCheck {
     Run run(bundle_);
     std::optional<mx::array> logits = run.prefill(ids, go_on);
     for (std::size_t i = 0; logits; ++i) {
+      // What is read below has no strides.
+      logits = mx::contiguous(*logits);
       mx::eval(*logits);
       compare(*logits, run.offset() - 1);
       if (i == vector_.greedy_ids.size()) break;
@@ -99,7 +101,7 @@ class VectorCheck {
       if (!is_needed) break;
       logits = may_go_on() ? std::optional(run.step(vector_.greedy_ids[i])) : std::nullopt;
     }
-    if (!logits) throw Error(HELIUM_ERROR_STATE, "the model was closed during its check");
+    if (!logits) throw Error(HELIUM_ERROR_CANCELLED, "the check was cancelled before its end");
     compare_pieces();
   }
 

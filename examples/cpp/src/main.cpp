@@ -1,20 +1,24 @@
 // The program `helium`: streams a completion from a bundle, or checks the bundle.
+#include <signal.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <charconv>
-#include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
-#include <limits>
-#include <sstream>
+#include <memory>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <vector>
 
+#include "arguments.h"
 #include "helium.h"
 
 namespace {
+
+using helium::Arguments;
+using helium::Task;
+using helium::UsageError;
 
 constexpr int kFailed = 1;
 constexpr int kBadUsage = 2;
@@ -38,101 +42,41 @@ Streams the completion of a prompt, which is read from standard input without --
   --skip-hashes      check the size of weights alone, not their hash
   --check DIR        run the bundle's test vectors
   --info DIR         print what the bundle is
+  --help             print this
 )";
 
-struct UsageError : std::runtime_error {
+// What was read is no prompt.
+struct InputError : std::runtime_error {
   using runtime_error::runtime_error;
 };
 
-// What a signal sets.
+// What Ctrl-C cancels, and whether anything heeds it now.
 helium_cancellation* interruption = nullptr;
-volatile std::sig_atomic_t interrupted = 0;
+volatile sig_atomic_t is_heeded = 0;
+volatile sig_atomic_t interrupted = 0;
 
+// Opening a bundle and reading a prompt have nothing to finish.
 void interrupt(int) {
+  if (!is_heeded) _exit(kInterrupted);
   interrupted = 1;
   helium_cancel(interruption);
 }
 
-template <typename Number>
-Number number(std::string_view name, std::string_view text) {
-  Number value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error == std::errc() && end == text.data() + text.size()) return value;
-  throw UsageError(std::string(name) + " is " + std::string(text) + "; it must be a whole number");
-}
-
-// std::from_chars for float is not everywhere yet.
-float fraction(std::string_view name, std::string_view text) {
-  std::istringstream stream{std::string(text)};
-  stream.imbue(std::locale::classic());
-  float value = 0;
-  if (stream >> value && stream.peek() == std::char_traits<char>::eof()) return value;
-  throw UsageError(std::string(name) + " is " + std::string(text) + "; it must be a number");
-}
-
-enum class Task { kComplete, kTokens, kCheck, kInfo };
-
-// The command line. Sampling options are applied to the bundle's own once it is open.
-struct Arguments {
-  Task task = Task::kComplete;
-  std::string bundle;
-  std::string prompt = "-";
-  std::vector<std::pair<std::string, std::string>> settings;
-  std::vector<const char*> stops;
-  bool ignore_eos = false;
-  helium_verification verification = HELIUM_VERIFY_ALL;
-
-  explicit Arguments(const std::vector<const char*>& words) {
-    for (auto word = words.begin(); word != words.end(); ++word) {
-      const std::string name = *word;
-      if (name == "--ignore-eos") {
-        ignore_eos = true;
-      } else if (name == "--tokens") {
-        task = Task::kTokens;
-      } else if (name == "--skip-hashes") {
-        verification = HELIUM_VERIFY_ALL_BUT_WEIGHTS;
-      } else {
-        if (word + 1 == words.end()) throw UsageError(name + " is unknown or lacks its value");
-        set(name, *++word);
-      }
-    }
-    if (bundle.empty()) throw UsageError("no bundle; name the directory that python -m helium_mlx.export wrote");
-  }
-
-  void apply_to(helium_options& options) const {
-    for (const auto& [name, value] : settings) {
-      if (name == "--max-tokens") options.max_tokens = number<std::int32_t>(name, value);
-      if (name == "--temp") options.temperature = fraction(name, value);
-      if (name == "--top-p") options.top_p = fraction(name, value);
-      if (name == "--top-k") options.top_k = number<std::int32_t>(name, value);
-      if (name == "--min-p") options.min_p = fraction(name, value);
-      if (name != "--seed") continue;
-      options.seed = number<std::uint64_t>(name, value);
-      options.has_seed = true;
-    }
-    options.ignore_eos = ignore_eos;
-    options.stop = stops.data();
-    options.stop_count = stops.size();
-  }
-
- private:
-  void set(const std::string& name, const char* value) {
-    constexpr std::string_view kSettings[] = {"--max-tokens", "--temp", "--top-p", "--top-k", "--min-p", "--seed"};
-    if (name == "--bundle" || name == "--check" || name == "--info") {
-      bundle = value;
-      if (name == "--check") task = Task::kCheck;
-      if (name == "--info") task = Task::kInfo;
-    } else if (name == "--prompt") {
-      prompt = value;
-    } else if (name == "--stop") {
-      stops.push_back(value);
-    } else if (std::find(std::begin(kSettings), std::end(kSettings), name) != std::end(kSettings)) {
-      settings.emplace_back(name, value);
-    } else {
-      throw UsageError(name + " is unknown");
-    }
-  }
+// As long as it lives, somebody heeds the interruption.
+struct Heeding {
+  Heeding() { is_heeded = 1; }
+  ~Heeding() { is_heeded = 0; }
+  Heeding(const Heeding&) = delete;
+  Heeding& operator=(const Heeding&) = delete;
 };
+
+// Without SA_RESTART: a write that waits for a reader is given up, too.
+void catch_interrupts() {
+  struct sigaction action = {};
+  action.sa_handler = interrupt;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, nullptr);
+}
 
 int failed() {
   std::cerr << "helium: " << helium_error_message() << "\n";
@@ -158,6 +102,7 @@ int complete(helium_model* model, const Arguments& arguments, const std::string&
   helium_options options = helium_default_options(model);
   arguments.apply_to(options);
   options.cancellation = interruption;
+  const Heeding heeding;
   helium_statistics statistics{};
   const helium_status status =
       helium_generate(model, prompt.c_str(), &options, write_chunk, nullptr, nullptr, &statistics);
@@ -180,8 +125,11 @@ int print_tokens(helium_model* model, const std::string& prompt) {
 }
 
 int check(helium_model* model) {
+  const Heeding heeding;
   helium_check_report report{};
-  if (helium_check(model, &report) != HELIUM_OK) return failed();
+  const helium_status status = helium_check(model, interruption, &report);
+  if (interrupted) return kInterrupted;
+  if (status != HELIUM_OK) return failed();
   std::printf("%d vectors hold: %d tokens and %d logits, which differ by %.1e at most (allowed: %.1e)\n",
               report.vectors, report.tokens, report.logits, report.largest_difference, report.tolerance);
   return 0;
@@ -200,50 +148,50 @@ std::string prompt_of(const Arguments& arguments) {
   std::string prompt(std::istreambuf_iterator<char>(std::cin), {});
   // `echo` ends a line; as part of a prompt it would be a token.
   if (prompt.ends_with('\n')) prompt.pop_back();
+  if (prompt.find('\0') != std::string::npos) {
+    throw InputError("standard input has a zero byte, where the prompt would end; remove it");
+  }
   return prompt;
 }
 
 int run(const Arguments& arguments) {
-  helium_model* model = nullptr;
-  if (helium_open(arguments.bundle.c_str(), arguments.verification, &model) != HELIUM_OK) return failed();
-  int code = 0;
+  helium_model* opened = nullptr;
+  if (helium_open(arguments.bundle.c_str(), arguments.verification, &opened) != HELIUM_OK) return failed();
+  const std::unique_ptr<helium_model, decltype(&helium_close)> model(opened, helium_close);
   switch (arguments.task) {
-    case Task::kComplete:
-      code = complete(model, arguments, prompt_of(arguments));
-      break;
     case Task::kTokens:
-      code = print_tokens(model, prompt_of(arguments));
-      break;
+      return print_tokens(model.get(), prompt_of(arguments));
     case Task::kCheck:
-      code = check(model);
-      break;
+      return check(model.get());
     case Task::kInfo:
-      code = print_info(model);
-      break;
+      return print_info(model.get());
+    default:
+      return complete(model.get(), arguments, prompt_of(arguments));
   }
-  helium_close(model);
-  return code;
+}
+
+int run(const std::vector<const char*>& words) {
+  try {
+    const Arguments arguments(words);
+    if (arguments.task != Task::kHelp) return run(arguments);
+    std::cout << kUsage;
+    return 0;
+  } catch (const UsageError& error) {
+    std::cerr << "helium: " << error.what() << "; --help lists what there is\n";
+    return kBadUsage;
+  } catch (const InputError& error) {
+    std::cerr << "helium: " << error.what() << "\n";
+    return kFailed;
+  }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::vector<const char*> words(argv + 1, argv + argc);
-  if (words.empty() || std::string_view(words[0]) == "--help") {
-    std::cout << kUsage;
-    return words.empty() ? kBadUsage : 0;
-  }
-  interruption = helium_cancellation_new();
-  std::signal(SIGINT, interrupt);
-  std::signal(SIGPIPE, SIG_IGN);
-  int code = 0;
-  try {
-    code = run(Arguments(words));
-  } catch (const UsageError& error) {
-    std::cerr << "helium: " << error.what() << "; --help lists what there is\n";
-    code = kBadUsage;
-  }
-  std::signal(SIGINT, SIG_DFL);
-  helium_cancellation_free(interruption);
-  return code;
+  const std::unique_ptr<helium_cancellation, decltype(&helium_cancellation_free)> cancellation(
+      helium_cancellation_new(), helium_cancellation_free);
+  interruption = cancellation.get();
+  catch_interrupts();
+  signal(SIGPIPE, SIG_IGN);
+  return run({argv + 1, argv + argc});
 }

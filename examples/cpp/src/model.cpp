@@ -17,12 +17,15 @@ Model::Model(const std::filesystem::path& directory, helium_verification verific
 }
 
 Model::~Model() {
+  bundle_.reset();
+  mlx::core::synchronize();
+  mlx::core::clear_cache();
+}
+
+void Model::close(const std::function<void()>& destroy) {
   closing_ = true;
-  worker_.run([this] {
-    bundle_.reset();
-    mlx::core::synchronize();
-    mlx::core::clear_cache();
-  });
+  if (worker_.is_current()) return worker_.leave_over(destroy);
+  worker_.run(destroy);
 }
 
 helium_statistics Model::generate(const std::string& prompt, const GenerationOptions& options, Listener listener) {
@@ -32,8 +35,8 @@ helium_statistics Model::generate(const std::string& prompt, const GenerationOpt
   return worker_.run([&] { return helium::generate(*bundle_, tokens, options, listener); });
 }
 
-helium_check_report Model::check() {
-  return worker_.run([this] { return check_vectors(*bundle_, [this] { return !closing_; }); });
+helium_check_report Model::check(const std::function<bool()>& may_go_on) {
+  return worker_.run([&] { return check_vectors(*bundle_, [&] { return !closing_ && may_go_on(); }); });
 }
 
 }  // namespace helium

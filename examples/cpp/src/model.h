@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -16,16 +17,20 @@ namespace helium {
 class Model {
  public:
   Model(const std::filesystem::path& directory, helium_verification verification);
-  // Cancels what runs and what waits, and waits for its end.
+  // In the models' thread, where the arrays are: close gets there.
   ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  // Cancel what runs and what waits; once it has ended, call `destroy`, which deletes the model, and wait for that. In
+  // a callback, whose own generation has to end first, return before: that generation waits in its place.
+  void close(const std::function<void()>& destroy);
 
   const Manifest& manifest() const { return *manifest_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
-  // Whether a callback asks.
-  bool is_busy_thread() const { return worker_.is_current(); }
 
   helium_statistics generate(const std::string& prompt, const GenerationOptions& options, Listener listener);
-  helium_check_report check();
+  helium_check_report check(const std::function<bool()>& may_go_on);
 
  private:
   std::atomic<bool> closing_ = false;

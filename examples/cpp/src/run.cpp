@@ -57,7 +57,7 @@ mx::array Run::call(std::span<const std::int32_t> tokens, std::int32_t length) {
     arguments.insert(arguments.end(), std::make_move_iterator(caches_.begin()), std::make_move_iterator(caches_.end()));
     caches_.clear();
     arguments.insert(arguments.end(), bundle_.weights().begin(), bundle_.weights().end());
-    outputs = bundle_.function(length, capacity_)(arguments);
+    outputs = bundle_.call(length, capacity_, arguments);
   }
   caches_.assign(std::make_move_iterator(outputs.begin() + 1), std::make_move_iterator(outputs.end()));
   offset_ += count;
@@ -73,9 +73,8 @@ void Run::make_room(std::int32_t tokens) {
     if (function.capacity >= tokens) capacity = std::min(capacity, function.capacity);
   }
   if (caches_.empty()) {
-    const mx::Shape shape = {1, manifest.model.num_key_value_heads, capacity, manifest.model.head_dim};
     for (std::int32_t i = 0; i < 2 * manifest.model.num_hidden_layers; ++i) {
-      caches_.push_back(mx::zeros(shape, bundle_.cache_dtype()));
+      caches_.push_back(mx::zeros(bundle_.cache_shape(capacity), bundle_.cache_dtype()));
     }
   } else {
     for (mx::array& cache : caches_) {

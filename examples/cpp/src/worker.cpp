@@ -36,6 +36,22 @@ Worker& Worker::shared() {
   return *worker;
 }
 
+void Worker::leave_over(std::function<void()> task) {
+  ++left_over_;
+  post([this, task = std::move(task)] {
+    task();
+    --left_over_;
+  });
+}
+
+// Else the process could end, and MLX with it, in the midst of it.
+void Worker::wait_for_left_over() {
+  if (left_over_ == 0) return;
+  std::promise<void> reached;
+  post([&reached] { reached.set_value(); });
+  reached.get_future().wait();
+}
+
 void Worker::post(std::function<void()> task) {
   {
     const std::lock_guard lock(mutex_);

@@ -3,6 +3,7 @@
 // thread makes that stream, serves all models, and stays until the process ends.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -11,6 +12,8 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
+
+#include "error.h"
 
 namespace helium {
 
@@ -24,24 +27,35 @@ class Worker {
 
   bool is_current() const { return std::this_thread::get_id() == thread_.get_id(); }
 
-  // Run `task` on the thread and wait; return what it returns or throw what it throws. Not from the thread itself.
+  // Run `task` on the thread and wait; return what it returns or throw what it throws. From the thread itself, that is,
+  // in a callback, the wait would not end: throws Error (HELIUM_ERROR_STATE).
   template <typename Task>
   auto run(Task task) {
+    if (is_current()) {
+      throw Error(HELIUM_ERROR_STATE, "a callback called what waits for its own thread; call it after the callback");
+    }
     std::packaged_task<std::invoke_result_t<Task>()> packaged(std::move(task));
     auto result = packaged.get_future();
     post([&packaged] { packaged(); });
+    result.wait();
+    wait_for_left_over();
     return result.get();
   }
+
+  // In a callback: have `task` run after all that waits already. The call that the callback belongs to waits for it.
+  void leave_over(std::function<void()> task);
 
  private:
   Worker() : thread_([this] { serve(); }) {}
 
   void post(std::function<void()> task);
+  void wait_for_left_over();
   [[noreturn]] void serve();
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;
+  std::atomic<int> left_over_ = 0;
   // Last, so that all else is there when it starts.
   std::thread thread_;
 };

@@ -4,10 +4,14 @@
 #include <chrono>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "bundle.h"
+#include "check.h"
 #include "expect.h"
 #include "open_model.h"
+#include "worker.h"
 
 namespace helium {
 namespace {
@@ -56,7 +60,7 @@ TEST(c_api, a_completion_ends_at_its_length_and_its_chunks_make_up_the_text) {
 TEST(c_api, everything_optional_may_be_left_out) {
   const OpenModel model;
   EXPECT_EQUAL(helium_generate(model.handle, "", nullptr, nullptr, nullptr, nullptr, nullptr), HELIUM_OK);
-  EXPECT_EQUAL(helium_check(model.handle, nullptr), HELIUM_OK);
+  EXPECT_EQUAL(helium_check(model.handle, nullptr, nullptr), HELIUM_OK);
 }
 
 TEST(c_api, a_stop_string_ends_the_text_before_it) {
@@ -140,7 +144,7 @@ TEST(c_api, wrong_arguments_are_refused_with_a_message) {
   EXPECT_EQUAL(std::string(helium_error_message()), "model is NULL; it is needed");
   EXPECT_EQUAL(helium_generate(model.handle, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr),
                HELIUM_ERROR_ARGUMENT);
-  EXPECT_EQUAL(helium_check(nullptr, nullptr), HELIUM_ERROR_ARGUMENT);
+  EXPECT_EQUAL(helium_check(nullptr, nullptr, nullptr), HELIUM_ERROR_ARGUMENT);
   EXPECT_EQUAL(helium_open(nullptr, HELIUM_VERIFY_ALL, nullptr), HELIUM_ERROR_ARGUMENT);
   std::size_t count = 0;
   EXPECT_EQUAL(helium_tokenize(model.handle, nullptr, nullptr, 0, &count), HELIUM_ERROR_ARGUMENT);
@@ -229,24 +233,49 @@ TEST(c_api, a_generation_that_was_cancelled_before_it_began_says_so) {
   EXPECT_EQUAL(completion.reason, HELIUM_FINISH_CANCELLED);
 }
 
-TEST(c_api, a_callback_cannot_call_its_own_busy_model) {
+TEST(c_api, a_check_that_is_cancelled_says_so) {
+  const OpenModel model;
+  const Cancellation cancellation;
+  EXPECT_EQUAL(helium_check(model.handle, cancellation.handle, nullptr), HELIUM_OK);
+  helium_cancel(cancellation.handle);
+  EXPECT_EQUAL(helium_check(model.handle, cancellation.handle, nullptr), HELIUM_ERROR_CANCELLED);
+  EXPECT_EQUAL(std::string(helium_error_message()), "the check was cancelled before its end");
+}
+
+TEST(c_api, a_check_asks_whether_to_go_on_at_every_token) {
+  Worker::shared().run([] {
+    Bundle bundle(testing::bundle_directory(), HELIUM_VERIFY_ALL);
+    int asked = 0;
+    EXPECT_ERROR(HELIUM_ERROR_CANCELLED, check_vectors(bundle, [&] { return ++asked < 7; }));
+    EXPECT_EQUAL(asked, 7);
+    const helium_check_report report = check_vectors(bundle, [&] { return ++asked > 0; });
+    EXPECT(asked >= report.tokens);
+  });
+}
+
+TEST(c_api, a_callback_is_refused_what_would_wait_for_its_own_end) {
   const OpenModel model;
   struct Context {
     helium_model* model;
+    helium_model* other;
+    helium_status opened = HELIUM_OK;
     helium_status generated = HELIUM_OK;
     helium_status checked = HELIUM_OK;
     helium_status tokenized = HELIUM_ERROR_STATE;
-  } context{model.handle};
+  } context{model.handle, model.handle};
   const auto call_back = [](void* shared, const helium_chunk*) {
     auto& calls = *static_cast<Context*>(shared);
     std::size_t count = 0;
+    calls.opened = helium_open(testing::bundle_directory().c_str(), HELIUM_VERIFY_ALL, &calls.other);
     calls.tokenized = helium_tokenize(calls.model, "a", nullptr, 0, &count);
-    calls.checked = helium_check(calls.model, nullptr);
+    calls.checked = helium_check(calls.model, nullptr, nullptr);
     calls.generated = helium_generate(calls.model, "a", nullptr, nullptr, nullptr, nullptr, nullptr);
     return false;
   };
   const helium_options options = model.options(3);
   EXPECT_EQUAL(helium_generate(model.handle, kPrompt, &options, call_back, nullptr, &context, nullptr), HELIUM_OK);
+  EXPECT_EQUAL(context.opened, HELIUM_ERROR_STATE);
+  EXPECT(context.other == nullptr);
   EXPECT_EQUAL(context.generated, HELIUM_ERROR_STATE);
   EXPECT_EQUAL(context.checked, HELIUM_ERROR_STATE);
   EXPECT_EQUAL(context.tokenized, HELIUM_OK);
@@ -297,6 +326,27 @@ TEST(c_api, closing_cancels_what_runs_and_what_waits) {
   helium_close(model);
   for (std::thread& thread : threads) thread.join();
   for (const helium_statistics& own : statistics) EXPECT_EQUAL(own.finish_reason, HELIUM_FINISH_CANCELLED);
+}
+
+TEST(c_api, a_model_that_a_callback_closes_is_freed_when_its_generation_has_ended) {
+  helium_model* model = nullptr;
+  EXPECT_EQUAL(helium_open(testing::bundle_directory().c_str(), HELIUM_VERIFY_ALL, &model), HELIUM_OK);
+  struct Context {
+    helium_model* model;
+    std::vector<helium_finish_reason> reasons;
+  } context{model, {}};
+  const auto close = [](void* shared, const helium_chunk* chunk) {
+    auto& calls = *static_cast<Context*>(shared);
+    calls.reasons.push_back(chunk->finish_reason);
+    helium_close(std::exchange(calls.model, nullptr));
+    return true;
+  };
+  helium_statistics statistics{};
+  EXPECT_EQUAL(helium_generate(model, kPrompt, nullptr, close, nullptr, &context, &statistics), HELIUM_OK);
+  EXPECT_EQUAL(statistics.finish_reason, HELIUM_FINISH_CANCELLED);
+  EXPECT_EQUAL(context.reasons.size(), 2U);
+  EXPECT_EQUAL(context.reasons.back(), HELIUM_FINISH_CANCELLED);
+  EXPECT_EQUAL(mlx::core::get_active_memory(), 0U);
 }
 
 TEST(c_api, closing_frees_all_memory) {

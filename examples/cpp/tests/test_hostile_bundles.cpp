@@ -1,11 +1,14 @@
 // Bundles that are damaged, incomplete, of other versions, or made to harm: each is refused with a code and one line,
-// or harmless. Function files with a right hash are left out: they are programs, and run as such.
+// or harmless. Function files with a right hash are programs, and run as such: what they return is looked at.
+#include <mlx/export.h>
+#include <mlx/ops.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <random>
 #include <string>
 #include <vector>
@@ -17,11 +20,13 @@
 #include "manifest.h"
 #include "open_model.h"
 #include "sha256.h"
+#include "worker.h"
 
 namespace helium {
 namespace {
 
 namespace fs = std::filesystem;
+namespace mx = mlx::core;
 using testing::OpenModel;
 
 constexpr std::uint64_t kNoLimit = 1'000'000'000;
@@ -360,6 +365,109 @@ TEST(hostile_bundles, weights_that_are_signed_and_wrong_are_refused) {
   }
 }
 
+using Arrays = std::vector<mx::array>;
+
+// A function file that takes what the one for `length` tokens takes, and returns what `change` makes of the logits and
+// caches that are right but for their values.
+std::string exported(std::int32_t length, const std::function<Arrays(Arrays)>& change) {
+  const fs::path path = fs::temp_directory_path() / ("helium-hostile-" + std::to_string(getpid()) + ".mlxfn");
+  Worker::shared().run([&] {
+    const Bundle bundle(testing::bundle_directory(), HELIUM_VERIFY_ALL);
+    const ModelSpec& model = bundle.manifest().model;
+    Arrays inputs = {mx::zeros({1, length}, mx::int32), mx::zeros({1}, mx::int32)};
+    if (length > 1) inputs.push_back(mx::zeros({1}, mx::int32));
+    const std::size_t first = inputs.size(), count = 2 * static_cast<std::size_t>(model.num_hidden_layers);
+    inputs.insert(inputs.end(), count, mx::zeros(bundle.cache_shape(512), bundle.cache_dtype()));
+    inputs.insert(inputs.end(), bundle.weights().begin(), bundle.weights().end());
+    const auto function = [&](const Arrays& given) {
+      const mx::array logit = mx::astype(mx::sum(given[0]), mx::float32);
+      Arrays outputs = {mx::broadcast_to(logit, {1, model.vocab_size})};
+      outputs.insert(outputs.end(), given.begin() + first, given.begin() + first + count);
+      return change(outputs);
+    };
+    mx::export_function(path.string(), function, inputs);
+  });
+  const std::string bytes = read_file(path, kNoLimit);
+  fs::remove(path);
+  return bytes;
+}
+
+// What a completion and a check of the bundle fail with, in one line.
+struct Failures {
+  explicit Failures(const Copy& copy) {
+    const OpenModel model(copy.path());
+    EXPECT_EQUAL(model.message, "");
+    completion = testing::complete(model.handle, "Once", model.options(3));
+    EXPECT(completion.message.find('\n') == std::string::npos && completion.message.size() < 1000);
+    check = helium_check(model.handle, nullptr, nullptr);
+  }
+
+  testing::Completion completion;
+  helium_status check;
+};
+
+TEST(hostile_bundles, functions_that_are_signed_and_return_what_the_manifest_does_not_say_are_refused) {
+  const Copy copy;
+  const std::pair<const char*, std::function<Arrays(Arrays)>> wrong[] = {
+      {"gives 0 arrays", [](Arrays) { return Arrays{}; }},
+      {"gives 1 arrays", [](Arrays given) { return Arrays{given[0]}; }},
+      {"float32 (1,4) as its output 0",
+       [](Arrays given) {
+         given[0] = mx::slice(given[0], {0, 0}, {1, 4});
+         return given;
+       }},
+      {"int8 (1,2048) as its output 0",
+       [](Arrays given) {
+         given[0] = mx::astype(given[0], mx::int8);
+         return given;
+       }},
+      {"float16 (1,2,512,64) as its output 2",
+       [](Arrays given) {
+         given[2] = mx::astype(given[2], mx::float16);
+         return given;
+       }},
+      {"float32 (1,2,1,64) as its output 12",
+       [](Arrays given) {
+         given[12] = mx::slice(given[12], {0, 0, 0, 0}, {1, 2, 1, 64});
+         return given;
+       }},
+  };
+  for (const std::int32_t length : {1, 16}) {
+    const std::string name = length == 1 ? "functions/decode_512.mlxfn" : "functions/prefill_16_512.mlxfn";
+    for (const auto& [fault, change] : wrong) {
+      copy.write_and_sign(name, exported(length, change));
+      const Failures failures(copy);
+      EXPECT_EQUAL(failures.completion.status, HELIUM_ERROR_BUNDLE);
+      if (!mentions(failures.completion.message, name + " gives") || !mentions(failures.completion.message, fault)) {
+        throw testing::Failure(failures.completion.message);
+      }
+      EXPECT_EQUAL(failures.check, HELIUM_ERROR_BUNDLE);
+    }
+    copy.restore(name);
+  }
+}
+
+TEST(hostile_bundles, functions_that_are_signed_and_compute_something_else_fail_the_check) {
+  const Copy copy;
+  // Logits of one number in memory, too: they are not read as if there were more.
+  copy.write_and_sign("functions/prefill_16_512.mlxfn", exported(16, [](Arrays given) { return given; }));
+  const Failures failures(copy);
+  EXPECT_EQUAL(failures.completion.message, "");
+  EXPECT_EQUAL(failures.check, HELIUM_ERROR_CHECK);
+}
+
+TEST(hostile_bundles, function_files_that_are_signed_and_hold_another_function_or_none_are_refused) {
+  const Copy copy;
+  const std::string name = "functions/prefill_16_512.mlxfn";
+  for (const std::string& bytes : {contents("functions/decode_512.mlxfn"), std::string("x"), std::string()}) {
+    copy.write_and_sign(name, bytes);
+    const Failures failures(copy);
+    EXPECT_EQUAL(failures.completion.status, HELIUM_ERROR_BUNDLE);
+    EXPECT(mentions(failures.completion.message, name + " cannot be run: "));
+    EXPECT_EQUAL(failures.check, HELIUM_ERROR_BUNDLE);
+  }
+}
+
 TEST(hostile_bundles, a_tokenizer_that_is_signed_and_wrong_is_refused_or_harmless) {
   const Copy copy;
   const std::string model = contents("tokenizer.model");
@@ -383,7 +491,7 @@ TEST(hostile_bundles, vectors_that_are_signed_and_wrong_fail_the_check) {
     copy.write_and_sign("vectors.json", bytes);
     const OpenModel model(copy.path());
     EXPECT_EQUAL(model.status, HELIUM_OK);
-    return helium_check(model.handle, nullptr);
+    return helium_check(model.handle, nullptr, nullptr);
   };
   const json::Value parsed = json::parse(vectors);
   const auto with = [&](const std::string& field, const json::Value& value) {
