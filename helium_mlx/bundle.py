@@ -39,6 +39,7 @@ from helium_mlx.config import DTYPES
 from helium_mlx.errors import BundleError, CheckpointError, TokenizerError
 from helium_mlx.file_hashes import file_hashes
 from helium_mlx.json_files import FileProblem, open_file, read_json_object, shown
+from helium_mlx.option_values import real
 from helium_mlx.safetensors_header import read_header
 from helium_mlx.safetensors_writer import DTYPE_NAMES
 
@@ -215,7 +216,8 @@ def _is_size(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    number = real(value)
+    return number is not None and number >= 0
 
 
 def _functions_of(

@@ -128,20 +128,23 @@ class EngineWorker:
 
     def require_usable(self) -> None:
         """Raise EngineError where nothing will be answered: after `close`, a death, or in a forked process."""
-        if os.getpid() != self._process:
-            raise EngineError(f"this engine belongs to process {self._process}; {_AFTER_A_FORK}")
-        if self._end_reason or not self.is_alive:
-            raise EngineError(self._end_reason or "the engine's worker has ended without a word; make a new one")
+        told = self._end_reason if os.getpid() == self._process else None
+        if said := told or self._loss():
+            raise EngineError(said)
 
     def silence(self) -> str | None:
         """Return why nothing comes any more to those who wait, where they are not told; None if something may."""
+        if self.is_paused and is_ending():
+            return (
+                self._loss() or "the program is ending, and the engine is paused; resume it or close it before the end"
+            )
+        return self._loss()
+
+    def _loss(self) -> str | None:
+        """Return how this process lacks the worker's thread, None if it has it."""
         if os.getpid() != self._process:
             return f"this engine belongs to process {self._process}; {_AFTER_A_FORK}"
-        if not self.is_alive:
-            return "the engine's worker has ended without a word; make a new one"
-        if self.is_paused and is_ending():
-            return "the program is ending, and the engine is paused; resume it or close it before the end"
-        return None
+        return None if self.is_alive else "the engine's worker has ended without a word; make a new one"
 
     def wake(self) -> None:
         """Let the worker look around. Takes no lock, so that a finalizer may call it anywhere."""
