@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from demo_stories import LANGUAGES, stories
 
 from helium_mlx import HeliumForCausalLM, HeliumTokenizer, load, stream_generate
-from helium_mlx.batching import batch_generate
+from helium_mlx.generation.batching import batch_generate
 from helium_mlx.terminal import run_command
 
 Times = tuple[float, float]

@@ -17,14 +17,14 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx import export, load
-from helium_mlx.bundle import open_bundle
-from helium_mlx.bundle_runner import BundleRunner
-from helium_mlx.cache import make_cache
-from helium_mlx.config import DTYPES
+from helium_mlx.bundle.bundle import open_bundle
+from helium_mlx.bundle.runner import BundleRunner
+from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.errors import HeliumError
-from helium_mlx.generation import Decoding, prefill
-from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.sampling import Sampler, SamplingOptions
+from helium_mlx.generation.sampling import Sampler, SamplingOptions
+from helium_mlx.generation.streaming import Decoding, prefill
+from helium_mlx.kv_cache.make import make_cache
+from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.terminal import run_command
 
 STEP = 512

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from helium_mlx.errors import HeliumError
-from helium_mlx.memory import resident_bytes
+from helium_mlx.process import resident_bytes
 from helium_mlx.terminal import run_command
 
 WIDTHS = {

@@ -25,11 +25,11 @@ import mlx.core as mx
 from soak import SLACK, Diary
 
 from helium_mlx import HeliumEngine, load, stream_generate
-from helium_mlx.cache import KVCache
-from helium_mlx.engine import EngineStream
+from helium_mlx.engine.stream import EngineStream
 from helium_mlx.errors import HeliumError
-from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.sampling import Sampler
+from helium_mlx.generation.sampling import Sampler
+from helium_mlx.kv_cache.cache import KVCache
+from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.terminal import run_command
 
 PROMPTS = (

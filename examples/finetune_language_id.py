@@ -21,7 +21,7 @@ import mlx.optimizers as optim
 from demo_stories import LANGUAGES, stories
 
 from helium_mlx import HeliumForSequenceClassification, HeliumTokenizer
-from helium_mlx.checkpoint import DEMO_DIRECTORY
+from helium_mlx.files.hub import DEMO_DIRECTORY
 
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]+")
 

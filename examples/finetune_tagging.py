@@ -20,8 +20,8 @@ import mlx.optimizers as optim
 from demo_stories import LANGUAGES, Span, stories
 
 from helium_mlx import HeliumForTokenClassification, HeliumTokenizer
-from helium_mlx.checkpoint import DEMO_DIRECTORY
-from helium_mlx.losses import IGNORE_INDEX
+from helium_mlx.files.hub import DEMO_DIRECTORY
+from helium_mlx.model.losses import IGNORE_INDEX
 
 TAGS = ("none", "person", "place", "object")
 

@@ -20,12 +20,13 @@ from pathlib import Path
 import mlx.core as mx
 from write_random_checkpoint import SHAPES, write_random_checkpoint
 
-from helium_mlx import HeliumConfig, backend, convert, layout
-from helium_mlx.cache import make_cache
-from helium_mlx.cache_memory import cache_bytes
-from helium_mlx.checkpoint import load_model
-from helium_mlx.quantization import QuantizationSettings
-from helium_mlx.recipes import weight_bytes
+from helium_mlx import HeliumConfig, backend, convert
+from helium_mlx.checkpoint import layout
+from helium_mlx.checkpoint.quantization_settings import QuantizationSettings
+from helium_mlx.kv_cache.make import make_cache
+from helium_mlx.kv_cache.memory import cache_bytes
+from helium_mlx.model.loading import load_model
+from helium_mlx.quantization.recipes import weight_bytes
 from helium_mlx.terminal import run_command
 
 # what the table calls a model -> its key in SHAPES

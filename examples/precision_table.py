@@ -11,9 +11,16 @@ from collections.abc import Iterator
 
 from write_random_checkpoint import SHAPES
 
-from helium_mlx import HeliumConfig, layout
-from helium_mlx.quantization import DEFAULT_BITS, DEFAULT_GROUP_SIZE, ModuleSettings, QuantizationSettings, unquantized
-from helium_mlx.recipes import RECIPES, bits_per_weight, recipe_settings, weight_bytes
+from helium_mlx import HeliumConfig
+from helium_mlx.checkpoint import layout
+from helium_mlx.checkpoint.quantization_settings import (
+    DEFAULT_BITS,
+    DEFAULT_GROUP_SIZE,
+    ModuleSettings,
+    QuantizationSettings,
+    unquantized,
+)
+from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, recipe_settings, weight_bytes
 
 # what the table calls a model -> its key in SHAPES
 MODELS = {"helium-1-preview-2b": "preview", "helium-1-2b": "1-2b"}

@@ -20,7 +20,7 @@ import mlx.core as mx
 
 from helium_mlx import load, stream_generate
 from helium_mlx.errors import HeliumError
-from helium_mlx.memory import peak_resident_memory
+from helium_mlx.process import peak_resident_memory
 from helium_mlx.terminal import run_command
 
 # quantity -> (share, amount) by which it may be larger in the end. A Python process moves by a few megabytes.

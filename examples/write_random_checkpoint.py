@@ -17,16 +17,18 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from helium_mlx import HeliumConfig, HeliumTokenizer, layout
-from helium_mlx.checkpoint import DEMO_DIRECTORY
-from helium_mlx.config import CONFIG_FILE, DTYPES
+from helium_mlx import HeliumConfig, HeliumTokenizer
+from helium_mlx.checkpoint import layout
+from helium_mlx.checkpoint.config import DTYPES
+from helium_mlx.checkpoint.generation_config import generation_values
+from helium_mlx.checkpoint.quantization_settings import unquantized
+from helium_mlx.checkpoint.weight_files import write_weights
 from helium_mlx.errors import CheckpointError
-from helium_mlx.generation_config import GENERATION_CONFIG_FILE
-from helium_mlx.quantization import unquantized
-from helium_mlx.safetensors_writer import TensorPlan
-from helium_mlx.saving import generation_values
+from helium_mlx.files.atomic import new_directory, write_json
+from helium_mlx.files.hub import DEMO_DIRECTORY
+from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
+from helium_mlx.files.safetensors_writer import TensorPlan
 from helium_mlx.terminal import Progress, run_command
-from helium_mlx.weight_files import new_directory, write_json, write_weights
 
 # What differs from HeliumConfig's defaults, which are the preview's.
 SHAPES: dict[str, dict[str, object]] = {

@@ -13,16 +13,19 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from helium_mlx import forks as _forks
+from helium_mlx import process as _process
+from helium_mlx.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from helium_mlx.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-    from helium_mlx.cache import KVCache, QuantizedKVCache, copy_cache, make_cache
-    from helium_mlx.comparison import compare
-    from helium_mlx.comparison_report import ComparisonReport
-    from helium_mlx.config import HeliumConfig
-    from helium_mlx.conversion import ConversionReport, convert
-    from helium_mlx.engine import EngineCompletion, EngineStream, HeliumEngine
+    from helium_mlx.bundle.exporting import ExportReport, export
+    from helium_mlx.bundle.runner import BundleRunner
+    from helium_mlx.checkpoint.config import HeliumConfig
+    from helium_mlx.checkpoint.generation_config import GenerationConfig
+    from helium_mlx.comparison.comparison import compare
+    from helium_mlx.comparison.report import ComparisonReport
+    from helium_mlx.conversion.conversion import ConversionReport, convert
+    from helium_mlx.engine.engine import HeliumEngine
+    from helium_mlx.engine.stream import EngineCompletion, EngineStream
     from helium_mlx.errors import (
         ArgumentError,
         BundleError,
@@ -40,66 +43,67 @@ if TYPE_CHECKING:
         UploadError,
         UsageError,
     )
-    from helium_mlx.exporting import ExportReport, export
-    from helium_mlx.generation import GenerationChunk, generate, stream_generate
-    from helium_mlx.generation_config import GenerationConfig
-    from helium_mlx.loading import load
-    from helium_mlx.model import (
+    from helium_mlx.generation.completion import GenerationChunk
+    from helium_mlx.generation.prompt_cache import PromptCache
+    from helium_mlx.generation.scoring import Score, score
+    from helium_mlx.generation.streaming import generate, stream_generate
+    from helium_mlx.kv_cache.cache import KVCache, QuantizedKVCache
+    from helium_mlx.kv_cache.disk import load_cache, save_cache
+    from helium_mlx.kv_cache.make import copy_cache, make_cache
+    from helium_mlx.kv_cache.rotating import RotatingKVCache
+    from helium_mlx.model.helium import (
         HeliumForCausalLM,
         HeliumForSequenceClassification,
         HeliumForTokenClassification,
         HeliumModel,
     )
-    from helium_mlx.prompt_cache import PromptCache, load_cache, save_cache
-    from helium_mlx.publishing import UploadReport, upload
-    from helium_mlx.rotating_cache import RotatingKVCache
-    from helium_mlx.scoring import Score, score
-    from helium_mlx.text_streamer import TextStreamer
-    from helium_mlx.tokenizer import HeliumTokenizer
+    from helium_mlx.model.loading import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, load
+    from helium_mlx.publishing.upload import UploadReport, upload
+    from helium_mlx.tokenizer.text_streamer import TextStreamer
+    from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
-__version__ = "0.1.0"
-
-_forks.watch()
+_process.watch_forks()
 
 # public name -> the module that it lives in
 _HOMES = {
-    "load": "loading",
-    "generate": "generation",
-    "stream_generate": "generation",
-    "GenerationChunk": "generation",
-    "convert": "conversion",
-    "ConversionReport": "conversion",
-    "compare": "comparison",
-    "ComparisonReport": "comparison_report",
-    "export": "exporting",
-    "ExportReport": "exporting",
-    "upload": "publishing",
-    "UploadReport": "publishing",
-    "score": "scoring",
-    "Score": "scoring",
-    "HeliumEngine": "engine",
-    "EngineStream": "engine",
-    "EngineCompletion": "engine",
-    "GenerationConfig": "generation_config",
-    "TextStreamer": "text_streamer",
-    "HeliumConfig": "config",
-    "HeliumModel": "model",
-    "HeliumForCausalLM": "model",
-    "HeliumForSequenceClassification": "model",
-    "HeliumForTokenClassification": "model",
-    "HeliumTokenizer": "tokenizer",
-    "AutoConfig": "auto",
-    "AutoModel": "auto",
-    "AutoModelForCausalLM": "auto",
-    "AutoTokenizer": "auto",
-    "KVCache": "cache",
-    "QuantizedKVCache": "cache",
-    "RotatingKVCache": "rotating_cache",
-    "make_cache": "cache",
-    "copy_cache": "cache",
-    "PromptCache": "prompt_cache",
-    "load_cache": "prompt_cache",
-    "save_cache": "prompt_cache",
+    "load": "model.loading",
+    "generate": "generation.streaming",
+    "stream_generate": "generation.streaming",
+    "GenerationChunk": "generation.completion",
+    "convert": "conversion.conversion",
+    "ConversionReport": "conversion.conversion",
+    "compare": "comparison.comparison",
+    "ComparisonReport": "comparison.report",
+    "export": "bundle.exporting",
+    "BundleRunner": "bundle.runner",
+    "ExportReport": "bundle.exporting",
+    "upload": "publishing.upload",
+    "UploadReport": "publishing.upload",
+    "score": "generation.scoring",
+    "Score": "generation.scoring",
+    "HeliumEngine": "engine.engine",
+    "EngineStream": "engine.stream",
+    "EngineCompletion": "engine.stream",
+    "GenerationConfig": "checkpoint.generation_config",
+    "TextStreamer": "tokenizer.text_streamer",
+    "HeliumConfig": "checkpoint.config",
+    "HeliumModel": "model.helium",
+    "HeliumForCausalLM": "model.helium",
+    "HeliumForSequenceClassification": "model.helium",
+    "HeliumForTokenClassification": "model.helium",
+    "HeliumTokenizer": "tokenizer.tokenizer",
+    "AutoConfig": "model.loading",
+    "AutoModel": "model.loading",
+    "AutoModelForCausalLM": "model.loading",
+    "AutoTokenizer": "model.loading",
+    "KVCache": "kv_cache.cache",
+    "QuantizedKVCache": "kv_cache.cache",
+    "RotatingKVCache": "kv_cache.rotating",
+    "make_cache": "kv_cache.make",
+    "copy_cache": "kv_cache.make",
+    "PromptCache": "generation.prompt_cache",
+    "load_cache": "kv_cache.disk",
+    "save_cache": "kv_cache.disk",
     "HeliumError": "errors",
     "ArgumentError": "errors",
     "BundleError": "errors",
@@ -124,6 +128,7 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoTokenizer",
     "BundleError",
+    "BundleRunner",
     "CheckpointError",
     "ComparisonError",
     "ComparisonReport",

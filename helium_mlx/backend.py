@@ -12,7 +12,6 @@ from typing import TypeVar, cast
 import mlx.core as mx
 
 T = TypeVar("T", bound=Callable[..., mx.array])
-
 _streams = threading.local()
 
 # Rows of a matrix that `for_products` takes at a time.

@@ -22,9 +22,9 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import cast
 
-from helium_mlx import __version__
-from helium_mlx.benchmark_measures import Figure, Report, benchmark
+from helium_mlx.diagnostics.measures import Figure, Report, benchmark
 from helium_mlx.terminal import Progress, flags_of, run_command
+from helium_mlx.version import __version__
 
 __all__ = ["Figure", "Report", "benchmark", "build_parser", "main"]
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> None:
     if plot is not None:
-        from helium_mlx.benchmark_plot import check_plot
+        from helium_mlx.plotting import check_plot
 
         check_plot(plot)
     report = benchmark(**options, on_progress=Progress("Measuring"))  # pyright: ignore[reportArgumentType]
@@ -72,7 +72,7 @@ def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> N
     machine, versions = _machine(), _versions(against)
     place = _place(machine, versions)
     if plot is not None:
-        from helium_mlx.benchmark_plot import draw
+        from helium_mlx.diagnostics.plot import draw
 
         draw(plot, report.figures, against=against, caption=f"{options['model']} on {place}")
     if as_json:

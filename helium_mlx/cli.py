@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from helium_mlx import __version__
+from helium_mlx.version import __version__
 
 # command -> what it does, one line for --help
 COMMANDS = {

@@ -4,11 +4,11 @@ import argparse
 import sys
 from dataclasses import fields
 
-from helium_mlx.config import DTYPES
+from helium_mlx.checkpoint.config import DTYPES
+from helium_mlx.checkpoint.quantization_settings import MODES
 from helium_mlx.errors import HeliumError, UsageError
-from helium_mlx.quantization import MODES
-from helium_mlx.recipes import RECIPES
-from helium_mlx.rounding import ROUNDINGS
+from helium_mlx.quantization.recipes import RECIPES
+from helium_mlx.quantization.rounding import ROUNDINGS
 from helium_mlx.terminal import Progress, flags_of, run_command
 
 
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert(**options: object) -> None:
-    from helium_mlx.conversion import convert
-    from helium_mlx.hub_session import DEFAULT_TIMEOUT, prepare_session, upload_progress
+    from helium_mlx.conversion.conversion import convert
+    from helium_mlx.publishing.session import DEFAULT_TIMEOUT, prepare_session, upload_progress
 
     _require_usable(options)
     if options["upload_repo"]:
@@ -94,7 +94,7 @@ def _convert(**options: object) -> None:
 
 def _require_usable(options: dict[str, object]) -> None:
     """Raise UsageError, before any checkpoint is looked at, for options that no checkpoint could be converted with."""
-    from helium_mlx.conversion_options import ConversionOptions
+    from helium_mlx.conversion.options import ConversionOptions
 
     shaping = {field.name: options[field.name] for field in fields(ConversionOptions)}
     try:

@@ -1,5 +1,7 @@
 """The errors that a user can act on. A command prints one as a single line; anything else is a bug."""
 
+from collections.abc import Sequence
+
 
 class HeliumError(Exception):
     """Something the user can mend: the message names what came, what was expected and what to do."""
@@ -59,3 +61,25 @@ class EngineError(HeliumError):
 
 class EngineMemoryError(EngineError):
     """Weights and caches that do not fit under an engine's `memory_limit`; the message has the figures."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """Return a value for a message: its `repr`, in which nothing is unprintable, cut to `limit` characters."""
+    if isinstance(value, (list, tuple, dict)) and len(value) > limit:
+        return f"{type(value).__name__} of {len(value)}"
+    try:
+        return one_line(repr(value), limit)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def one_line(text: str, limit: int = 500) -> str:
+    """Return a text that a file's contents went into, without line breaks and the like, cut to `limit` characters."""
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of some names for a message, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from helium_mlx.config import DTYPES
+from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.terminal import Progress, flags_of, run_command
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(*, as_json: bool, **options: object) -> None:
-    from helium_mlx.exporting import export
+    from helium_mlx.bundle.exporting import export
 
     report = export(
         **options,  # pyright: ignore[reportArgumentType]

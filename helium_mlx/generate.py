@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from helium_mlx.config import DTYPES
+from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.errors import GenerationError, OptionError
 from helium_mlx.terminal import Progress, flags_of, run_command
 
 if TYPE_CHECKING:
-    from helium_mlx.generation import GenerationChunk
-    from helium_mlx.model import HeliumForCausalLM
-    from helium_mlx.tokenizer import HeliumTokenizer
+    from helium_mlx.generation.completion import GenerationChunk
+    from helium_mlx.model.helium import HeliumForCausalLM
+    from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
 
 # From so many tokens on, prompt and output together, it is said what the cache takes.
 LONG_RUN = 1024
-
 DEFAULT_MODEL = "mlx-community/helium-1-preview-2b-4bit"
 
 
@@ -112,7 +112,7 @@ def _generate(
     logit_bias: list[tuple[int, float]],
     **options: object,
 ) -> None:
-    from helium_mlx.loading import load
+    from helium_mlx.model.loading import load
 
     _require_together(prompt_file, output, prompt_cache, options)
     options["logit_bias"] = dict(logit_bias) or None
@@ -155,12 +155,12 @@ def _require_in_range(
     **options: object,
 ) -> None:
     """Raise OptionError, before a model is loaded or downloaded, for what no model could be run with."""
-    from helium_mlx.batching import MAX_SAMPLES
-    from helium_mlx.kv_storage import QuantizedStorage
+    from helium_mlx.generation.batching import MAX_SAMPLES
+    from helium_mlx.generation.completion import StopStrings
+    from helium_mlx.generation.sampling import SamplingOptions
+    from helium_mlx.kv_cache.rotating import RotatingKVCache
+    from helium_mlx.kv_cache.storage import QuantizedStorage
     from helium_mlx.option_values import require_whole
-    from helium_mlx.rotating_cache import RotatingKVCache
-    from helium_mlx.sampling import SamplingOptions
-    from helium_mlx.stopping import StopStrings
 
     SamplingOptions(**{name: options[name] for name in SamplingOptions.__dataclass_fields__})  # pyright: ignore
     for name in ("max_tokens", "batch_size", "prefill_step_size"):
@@ -190,8 +190,8 @@ def _complete(
     prefill_step_size: int,
     **options: object,
 ) -> None:
-    from helium_mlx.cache import make_cache
-    from helium_mlx.generation import stream_generate
+    from helium_mlx.generation.streaming import stream_generate
+    from helium_mlx.kv_cache.make import make_cache
 
     tokens = tokenizer.encode(text)
     kind: dict[str, object] = {"max_kv_size": max_kv_size, "kv_bits": kv_bits, "kv_group_size": kv_group_size}
@@ -203,7 +203,7 @@ def _complete(
     if prompt_cache is None:
         cache = make_cache(model, **kind)  # pyright: ignore[reportArgumentType]
     else:
-        from helium_mlx.prompt_cache import PromptCache
+        from helium_mlx.generation.prompt_cache import PromptCache
 
         stored = PromptCache.open(prompt_cache, model, tokenizer, **kind)  # pyright: ignore[reportArgumentType]
         cache, held = stored.prepare(tokens)
@@ -239,14 +239,14 @@ def _noting(chunks: "Iterator[GenerationChunk]", tokens: list[int]) -> "Iterator
 
 
 def _memory_of(model: "HeliumForCausalLM", tokens: int, **kind: object) -> str:
-    from helium_mlx.cache_memory import describe
+    from helium_mlx.kv_cache.memory import describe
 
     return describe(model.config, tokens, dtype=model.model.norm.weight.dtype, **kind)  # pyright: ignore
 
 
 def _for_batches(options: dict[str, object]) -> dict[str, object]:
     """Return those of the command's options that `batch_generate` takes."""
-    from helium_mlx.generation import FOR_ONE_PROMPT
+    from helium_mlx.generation.streaming import FOR_ONE_PROMPT
 
     return {name: value for name, value in options.items() if name not in FOR_ONE_PROMPT and name != "quiet"}
 
@@ -260,8 +260,8 @@ def _complete_samples(
     json: bool,
     **options: object,
 ) -> None:
-    from helium_mlx.batching import batch_generate
-    from helium_mlx.prompt_file import result_fields
+    from helium_mlx.generation.batching import batch_generate
+    from helium_mlx.generation.prompt_file import result_fields
 
     for completion in batch_generate(model, tokenizer, [text], samples=num_samples, **_for_batches(options)):  # pyright: ignore
         if json:
@@ -281,7 +281,7 @@ def _complete_file(
     quiet: bool,
     **options: object,
 ) -> None:
-    from helium_mlx.prompt_file import run_prompt_file
+    from helium_mlx.generation.prompt_file import run_prompt_file
 
     report = run_prompt_file(
         model, tokenizer, path, output, samples=num_samples, on_progress=Progress("Prompts", quiet=quiet),

@@ -20,12 +20,12 @@ from typing import Protocol, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from helium_mlx.cache import KVCache
-from helium_mlx.detokenizer import StreamingDetokenizer
 from helium_mlx.errors import HeliumError
-from helium_mlx.masks import Mask
-from helium_mlx.model import HeliumDecoderLayer, HeliumForCausalLM
-from helium_mlx.tokenizer import HeliumTokenizer
+from helium_mlx.kv_cache.cache import KVCache
+from helium_mlx.kv_cache.masks import Mask
+from helium_mlx.model.helium import HeliumDecoderLayer, HeliumForCausalLM
+from helium_mlx.tokenizer.detokenizer import StreamingDetokenizer
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 try:
     from mlx_lm.models.base import scaled_dot_product_attention
@@ -33,6 +33,7 @@ try:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 except ImportError as error:
     raise HeliumError(f"mlx-lm is not there ({error}): pip install mlx-lm") from None
+
 
 DEFAULT_MODEL = "default_model"
 

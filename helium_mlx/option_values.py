@@ -4,11 +4,14 @@ numpy's and MLX's numbers are as good as Python's; truths are no numbers, and te
 said where it is used; here is only how that is checked.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import cast
 
-from helium_mlx.errors import GenerationError, OptionError
-from helium_mlx.json_files import shown
+from helium_mlx.errors import CheckpointError, GenerationError, OptionError, shown
+
+OnProgress = Callable[[int, int], None]
 
 
 def plain(value: object) -> object:
@@ -72,3 +75,11 @@ def token_ids(name: str, ids: object, vocab_size: int) -> list[int]:
             what = f"an id from 0 to vocab_size - 1 = {vocab_size - 1}"
             raise GenerationError(f"{name} token {shown(token)} is not {what}")
     return cast("list[int]", tokens)
+
+
+def path_of(path: object) -> Path:
+    """Return the path of a file to be. Raises CheckpointError for what names none."""
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise CheckpointError(f"path is {shown(path)}; name a file")
+    return Path(name)

@@ -4,12 +4,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from helium_mlx.hub_session import DEFAULT_TIMEOUT, prepare_session, upload_progress
-from helium_mlx.json_files import shown, some
+from helium_mlx.errors import shown, some
+from helium_mlx.publishing.session import DEFAULT_TIMEOUT, prepare_session, upload_progress
 from helium_mlx.terminal import flags_of, run_command
 
 if TYPE_CHECKING:
-    from helium_mlx.publishing import UploadReport
+    from helium_mlx.publishing.upload import UploadReport
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _upload(*, timeout: float, **options: object) -> None:
-    from helium_mlx.publishing import upload
+    from helium_mlx.publishing.upload import upload
 
     prepare_session(timeout=timeout)
     report = upload(**options, on_progress=upload_progress())  # pyright: ignore[reportArgumentType]

@@ -10,8 +10,9 @@ from typing import cast
 import mlx.core as mx
 from tiny_checkpoints import write_checkpoint
 
-from helium_mlx.checkpoint import DEMO_DIRECTORY, WEIGHTS_FILE
-from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.files.hub import DEMO_DIRECTORY
+from helium_mlx.files.names import WEIGHTS_FILE
+from helium_mlx.model.helium import HeliumForCausalLM
 
 TEXTS: dict[str, list[str]] = {
     "en": ["Once upon a time there was a boy called Arthur who lived near the harbour.", "“Not a word!” he said."],

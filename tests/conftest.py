@@ -1,21 +1,18 @@
 """Fixtures that several test files share."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny_checkpoints import CASES, write_checkpoint
+from tiny_checkpoints import CASES, CaseLoader, write_checkpoint
 
-from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model
-from helium_mlx.model import HeliumForCausalLM
-from helium_mlx.tokenizer import HeliumTokenizer
-
-CaseLoader = Callable[[str], HeliumForCausalLM]
+from helium_mlx.files.hub import DEMO_DIRECTORY
+from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.model.loading import load_model
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +32,3 @@ def load_case(tmp_path_factory: pytest.TempPathFactory) -> CaseLoader:
 def demo() -> tuple[HeliumForCausalLM, HeliumTokenizer]:
     """The checkpoint inside the package, in float32."""
     return load_model(DEMO_DIRECTORY, dtype="float32"), HeliumTokenizer.from_pretrained(DEMO_DIRECTORY)
-
-
-def relative_error(ours: mx.array, reference: mx.array) -> float:
-    """max |difference| / max |reference|."""
-    difference = mx.abs(ours.astype(mx.float32) - reference.astype(mx.float32)).max()
-    return float((difference / mx.abs(reference.astype(mx.float32)).max()).item())  # pyright: ignore[reportArgumentType]

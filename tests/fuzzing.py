@@ -23,11 +23,12 @@ import tokenizer_samples
 from tiny_checkpoints import config_values, random_weights, write_tensors
 
 from helium_mlx import convert
-from helium_mlx.checkpoint import load_model, open_checkpoint
-from helium_mlx.config import HeliumConfig
+from helium_mlx.checkpoint.checkpoint import open_checkpoint
+from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import HeliumError
-from helium_mlx.memory import peak_resident_memory
-from helium_mlx.tokenizer import HeliumTokenizer
+from helium_mlx.model.loading import load_model
+from helium_mlx.process import peak_resident_memory
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 SECONDS_PER_CASE = 30
 MAX_GROWTH = 1_000_000_000

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from helium_mlx import benchmark_measures
 from helium_mlx.benchmark import build_parser, main, table
-from helium_mlx.benchmark_measures import (
+from helium_mlx.conversion.conversion import convert
+from helium_mlx.diagnostics import measures as benchmark_measures
+from helium_mlx.diagnostics.measures import (
     DECODE,
     MOVED,
     NODES,
@@ -26,9 +27,8 @@ from helium_mlx.benchmark_measures import (
     benchmark,
     tokens_behind,
 )
-from helium_mlx.checkpoint import DEMO_DIRECTORY
-from helium_mlx.conversion import convert
 from helium_mlx.errors import HeliumError
+from helium_mlx.files.hub import DEMO_DIRECTORY
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_text_appears_as_it_is_made() -> None:
 def test_a_terminated_conversion_leaves_nothing(tmp_path: Path, number: int) -> None:
     code = """
 import sys, time
-from helium_mlx import weight_files
+from helium_mlx.checkpoint import weight_files
 from helium_mlx.convert import main
 weight_files.SafetensorsWriter.write = lambda *_, **rows: (print("writing", flush=True), time.sleep(30))
 sys.exit(main(["--hf-path", "demo", "--mlx-path", sys.argv[1]]))
@@ -277,8 +277,8 @@ def test_the_prompt_is_utf_8_whatever_the_locale() -> None:
 
 
 def test_the_dtype_flag_reaches_the_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from helium_mlx import loading
     from helium_mlx.generate import main
+    from helium_mlx.model import loading
 
     asked, original = [], loading.load
     monkeypatch.setattr(

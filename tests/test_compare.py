@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import pytest
 from compared_checkpoints import write_pair
 
-from helium_mlx import ComparisonReport, cli, comparison
-from helium_mlx.compare import build_parser, main, summary, table
-from helium_mlx.comparison_report import ComparedModel, LanguageFigures, OwnText
+from helium_mlx import ComparisonReport, cli
+from helium_mlx.compare import build_parser, main
+from helium_mlx.comparison import comparison
+from helium_mlx.comparison.report import ComparedModel, LanguageFigures, OwnText
+from helium_mlx.comparison.tables import summary, table
 
 Pair = tuple[str, str]
 

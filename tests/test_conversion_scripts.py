@@ -54,7 +54,8 @@ def test_the_checkpoint_opens_and_generates(written: Path) -> None:
 def test_it_has_the_published_shape_where_nothing_else_is_said() -> None:
     code = (
         "import write_random_checkpoint as w; from helium_mlx import HeliumConfig; "
-        "from helium_mlx.layout import tensor_shapes; from helium_mlx.quantization import unquantized; "
+        "from helium_mlx.checkpoint.layout import tensor_shapes; "
+        "from helium_mlx.checkpoint.quantization_settings import unquantized; "
         "from math import prod; print([sum(prod(s) for _, s in tensor_shapes(HeliumConfig.from_dict(w.SHAPES[name]), "
         "unquantized)) for name in ('preview', '1-2b')])"
     )
@@ -87,7 +88,7 @@ def test_the_seed_decides_the_bytes(written: Path, tmp_path: Path) -> None:
 
 
 def test_shards_and_the_llama_shape(tmp_path: Path) -> None:
-    from helium_mlx.checkpoint import open_checkpoint
+    from helium_mlx.checkpoint.checkpoint import open_checkpoint
 
     arguments = ("--shape", "1-2b", "--shard-bytes", 300_000, "--dtype", "float16")
     checkpoint = open_checkpoint(write(tmp_path / "sharded", *arguments))

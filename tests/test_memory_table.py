@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import memory_table
 
 from helium_mlx import HeliumConfig, convert, load
-from helium_mlx.cache import make_cache
+from helium_mlx.kv_cache.make import make_cache
 
 # Wide enough that the working set is far above what MLX rounds sizes up to.
 SMALL = {

@@ -25,9 +25,10 @@ from mlx_lm.tuner import utils as tuner_utils  # noqa: E402
 
 import helium_mlx  # noqa: E402
 from helium_mlx import HeliumForCausalLM, HeliumTokenizer  # noqa: E402
-from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model  # noqa: E402
 from helium_mlx.errors import HeliumError  # noqa: E402
+from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
 from helium_mlx.mlx_lm_adapter import MlxLmModel, adapt, model_provider  # noqa: E402
+from helium_mlx.model.loading import load_model  # noqa: E402
 
 Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
 

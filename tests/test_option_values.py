@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import helium_mlx
-from helium_mlx.batching import Request, batch_generate
-from helium_mlx.cache import make_cache
 from helium_mlx.errors import GenerationError, HeliumError, OptionError
-from helium_mlx.model import HeliumForCausalLM
+from helium_mlx.generation.batching import Request, batch_generate
+from helium_mlx.kv_cache.disk import load_cache, save_cache
+from helium_mlx.kv_cache.make import make_cache
+from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.option_values import plain, require_number, require_switch, require_whole, token_ids
-from helium_mlx.prompt_cache import load_cache, save_cache
-from helium_mlx.tokenizer import HeliumTokenizer
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
 Call = Callable[..., object]

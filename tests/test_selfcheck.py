@@ -8,11 +8,22 @@ from itertools import combinations, product
 import mlx.core as mx
 import pytest
 
-from helium_mlx import activations, model, selfcheck
-from helium_mlx.model import HeliumRMSNorm
-from helium_mlx.rope import RotaryEmbedding
-from helium_mlx.selfcheck import Feature, Measurement, by_feature, relative_error, stored_half, suspects, table
-from helium_mlx.selfcheck_cases import AXES, HEAD_CASES, PADDING, grid, probes, real_tokens
+from helium_mlx import selfcheck
+from helium_mlx.diagnostics import selfcheck_runs
+from helium_mlx.diagnostics.selfcheck_cases import AXES, HEAD_CASES, PADDING, grid, probes, real_tokens
+from helium_mlx.diagnostics.selfcheck_runs import (
+    Feature,
+    Measurement,
+    by_feature,
+    relative_error,
+    stored_half,
+    suspects,
+)
+from helium_mlx.model import activations
+from helium_mlx.model import helium as model
+from helium_mlx.model.helium import HeliumRMSNorm
+from helium_mlx.model.rope import RotaryEmbedding
+from helium_mlx.selfcheck import table
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +35,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     """Run the command on a few cases, those of a feature among them; it must fail. Return its last line."""
     cases = grid()
     few = [*cases[:6], *[case for case in cases[6:] if feature in case.features][:4]]
-    monkeypatch.setattr(selfcheck, "grid", lambda: few)
+    monkeypatch.setattr(selfcheck_runs, "grid", lambda: few)
     heads = [case for case in HEAD_CASES if f": {case.name}" in feature]
-    monkeypatch.setattr(selfcheck, "HEAD_CASES", heads)
+    monkeypatch.setattr(selfcheck_runs, "HEAD_CASES", heads)
     assert selfcheck.main([]) == 1
     printed = capsys.readouterr()
     assert "FAIL" in printed.out
@@ -97,11 +108,11 @@ def test_the_other_rope_pairing_is_seen(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize(
     ("broken", "named"),
     [
-        ("helium_mlx.rope.RotaryEmbedding._yarn_wavelengths", "rope: yarn"),
-        ("helium_mlx.rope.RotaryEmbedding._llama3_wavelength", "rope: llama3"),
-        ("helium_mlx.activations._mish", "activation: mish"),
-        ("helium_mlx.masks.packed_sequences", "mask: packed positions"),
-        ("helium_mlx.losses.sequence_classification_loss", "gradients: regression"),
+        ("helium_mlx.model.rope.RotaryEmbedding._yarn_wavelengths", "rope: yarn"),
+        ("helium_mlx.model.rope.RotaryEmbedding._llama3_wavelength", "rope: llama3"),
+        ("helium_mlx.model.activations._mish", "activation: mish"),
+        ("helium_mlx.kv_cache.masks.packed_sequences", "mask: packed positions"),
+        ("helium_mlx.model.losses.sequence_classification_loss", "gradients: regression"),
         ("mlx.core.stop_gradient", "gradients: causal LM, padding as text"),
     ],
 )

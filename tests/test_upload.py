@@ -10,7 +10,7 @@ from hub_standin.client import TOKEN, run, use
 
 import helium_mlx
 from helium_mlx.convert import main as convert_main
-from helium_mlx.file_hashes import file_hashes
+from helium_mlx.files.hashes import file_hashes
 from helium_mlx.upload import main
 
 REPO = "somebody/tiny"
@@ -203,7 +203,7 @@ def test_an_empty_revision_is_wrong_usage(hub_here: HubStandIn, capsys: pytest.C
 def test_convert_gives_up_on_silence_too_and_hides_the_token(
     hub_here: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("helium_mlx.hub_session.DEFAULT_TIMEOUT", 0.2)
+    monkeypatch.setattr("helium_mlx.publishing.session.DEFAULT_TIMEOUT", 0.2)
     warning = {"X-HF-Warning": f"a; {TOKEN} b"}
     hub_here.faults = [Fault("POST", "/preupload/", status=503, headers=warning), Fault("POST", "/commit/", delay=1)]
     made = ["--hf-path", "demo", "--mlx-path", str(tmp_path / "made"), "-q", "--upload-repo", REPO]

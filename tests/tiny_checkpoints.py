@@ -1,9 +1,11 @@
 """Tiny checkpoints of the tests: `selfcheck_cases.BASE` with one thing changed, written as transformers writes them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from helium_mlx import selfcheck_cases
-from helium_mlx.selfcheck_cases import BASE, config_values, random_weight, random_weights, write_tensors
+from helium_mlx.diagnostics import selfcheck_cases
+from helium_mlx.diagnostics.selfcheck_cases import BASE, config_values, random_weight, random_weights, write_tensors
+from helium_mlx.model.helium import HeliumForCausalLM
 
 __all__ = [
     "BASE",
@@ -31,6 +33,9 @@ CASES: dict[str, dict[str, object]] = {
     "llama-mqa-tied": {**LLAMA, "num_key_value_heads": 1, "tie_word_embeddings": True},
     "llama-wide-heads": {**LLAMA, "num_key_value_heads": 2, "head_dim": 32},
 }
+
+# What the fixture `load_case` gives: a model by the name of its case.
+CaseLoader = Callable[[str], HeliumForCausalLM]
 
 
 def write_checkpoint(directory: Path, **overrides: object) -> Path:

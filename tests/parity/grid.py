@@ -15,16 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 
 from make_selfcheck_reference import Reference, run_head_reference, run_reference
 
-from helium_mlx.selfcheck import (
-    Measurement,
-    Run,
-    by_feature,
-    relative_error,
-    run_case,
-    run_head,
-    table,
-)
-from helium_mlx.selfcheck_cases import HEAD_CASES, Case, HeadCase, grid, real_tokens
+from helium_mlx.diagnostics.selfcheck_cases import HEAD_CASES, Case, HeadCase, grid, real_tokens
+from helium_mlx.diagnostics.selfcheck_runs import Measurement, Run, by_feature, relative_error, run_case, run_head
+from helium_mlx.selfcheck import table
 
 LIMITS = {"float32": 1e-5, "bfloat16": 2e-2, "gradients": 1e-4}
 

@@ -18,7 +18,7 @@ from tiny_checkpoints import LLAMA  # noqa: E402
 
 import helium_mlx  # noqa: E402
 from helium_mlx import ComparisonReport, HeliumTokenizer, compare  # noqa: E402
-from helium_mlx.checkpoint import DEMO_DIRECTORY  # noqa: E402
+from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::UserWarning")]
 

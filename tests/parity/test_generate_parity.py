@@ -33,10 +33,12 @@ from transformers.generation.logits_process import (  # noqa: E402
 
 import helium_mlx  # noqa: E402
 from helium_mlx import GenerationConfig, HeliumForCausalLM, HeliumTokenizer  # noqa: E402
-from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model  # noqa: E402
-from helium_mlx.generation_config import DEFAULTS, NAMES, REFUSED, Settings  # noqa: E402
-from helium_mlx.logits_processing import LogitsProcessors  # noqa: E402
-from helium_mlx.selfcheck_cases import ROPE_TYPES  # noqa: E402
+from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES  # noqa: E402
+from helium_mlx.diagnostics.selfcheck_cases import ROPE_TYPES  # noqa: E402
+from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
+from helium_mlx.model.generate_options import REFUSED, Settings  # noqa: E402
+from helium_mlx.model.loading import load_model  # noqa: E402
+from helium_mlx.model.logits_processing import LogitsProcessors  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::UserWarning")]
 

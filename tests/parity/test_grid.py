@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from grid import GRID_SLACK, mean_ratio, measure, measure_head
 
-from helium_mlx.selfcheck import Measurement
-from helium_mlx.selfcheck_cases import AXES, HEAD_CASES, Case, HeadCase, grid
+from helium_mlx.diagnostics.selfcheck_cases import AXES, HEAD_CASES, Case, HeadCase, grid
+from helium_mlx.diagnostics.selfcheck_runs import Measurement
 
 pytestmark = pytest.mark.parity
 

@@ -11,15 +11,16 @@ transformers = pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 
+from converted_checkpoints import SIZES, SOURCES, Options, converted_from, source_in  # noqa: E402
 from make_selfcheck_reference import AUTO_CLASSES, to_mlx, to_torch  # noqa: E402
-from test_interoperability import SIZES, SOURCES, Options, converted_from, source_in  # noqa: E402
 from tiny_checkpoints import CASES  # noqa: E402
 
 import helium_mlx  # noqa: E402
-from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model  # noqa: E402
-from helium_mlx.layout import Architecture  # noqa: E402
-from helium_mlx.selfcheck import relative_error  # noqa: E402
-from helium_mlx.selfcheck_cases import config_values, write_checkpoint, write_tensors  # noqa: E402
+from helium_mlx.checkpoint.layout import Architecture  # noqa: E402
+from helium_mlx.diagnostics.selfcheck_cases import config_values, write_checkpoint, write_tensors  # noqa: E402
+from helium_mlx.diagnostics.selfcheck_runs import relative_error  # noqa: E402
+from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
+from helium_mlx.model.loading import load_model  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -13,13 +13,14 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 
 import make_reference  # noqa: E402
-from conftest import relative_error  # noqa: E402
+from measures import relative_error  # noqa: E402
 from tiny_checkpoints import CASES, LLAMA, write_checkpoint  # noqa: E402
 
 import helium_mlx  # noqa: E402
-from helium_mlx.activations import ACTIVATION_NAMES  # noqa: E402
-from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model  # noqa: E402
-from helium_mlx.selfcheck_cases import ROPE_TYPES  # noqa: E402
+from helium_mlx.checkpoint.config import ACTIVATION_NAMES  # noqa: E402
+from helium_mlx.diagnostics.selfcheck_cases import ROPE_TYPES  # noqa: E402
+from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
+from helium_mlx.model.loading import load_model  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 from make_selfcheck_reference import load, to_mlx, to_torch  # noqa: E402
 
 import helium_mlx  # noqa: E402
-from helium_mlx.config import HeliumConfig  # noqa: E402
-from helium_mlx.layout import Architecture  # noqa: E402
-from helium_mlx.pretrained import HeliumPreTrainedModel  # noqa: E402
-from helium_mlx.selfcheck import relative_error  # noqa: E402
-from helium_mlx.selfcheck_cases import config_values, token_ids, write_checkpoint  # noqa: E402
+from helium_mlx.checkpoint.config import HeliumConfig  # noqa: E402
+from helium_mlx.checkpoint.layout import Architecture  # noqa: E402
+from helium_mlx.diagnostics.selfcheck_cases import config_values, token_ids, write_checkpoint  # noqa: E402
+from helium_mlx.diagnostics.selfcheck_runs import relative_error  # noqa: E402
+from helium_mlx.model.pretrained import HeliumPreTrainedModel  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -15,7 +15,8 @@ import make_reference  # noqa: E402
 from tiny_checkpoints import CASES, write_checkpoint  # noqa: E402
 
 from helium_mlx import HeliumTokenizer, score  # noqa: E402
-from helium_mlx.checkpoint import DEMO_DIRECTORY, load_model  # noqa: E402
+from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
+from helium_mlx.model.loading import load_model  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::UserWarning")]
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import tiny_checkpoints  # noqa: E402
 
-from helium_mlx.checkpoint import DEMO_DIRECTORY  # noqa: E402
+from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
 
 GREEDY_TOKENS = 200
 TINY_PROMPT = [1, *(7 + 13 * i % 89 for i in range(39))]

@@ -16,9 +16,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from helium_mlx import selfcheck
-from helium_mlx.layout import Architecture
-from helium_mlx.selfcheck_cases import (
+from helium_mlx.checkpoint.layout import Architecture
+from helium_mlx.diagnostics.selfcheck_cases import (
     HEAD_CASES,
     Case,
     HeadCase,
@@ -28,6 +27,7 @@ from helium_mlx.selfcheck_cases import (
     write_case,
     write_checkpoint,
 )
+from helium_mlx.diagnostics.selfcheck_runs import REFERENCE_FILE, HeadRun, at_probes, sampled, stores_details
 
 # Several threads for such small matrices only wait for each other.
 torch.set_num_threads(1)
@@ -44,7 +44,7 @@ AUTO_CLASSES = {
 
 @dataclass(frozen=True)
 class Reference:
-    """transformers' outputs of a case, as `selfcheck.Run` holds ours."""
+    """transformers' outputs of a case, as `Run` holds ours."""
 
     logits: mx.array
     hidden_states: mx.array
@@ -100,7 +100,7 @@ def run_reference(case: Case, *, dtype: str = "float32") -> Reference:
     return Reference(to_mlx(torch.cat(logits, dim=1)), to_mlx(torch.cat(hidden_states, dim=2)), attentions)
 
 
-def run_head_reference(case: HeadCase) -> selfcheck.HeadRun:
+def run_head_reference(case: HeadCase) -> HeadRun:
     """Run a head's case with transformers, with the gradients of all parameters."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = write_checkpoint(Path(directory), case.config_values, case.architecture)
@@ -109,7 +109,7 @@ def run_head_reference(case: HeadCase) -> selfcheck.HeadRun:
     output = model(**inputs, use_cache=False)
     output.loss.backward()
     gradients = {name: to_mlx(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-    return selfcheck.HeadRun(to_mlx(output.loss), to_mlx(output.logits), gradients)
+    return HeadRun(to_mlx(output.loss), to_mlx(output.logits), gradients)
 
 
 def main() -> int:
@@ -117,23 +117,21 @@ def main() -> int:
     stored: dict[str, mx.array] = {}
     for case in grid():
         reference = run_reference(case)
-        stored[f"{case.name}.logits"] = selfcheck.at_probes(reference.logits, case.mask)
-        if selfcheck.stores_details(case):
-            stored[f"{case.name}.hidden_states"] = selfcheck.at_probes(reference.hidden_states, case.mask)
+        stored[f"{case.name}.logits"] = at_probes(reference.logits, case.mask)
+        if stores_details(case):
+            stored[f"{case.name}.hidden_states"] = at_probes(reference.hidden_states, case.mask)
             # The last token of the first row, which is never padding.
             stored[f"{case.name}.attentions"] = reference.attentions[-1][:, :1, :, -1, :]
     for case in HEAD_CASES:
         run = run_head_reference(case)
         stored[f"{case.name}.loss"] = run.loss
-        stored[f"{case.name}.logits"] = (
-            run.logits if run.logits.ndim == 2 else selfcheck.at_probes(run.logits, case.padding)
-        )
+        stored[f"{case.name}.logits"] = run.logits if run.logits.ndim == 2 else at_probes(run.logits, case.padding)
         if case.gradients:
-            stored |= {f"{case.name}.gradient.{name}": selfcheck.sampled(g) for name, g in run.gradients.items()}
+            stored |= {f"{case.name}.gradient.{name}": sampled(g) for name, g in run.gradients.items()}
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in stored.items()}
-    save_file(tensors, selfcheck.REFERENCE_FILE, {"made_with": json.dumps(versions)})
-    print(f"{selfcheck.REFERENCE_FILE.name}: {len(stored)} tensors, {selfcheck.REFERENCE_FILE.stat().st_size} bytes")
+    save_file(tensors, REFERENCE_FILE, {"made_with": json.dumps(versions)})
+    print(f"{REFERENCE_FILE.name}: {len(stored)} tensors, {REFERENCE_FILE.stat().st_size} bytes")
     return 0
 
 

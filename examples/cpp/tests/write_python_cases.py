@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 import helium_mlx
-from helium_mlx.tokenizer import HeliumTokenizer
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 TEXTS = (
     "",

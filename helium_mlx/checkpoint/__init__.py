@@ -1,0 +1,1 @@
+"""What a checkpoint says and holds: config, RoPE parameters, tensor names and shapes, rows at a time."""

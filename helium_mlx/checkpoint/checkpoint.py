@@ -1,0 +1,379 @@
+"""From a checkpoint directory to a model. Reads safetensors only, and checks names and shapes before any tensor.
+
+A directory may be a stranger's: nothing in it is run, no file is read that is none of its own, and no number of its
+config costs memory before the tensors bear it out (see `SECURITY.md`).
+
+Tensors go by their names in a causal LM (`model.layers...`), also where a directory holds the bare decoder, whose
+names lack the `model.`. What this file does not do: download (see `hub.py`), write (see `saving.py`).
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+
+from helium_mlx import backend
+from helium_mlx.checkpoint import kyutai_layout, layout
+from helium_mlx.checkpoint.config import DTYPES, HeliumConfig
+from helium_mlx.checkpoint.kyutai_config import find_kyutai_file, has_kyutai_names
+from helium_mlx.checkpoint.layout import BODY_PREFIX, HEAD_PREFIXES, Architecture, architecture_of
+from helium_mlx.checkpoint.quantization_settings import ModuleSettings, module_settings, unquantized
+from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError, one_line, shown
+from helium_mlx.files.names import CONFIG_FILE, INDEX_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE
+from helium_mlx.files.safetensors_header import BYTES_PER_VALUE, FLOAT_DTYPES, TensorInfo, read_header
+from helium_mlx.files.safetensors_reader import TensorReader
+from helium_mlx.files.untrusted import FileProblem, UnreadableFile, read_json_object
+
+# Published Heliums have one to three shards.
+MAX_SHARDS = 1000
+_SHARD_NAME = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
+
+# transformers keeps the parameters of xIELU in bfloat16 whatever the model's dtype.
+XIELU_DTYPE = mx.bfloat16
+
+# Keys of config.json and tokenizer_config.json by which other programs run code of the repository, or with it.
+CODE_KEYS = ("auto_map", "custom_pipelines", "model_file", "trust_remote_code")
+
+# Formats that other programs read, by the ends of their files; pickles run code when they are opened.
+_FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory whose config, file names, tensor names and shapes have been checked.
+
+    `files` maps each weight file to its tensors, by their names on disk; `settings` says how each module is packed.
+    With `is_kyutai`, names and byte ranges are those that `kyutai_layout` gives the parts of Kyutai's tensors.
+    `missing_head` and `foreign_heads` name tensors that the architecture lacks and does not use. `warnings` are
+    sentences for the user about what in the directory was ignored.
+    """
+
+    directory: Path
+    config: HeliumConfig
+    architecture: Architecture
+    files: dict[Path, dict[str, TensorInfo]]
+    settings: ModuleSettings
+    missing_head: tuple[str, ...] = ()
+    foreign_heads: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    is_kyutai: bool = False
+
+    # Cached: a file may hold thousands of tensors, and each is asked about.
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor that the model uses, keyed by its name in a causal LM."""
+        return {
+            self.name_of(name): info
+            for infos in self.files.values()
+            for name, info in infos.items()
+            if not self.is_ignored(name)
+        }
+
+    @cached_property
+    def is_bare(self) -> bool:
+        """Whether the directory holds the bare decoder, whose names on disk lack the `model.`."""
+        return not any(name.startswith(BODY_PREFIX) for infos in self.files.values() for name in infos)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any module is quantized."""
+        return any(name.endswith(".scales") for name in self.tensors)
+
+    @property
+    def dtype(self) -> str:
+        """The floating-point dtype of most tensors: bfloat16, float16 or float32."""
+        found = [FLOAT_DTYPES[info.dtype] for info in self.tensors.values() if info.dtype in FLOAT_DTYPES]
+        return max(DTYPES, key=found.count)
+
+    def name_of(self, name_on_disk: str) -> str:
+        """Return a tensor's name in a causal LM."""
+        return BODY_PREFIX + name_on_disk if self.is_bare and not _is_head(name_on_disk) else name_on_disk
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor may be in the files without the model using it, as transformers ignores it."""
+        tied = self.config.tie_word_embeddings and name.startswith("lm_head.")
+        return tied or name.endswith("rotary_emb.inv_freq") or name in self._foreign_heads
+
+    @cached_property
+    def _foreign_heads(self) -> frozenset[str]:
+        return frozenset(self.foreign_heads)
+
+
+def open_checkpoint(
+    directory: str | Path,
+    *,
+    architecture: Architecture | None = "ForCausalLM",
+    any_head: bool = False,
+    config_values: Mapping[str, object] | None = None,
+) -> Checkpoint:
+    """Check a checkpoint directory and return what it holds; no tensor is read.
+
+    `architecture` None is the one that the config names. With `any_head`, the architecture's head may be missing and
+    heads of other kinds may be there. `config_values` replace what the directory's config says.
+
+    Raises CheckpointError for files, names or shapes that do not fit, ConfigError and QuantizationError for a
+    `config.json` that no model can be built from.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory; give a checkpoint directory, a Hub id or 'demo'")
+    config = HeliumConfig.of_directory(directory)
+    if config_values:
+        config = config.with_values(config_values)
+    if architecture is None:
+        architecture = architecture_of(config)
+    weight_map = _read_weight_map(directory)
+    files = {path: read_header(path) for path in _weight_files(directory, weight_map)}
+    is_kyutai = weight_map is None and any(map(has_kyutai_names, files.values()))
+    if is_kyutai:
+        ((path, infos),) = files.items()
+        config, files[path] = kyutai_layout.read_as_transformers(path, infos, config)
+    names = [name for infos in files.values() for name in infos]
+    _require_unique(directory, names)
+    if weight_map is not None:
+        _require_indexed(directory, files, weight_map)
+    missing_head: tuple[str, ...] = ()
+    foreign_heads: tuple[str, ...] = ()
+    if any_head:
+        head = layout.head_shapes(config, architecture)
+        foreign_heads = tuple(name for name in names if _is_head(name) and _base_name(name) not in head)
+        missing_head = tuple(
+            name for name in head if name not in names and name.replace(".weight", ".scales") not in names
+        )
+    said = ignored_code(directory, config)
+    checkpoint = Checkpoint(directory, config, architecture, files, unquantized, missing_head, foreign_heads, said)
+    try:
+        settings = module_settings(config.quantization, checkpoint.tensors)
+    except QuantizationError as error:
+        raise QuantizationError(f"{directory / CONFIG_FILE}: {one_line(str(error))}") from None
+    checkpoint = replace(checkpoint, settings=settings, is_kyutai=is_kyutai)
+    _require_expected(checkpoint)
+    _require_whole_groups(checkpoint)
+    return checkpoint
+
+
+def ignored_code(directory: Path, config: HeliumConfig) -> tuple[str, ...]:
+    """Return a sentence that names what in a checkpoint's configs asks for code to be run; none where nothing does."""
+    path = directory / TOKENIZER_CONFIG_FILE
+    try:
+        tokenizer_config = read_json_object(path) if os.path.lexists(path) else {}
+    except FileProblem as problem:
+        raise CheckpointError(f"{path}: {problem}") from None
+    found = [
+        f"{key} in {file}"
+        for file, values in ((CONFIG_FILE, config.extra), (TOKENIZER_CONFIG_FILE, tokenizer_config))
+        for key in CODE_KEYS
+        if values.get(key)
+    ]
+    return (f"{', '.join(found)} ignored: no code from a checkpoint is run",) if found else ()
+
+
+def weight_bytes(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> int:
+    """Return what the weights will take once `load_model` has loaded them, without reading any."""
+    config, target = checkpoint.config, compute_dtype(checkpoint, dtype)
+
+    def value_bytes(name: str, info: TensorInfo) -> int:
+        if info.dtype not in FLOAT_DTYPES:
+            return BYTES_PER_VALUE[info.dtype]
+        return parameter_dtype(name, target, config).size
+
+    return sum(math.prod(info.shape) * value_bytes(name, info) for name, info in checkpoint.tensors.items())
+
+
+def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
+    """Return the checkpoint's tensors, keyed by their names in a causal LM; MLX reads each when it is first used.
+
+    Those of Kyutai's layout, which MLX does not know by these names, are read at once.
+    """
+    tensors: dict[str, mx.array] = {}
+    for path, infos in checkpoint.files.items():
+        if checkpoint.is_kyutai:
+            reader = TensorReader(path)
+            tensors |= {name: reader.read(info) for name, info in infos.items() if not checkpoint.is_ignored(name)}
+            continue
+        try:
+            loaded = mx.load(str(path))
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path}: MLX cannot read it ({error})") from None
+        assert isinstance(loaded, dict)
+        tensors |= {
+            checkpoint.name_of(name): tensor for name, tensor in loaded.items() if not checkpoint.is_ignored(name)
+        }
+    return tensors
+
+
+def as_parameter(name: str, tensor: mx.array, dtype: mx.Dtype, config: HeliumConfig) -> mx.array:
+    """Return a tensor in the dtype that it has in a model which computes in `dtype`."""
+    return tensor.astype(parameter_dtype(name, dtype, config)) if mx.issubdtype(tensor.dtype, mx.floating) else tensor
+
+
+def parameter_dtype(name: str, dtype: mx.Dtype, config: HeliumConfig) -> mx.Dtype:
+    """Return the dtype that a floating-point tensor has in a model which computes in `dtype`."""
+    return XIELU_DTYPE if config.hidden_act == "xielu" and ".act_fn." in name else dtype
+
+
+def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> mx.Dtype:
+    """Return the dtype that a model of this checkpoint computes in when `dtype` is asked for, None being its own."""
+    target = _parse_dtype(dtype)
+    if target is None:
+        return backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
+    return target
+
+
+def _parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+    if dtype is None:
+        return None
+    dtype = str(dtype).removeprefix("mlx.core.") if isinstance(dtype, mx.Dtype) else dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+    return getattr(mx, dtype)
+
+
+def _read_weight_map(directory: Path) -> dict[str, str] | None:
+    """Return the file name of every tensor that the index names; None where there is no index."""
+    index = directory / INDEX_FILE
+    if not os.path.lexists(index):
+        return None
+    try:
+        weight_map = read_json_object(index).get("weight_map")
+    except UnreadableFile as problem:
+        raise CheckpointError(f"{index}: {problem}") from None
+    except FileProblem as problem:
+        raise CheckpointError(f"{index}: not an index: {problem}") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index}: not an index: weight_map is {shown(weight_map)}; it must map tensors to file names; "
+            "fetch it again"
+        )
+    # A name from a stranger's file must not lead out of the directory.
+    names = list(weight_map.values())
+    strange = next((name for name in names if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name)), names)
+    if strange is not names:
+        raise CheckpointError(
+            f"{index}: shard name {shown(strange)} must be a bare name that ends in .safetensors; fetch it again"
+        )
+    if len(set(names)) > MAX_SHARDS:
+        raise CheckpointError(f"{index}: names {len(set(names))} shards; at most {MAX_SHARDS} are read; fetch it again")
+    return cast("dict[str, str]", weight_map)
+
+
+def _weight_files(directory: Path, weight_map: Mapping[str, str] | None) -> list[Path]:
+    """Return the weight files of a checkpoint: the shards that the index names, `model.safetensors`, or Kyutai's file.
+
+    Where both are there, the index counts and `model.safetensors` is no part of the checkpoint unless it names it.
+    """
+    if weight_map is not None:
+        paths = [directory / name for name in sorted(set(weight_map.values()))]
+        missing = [path.name for path in paths if not os.path.lexists(path)]
+        if missing:
+            raise CheckpointError(
+                f"{directory / INDEX_FILE}: names {_listing(missing)}, which is not there; fetch it, the download may "
+                "be incomplete"
+            )
+        return paths
+    if os.path.lexists(directory / WEIGHTS_FILE):
+        return [directory / WEIGHTS_FILE]
+    kyutai_file = find_kyutai_file(directory)
+    if kyutai_file is not None:
+        return [kyutai_file]
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    foreign = [name for name in names if name.endswith(_FOREIGN_WEIGHTS)]
+    raise CheckpointError(
+        f"{directory}: neither {WEIGHTS_FILE} nor {INDEX_FILE} is there "
+        f"(found: {_listing([shown(name) for name in foreign or names]) or 'nothing'}); only safetensors checkpoints "
+        "are read"
+    )
+
+
+def _require_unique(directory: Path, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise CheckpointError(f"{directory}: tensor {shown(name)} is in two files; keep one")
+        seen.add(name)
+
+
+def _require_indexed(
+    directory: Path, files: Mapping[Path, Mapping[str, TensorInfo]], weight_map: Mapping[str, str]
+) -> None:
+    """Raise CheckpointError unless every tensor lies in the shard that the index names for it, and in no other."""
+    index = directory / INDEX_FILE
+    lies_in = {name: path.name for path, infos in files.items() for name in infos}
+    absent = [f"{shown(name)} in {file}" for name, file in weight_map.items() if lies_in.get(name) != file]
+    if absent:
+        raise CheckpointError(f"{index}: names {_listing(absent)}, where it is not; fetch index and shards again")
+    unnamed = [f"{name} in {file}" for name, file in lies_in.items() if name not in weight_map]
+    if unnamed:
+        raise CheckpointError(f"{index}: does not name {_listing(unnamed)}; fetch index and shards again")
+
+
+def _require_expected(checkpoint: Checkpoint) -> None:
+    """Compare the tensors with what the config asks for, before a model of that size is built."""
+    found = {name: info.shape for name, info in checkpoint.tensors.items()}
+    # A config can ask for any number of layers: look no further than the files can satisfy.
+    shapes = layout.tensor_shapes(checkpoint.config, checkpoint.settings, checkpoint.architecture)
+    wanted = (item for item in shapes if item[0] not in checkpoint.missing_head)
+    expected = dict(islice(wanted, len(found) + 1000))
+    where = checkpoint.directory
+    # Of such, any number of rows would fit into no bytes.
+    empty = [f"{name} {list(shape)}" for name, shape in found.items() if 0 in shape]
+    if empty:
+        raise CheckpointError(f"{where}: tensors without elements: {_listing(empty)}; download it again")
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    if missing:
+        raise CheckpointError(f"{where}: config.json asks for tensors that are missing: {_listing(missing)}")
+    extra = [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected]
+    if extra:
+        raise CheckpointError(f"{where}: the files hold tensors that config.json has no place for: {_listing(extra)}")
+    wrong = [f"{name} is {list(found[name])}, expected {list(shape)}" for name, shape in expected.items()
+             if found[name] != shape]  # fmt: skip
+    if wrong:
+        raise CheckpointError(f"{where}: tensor shapes do not fit config.json: {_listing(wrong)}")
+    strange = [f"{name} is {info.dtype}, expected {' or '.join(allowed)}"
+               for name, info in checkpoint.tensors.items()
+               if info.dtype not in (allowed := _allowed_dtypes(name, checkpoint.settings))]  # fmt: skip
+    if strange:
+        raise CheckpointError(f"{where}: tensor dtypes that cannot be read: {_listing(strange)}")
+
+
+def _require_whole_groups(checkpoint: Checkpoint) -> None:
+    for path, (_, columns) in layout.weight_shapes(checkpoint.config, checkpoint.architecture):
+        packing = checkpoint.settings(path)
+        if packing is not None and columns % packing.group_size:
+            raise CheckpointError(
+                f"{checkpoint.directory}: {path} has {columns} columns, which groups of {packing.group_size} do not "
+                "divide; convert it again"
+            )
+
+
+def _allowed_dtypes(name: str, settings: ModuleSettings) -> tuple[str, ...]:
+    path, _, suffix = name.rpartition(".")
+    packing = settings(path)
+    integers = None if packing is None else packing.integer_dtype(suffix)
+    return tuple(FLOAT_DTYPES) if integers is None else (integers,)
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(HEAD_PREFIXES)
+
+
+def _base_name(name: str) -> str:
+    """Return what a head's tensor is called unquantized."""
+    path, _, suffix = name.rpartition(".")
+    return f"{path}.weight" if suffix in ("scales", "biases") else name
+
+
+def _listing(items: list[str]) -> str:
+    """Name the first of `items`, as many as make a line that can be read, and how many there are beside them."""
+    named = [one_line(item, 150) for item in items[:9]]
+    while len(named) > 1 and sum(map(len, named)) > 500:
+        named.pop()
+    rest = len(items) - len(named)
+    return ", ".join(named) + (f" and {rest} more" if rest else "")

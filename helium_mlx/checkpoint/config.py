@@ -1,0 +1,468 @@
+"""`HeliumConfig`: the numbers a model is built from, as transformers' `config.json` spells them.
+
+Reads the spellings of transformers v4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and v5 (`rope_parameters`,
+`dtype`); writes v5's, with `rope_theta` kept at the top level for mlx-lm and mlx-swift-lm. Every field is used or
+rejected; keys that no field has are kept in `extra` for writing back, and ignored.
+
+Two model types are known: `helium` (interleaved RoPE, no bias on `o_proj`) and `llama` (half-split RoPE), which is
+what the published Helium-1-2b checkpoints are.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import cast
+
+from helium_mlx.checkpoint.kyutai_config import inferred_values
+from helium_mlx.checkpoint.rope_parameters import validate_rope_parameters
+from helium_mlx.errors import CheckpointError, ConfigError, one_line, shown
+from helium_mlx.files.hub import resolve_file
+from helium_mlx.files.names import CONFIG_FILE
+from helium_mlx.files.untrusted import MalformedFile, UnreadableFile, read_json_object
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+DTYPES = ("bfloat16", "float16", "float32")
+
+# What `model/activations.py` has: transformers' names, `transformers.activations.ACT2CLS`.
+# fmt: off
+ACTIVATION_NAMES = frozenset((
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu",
+    "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
+))
+# fmt: on
+
+MAX_LABELS = 100_000
+MAX_EOS_TOKENS = 1000
+
+# Every number of rope_parameters, which go through powers and logarithms; published ones lie from 0.1 to 1e9.
+ROPE_RANGE = (1e-12, 1e12)
+
+# transformers' LlamaConfig, where a config.json leaves a field out.
+_LLAMA_DEFAULTS: dict[str, object] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": None,
+}
+
+# Fields that transformers leaves out of config.json while they have these values.
+_UNWRITTEN_DEFAULTS: dict[str, object] = {
+    "dtype": None,
+    "problem_type": None,
+    "classifier_dropout": None,
+    "hidden_dropout": None,
+    "token_classification_bias": True,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "return_dict": True,
+}
+_DEFAULT_ROPE_THETA = {"helium": 100_000.0, "llama": 10_000.0}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+_FLAGS = (
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "use_cache",
+    "token_classification_bias",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+)
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass
+class HeliumConfig:
+    """The shape of a Helium model; the defaults describe `kyutai/helium-1-preview-2b`.
+
+    Field names and meanings are transformers'. `head_dim` and `num_key_value_heads` may be None: hidden_size /
+    num_attention_heads, and num_attention_heads. `num_labels` follows from `id2label`, or is 2. `quantization` is
+    MLX's: `group_size`, `bits` and `mode`, and entries
+    that differ, keyed by module path. `dtype` is the one the tensors are stored in.
+
+    Raises ConfigError, which names field, value and what is allowed, before anything is allocated.
+    """
+
+    vocab_size: int = 48000
+    hidden_size: int = 2560
+    intermediate_size: int = 7040
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 20
+    num_key_value_heads: int = cast(int, None)
+    head_dim: int = cast(int, None)
+    hidden_act: str = "silu"
+    attention_dropout: float = 0.0
+    max_position_embeddings: int = 4096
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-8
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, object] = field(default_factory=dict)
+    pad_token_id: int | None = 3
+    eos_token_id: int | list[int] | None = 2
+    bos_token_id: int | None = 1
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    num_labels: int = cast(int, None)
+    id2label: dict[int, str] = field(default_factory=dict)
+    label2id: dict[str, int] = field(default_factory=dict)
+    problem_type: str | None = None
+    classifier_dropout: float | None = None
+    hidden_dropout: float | None = None
+    token_classification_bias: bool = True
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    return_dict: bool = True
+    dtype: str | None = None
+    model_type: str = "helium"
+    quantization: dict[str, object] | None = None
+    extra: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_type, str) or self.model_type not in _DEFAULT_ROPE_THETA:
+            raise ConfigError(
+                f"model_type is {shown(self.model_type)}; known are 'helium' (interleaved RoPE) and 'llama' "
+                "(Helium-1-2b)"
+            )
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        self._require_sizes()
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        self._require_heads()
+        self._require_values()
+        self._settle_labels()
+        self.rope_parameters = self._standardized_rope_parameters()
+        validate_rope_parameters(self.rope_parameters, self.head_dim)
+        self._require_rope_range()
+
+    @property
+    def interleaved_rope(self) -> bool:
+        """Whether RoPE rotates pairs (2i, 2i + 1), as Helium does, rather than (i, i + d/2), as Llama does."""
+        return self.model_type == "helium"
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether `o_proj` has a bias: in transformers, Llama's follows `attention_bias` and Helium's never has one."""
+        return self.attention_bias and self.model_type == "llama"
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end-of-stream ids as a tuple, empty where there is none."""
+        if self.eos_token_id is None:
+            return ()
+        return tuple(self.eos_token_id) if isinstance(self.eos_token_id, list) else (self.eos_token_id,)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> "HeliumConfig":
+        """Build a config from the contents of a `config.json`, in either spelling; `values` is left as it is."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"a config must be a JSON object, not {type(values).__name__}")
+        values = dict(values)
+        known = {f.name for f in fields(cls)} - {"extra"}
+        model_type = values.get("model_type", "helium")
+        if model_type == "llama":
+            values = _LLAMA_DEFAULTS | values
+        values["rope_parameters"] = _merge_rope_spellings(values)
+        values["dtype"] = _merge_dtype_spellings(values)
+        # mlx-lm writes the same object under both names; transformers' own quantizers write only the second.
+        quantization_config = values.pop("quantization_config", None)
+        if quantization_config is not None and values.get("quantization") is None:
+            if not isinstance(quantization_config, dict) or "quant_method" in quantization_config:
+                method = quantization_config.get("quant_method") if isinstance(quantization_config, dict) else "?"
+                raise ConfigError(
+                    f"quantization_config names quant_method {shown(method)}, which MLX cannot read; "
+                    "use the checkpoint in bfloat16, float16 or float32"
+                )
+            values["quantization"] = quantization_config
+        extra = {key: value for key, value in values.items() if key not in known}
+        return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> "HeliumConfig":
+        """Read a `config.json`. Raises CheckpointError if there is none, ConfigError if it is not a valid one."""
+        path = Path(path)
+        try:
+            values = read_json_object(path)
+        except UnreadableFile as problem:
+            if os.path.lexists(path):
+                raise CheckpointError(f"{path}: {problem}") from None
+            raise CheckpointError(f"{path}: no such file; a checkpoint directory needs a {CONFIG_FILE}") from None
+        except MalformedFile as problem:
+            raise ConfigError(f"{path}: {problem}") from None
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {one_line(str(error))}") from None
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> "HeliumConfig":
+        """Return the config of a checkpoint directory: its `config.json`, or what Kyutai's own layout implies.
+
+        Raises CheckpointError or ConfigError, one line.
+        """
+        inferred = inferred_values(directory)
+        if inferred is None:
+            return cls.from_json_file(directory / CONFIG_FILE)
+        path, values = inferred
+        try:
+            return cls(**values)  # pyright: ignore[reportArgumentType]
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: the shapes are no Helium's: {error}") from None
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> "HeliumConfig":
+        """Read the config of a checkpoint directory, a Hub repository, or "demo"; no weights are fetched.
+
+        Raises CheckpointError if there is none, ConfigError if it is not a valid one.
+        """
+
+        path = resolve_file(path_or_repo, CONFIG_FILE, revision=revision)
+        return cls.of_directory(path.parent)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` into `directory`, which is made if need be. Raises CheckpointError if it cannot be."""
+        path = Path(directory) / CONFIG_FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `config.json` holds: all fields and the keys kept from reading, sorted."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        values["rope_parameters"] = dict(self.rope_parameters)
+        values["rope_theta"] = self.rope_parameters["rope_theta"]
+        quantization = values.pop("quantization")
+        scaling = {key: value for key, value in self.rope_parameters.items() if key != "rope_theta"}
+        if scaling["rope_type"] != "default":
+            # mlx-lm's Llama reads scaling in this spelling only, and would ignore the other without a word.
+            values["rope_scaling"] = scaling
+        if quantization is not None:
+            values["quantization"] = values["quantization_config"] = dict(quantization)
+        # As in transformers, what a causal LM has no use for is written only where it was set.
+        values["id2label"] = {str(index): label for index, label in self.id2label.items()}
+        del values["num_labels"]
+        if self.id2label == _default_labels(2):
+            del values["id2label"], values["label2id"]
+        for name, default in _UNWRITTEN_DEFAULTS.items():
+            if values[name] == default:
+                del values[name]
+        architecture = "HeliumForCausalLM" if self.model_type == "helium" else "LlamaForCausalLM"
+        return dict(sorted(({"architectures": [architecture]} | self.extra | values).items()))
+
+    def with_values(self, values: Mapping[str, object]) -> "HeliumConfig":
+        """Return a copy with some values changed; a new `num_labels` gives the labels default names."""
+        unknown = sorted(set(values) - {f.name for f in fields(self)})
+        if unknown:
+            raise ConfigError(
+                f"{unknown[0]} is neither an option of from_pretrained here nor a field of HeliumConfig; "
+                f"fields are {', '.join(_field_names())}"
+            )
+        merged = self.to_dict()
+        for spelled_twice in ("rope_theta", "rope_scaling", "quantization_config"):
+            merged.pop(spelled_twice, None)
+        merged |= values
+        if "num_labels" in values and "id2label" not in values:
+            merged.pop("id2label", None)
+        return HeliumConfig.from_dict(merged)
+
+    def _require_sizes(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if name == "head_dim" and value is None:
+                continue
+            if not _is_int(value) or not 0 < value < 2**31:
+                raise ConfigError(f"{name} is {shown(value)}; it must be a whole number from 1 to 2^31 - 1")
+
+    def _require_heads(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv_heads:
+            raise ConfigError(f"num_key_value_heads is {kv_heads}; it must divide num_attention_heads = {heads}")
+        if self.head_dim % 2 or self.head_dim == 0:
+            raise ConfigError(f"head_dim is {self.head_dim}; RoPE rotates pairs, so it must be even and above 0")
+        # transformers' Helium has a hidden x hidden o_proj; Llama's is (heads * head_dim) x hidden.
+        if self.model_type == "helium" and heads * self.head_dim != self.hidden_size:
+            raise ConfigError(
+                f"num_attention_heads * head_dim is {heads} * {self.head_dim} = {heads * self.head_dim}; "
+                f"for model_type 'helium' it must equal hidden_size = {self.hidden_size}"
+            )
+
+    def _require_values(self) -> None:
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; it must be true or false")
+        self._require_fractions()
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATION_NAMES:
+            raise ConfigError(
+                f"hidden_act is {shown(self.hidden_act)}; known are {', '.join(sorted(ACTIVATION_NAMES))}"
+            )
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ConfigError(f"problem_type is {shown(self.problem_type)}; known are {', '.join(PROBLEM_TYPES)}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {shown(self.dtype)}; known are {', '.join(DTYPES)}")
+        for name in _TOKEN_IDS:
+            self._require_token_id(name)
+        if self.quantization is not None and not isinstance(self.quantization, dict):
+            raise ConfigError(
+                f"quantization is {shown(self.quantization)}; it must be an object with group_size and bits"
+            )
+        self._require_whole_quantization()
+
+    def _require_whole_quantization(self) -> None:
+        quantization = self.quantization or {}
+        for entry in (quantization, *(value for value in quantization.values() if isinstance(value, dict))):
+            for name in ("group_size", "bits"):
+                # 4.0 equals 4, and MLX takes whole numbers only.
+                if isinstance(entry.get(name), float):
+                    raise ConfigError(f"quantization {name} is {shown(entry[name])}; it must be a whole number")
+
+    def _require_fractions(self) -> None:
+        for name, low, high in (
+            ("rms_norm_eps", 0.0, 1.0),
+            ("initializer_range", 0.0, 100.0),
+            ("attention_dropout", 0.0, 1.0),
+            ("classifier_dropout", 0.0, 1.0),
+            ("hidden_dropout", 0.0, 1.0),
+        ):
+            value: float | None = getattr(self, name)
+            if value is None and name in _UNWRITTEN_DEFAULTS:
+                continue
+            if (
+                value is None
+                or not _is_number(value)
+                or not low <= value < high
+                or (name == "rms_norm_eps" and value == 0)
+            ):
+                raise ConfigError(
+                    f"{name} is {shown(value)}; it must be a finite number from {low:g} to below {high:g}"
+                )
+
+    def _settle_labels(self) -> None:
+        # Each label gets a name, so their number is memory that no tensor vouches for yet.
+        if self.num_labels is not None and (not _is_int(self.num_labels) or not 0 < self.num_labels <= MAX_LABELS):
+            raise ConfigError(
+                f"num_labels is {shown(self.num_labels)}; it must be a whole number from 1 to {MAX_LABELS}"
+            )
+        if not self.id2label:
+            self.id2label = _default_labels(2 if self.num_labels is None else self.num_labels)
+        try:
+            self.id2label = {int(index): str(label) for index, label in self.id2label.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(f"id2label is {shown(self.id2label)}; it must map numbers to names") from None
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ConfigError(f"id2label has the numbers {shown(sorted(self.id2label))}; they must be 0, 1, and so on")
+        if self.num_labels is not None and self.num_labels != len(self.id2label):
+            raise ConfigError(
+                f"num_labels is {self.num_labels}, but id2label has {len(self.id2label)} labels; keep one"
+            )
+        self.num_labels = len(self.id2label)
+        self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def _require_token_id(self, name: str) -> None:
+        value: object = getattr(self, name)
+        ids: list[object] = value if name == "eos_token_id" and isinstance(value, list) and value else [value]
+        if value is None:
+            return
+        if len(ids) > MAX_EOS_TOKENS:
+            raise ConfigError(f"{name} lists {len(ids)} ids; at most {MAX_EOS_TOKENS} are read")
+        for i in ids:
+            # Helium's pad id, and Llama's -1, may lie outside of the vocabulary: they are never looked up.
+            if not isinstance(i, int) or isinstance(i, bool) or i >= 2**31 or (i < 0 and name != "pad_token_id"):
+                raise ConfigError(f"{name} is {shown(value)}; it must be a token id (a whole number from 0 on)")
+            if name != "pad_token_id" and i >= self.vocab_size:
+                raise ConfigError(f"{name} is {shown(value)}; ids must be below vocab_size = {self.vocab_size}")
+
+    def _standardized_rope_parameters(self) -> dict[str, object]:
+        if not isinstance(self.rope_parameters, dict):
+            raise ConfigError(f"rope_parameters is {shown(self.rope_parameters)}; it must be an object")
+        parameters = dict(self.rope_parameters)
+        if "rope_type" not in parameters:
+            parameters["rope_type"] = parameters.pop("type", "default")
+        if parameters.get("rope_theta") is None:
+            parameters["rope_theta"] = _DEFAULT_ROPE_THETA[self.model_type]
+        if parameters["rope_type"] in ("yarn", "longrope", "llama3"):
+            parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
+        return parameters
+
+    def _require_rope_range(self) -> None:
+        for key, value in self.rope_parameters.items():
+            for number in value if isinstance(value, (list, tuple)) else (value,):
+                if _is_number(number) and not ROPE_RANGE[0] <= cast(float, number) <= ROPE_RANGE[1]:
+                    raise ConfigError(
+                        f"rope_parameters.{key} has {shown(number)}; numbers there lie from {ROPE_RANGE[0]:g} to "
+                        f"{ROPE_RANGE[1]:g}"
+                    )
+
+
+def _field_names() -> list[str]:
+    return [f.name for f in fields(HeliumConfig) if f.name != "extra"]
+
+
+def _default_labels(count: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def _merge_rope_spellings(values: dict[str, object]) -> dict[str, object]:
+    """Take `rope_theta`, `rope_scaling` and `rope_parameters` out of `values` and return v5's one object."""
+    theta, scaling = values.pop("rope_theta", None), values.pop("rope_scaling", None)
+    parameters = values.pop("rope_parameters", None)
+    for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{name} is {shown(value)}; it must be an object")
+    merged = cast(dict[str, object], dict(parameters or {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    for key, value in cast(dict[str, object], scaling or {}).items():
+        key = "rope_type" if key == "type" else key
+        if merged.setdefault(key, value) != value:
+            raise ConfigError(
+                f"rope_scaling says {shown(key)} = {shown(value)}, rope_parameters says {shown(merged[key])}; keep one"
+            )
+    if theta is not None and merged.setdefault("rope_theta", theta) != theta:
+        raise ConfigError(
+            f"rope_theta is {shown(theta)}, but rope_parameters says {shown(merged['rope_theta'])}; keep one"
+        )
+    return merged
+
+
+def _merge_dtype_spellings(values: dict[str, object]) -> str | None:
+    """Take `torch_dtype` and `dtype` out of `values` and return v5's one, without a leading `torch.`."""
+    old, new = values.pop("torch_dtype", None), values.pop("dtype", None)
+    if old is not None and new is not None and str(old).removeprefix("torch.") != str(new).removeprefix("torch."):
+        raise ConfigError(f"torch_dtype is {shown(old)}, but dtype is {shown(new)}; keep one")
+    dtype = old if new is None else new
+    if dtype is None or not isinstance(dtype, str):
+        if dtype is None:
+            return None
+        raise ConfigError(f"dtype is {shown(dtype)}; known are {', '.join(DTYPES)}")
+    return dtype.removeprefix("torch.")

@@ -1,0 +1,103 @@
+"""What shapes `HeliumForCausalLM.generate`: transformers' `GenerationConfig`, its defaults, and what is refused.
+
+A setting comes, as there, from the call, else from the `generation_config` given to it, else from the model's own,
+else from `DEFAULTS`; None at the call switches a setting off. Of transformers' some seventy settings, those that are
+no field here are refused by name unless they are at the value that leaves them without effect.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.errors import CheckpointError
+from helium_mlx.files.names import GENERATION_CONFIG_FILE
+from helium_mlx.files.untrusted import FileProblem, read_json_object
+
+
+@dataclass
+class GenerationConfig:
+    """Settings of `generate`; None where nothing is said. `others` are those of a file that have no meaning here.
+
+    `max_length` and `min_length` count the prompt, `max_new_tokens` and `min_new_tokens` do not.
+    """
+
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    min_length: int | None = None
+    min_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    num_return_sequences: int | None = None
+    stop_strings: str | list[str] | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    use_cache: bool | None = None
+    others: dict[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "GenerationConfig":
+        """Return the settings of a `generation_config.json`; nothing is checked before `generate` needs it."""
+        known = {name: value for name, value in values.items() if name in NAMES}
+        return cls(**known, others={name: value for name, value in values.items() if name not in NAMES})  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_model_config(cls, config: HeliumConfig) -> "GenerationConfig":
+        """Return what a model's config says about generation: special ids and `use_cache`."""
+        return cls(
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            use_cache=config.use_cache,
+        )
+
+    @classmethod
+    def of_directory(cls, directory: Path, config: HeliumConfig) -> "GenerationConfig":
+        """Return a checkpoint's settings: those of its `generation_config.json`, or of `config` where it has none."""
+        path = directory / GENERATION_CONFIG_FILE
+        if not os.path.lexists(path):
+            return cls.from_model_config(config)
+        try:
+            return cls.from_dict(read_json_object(path))
+        except FileProblem as problem:
+            raise CheckpointError(f"{path}: {problem}; or remove it") from None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return every setting that is not None, as `generation_config.json` has them."""
+        own = {name: getattr(self, name) for name in NAMES}
+        return {name: value for name, value in {**self.others, **own}.items() if value is not None}
+
+
+NAMES = tuple(f.name for f in dataclasses.fields(GenerationConfig) if f.name != "others")
+
+# transformers' `_get_default_generation_params`.
+DEFAULTS: dict[str, object] = {
+    "max_length": 20,
+    "min_length": 0,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "use_cache": True,
+}
+
+
+def generation_values(config: HeliumConfig) -> dict[str, object]:
+    """Return what `generation_config.json` says of a model that came without one."""
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+    return {key: value for key, value in ids.items() if value is not None}

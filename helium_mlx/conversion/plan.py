@@ -1,0 +1,130 @@
+"""What a conversion will do, decided before a tensor is read: config, tensors, bits of each module."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from helium_mlx.checkpoint import layout
+from helium_mlx.checkpoint.checkpoint import CODE_KEYS, Checkpoint
+from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.checkpoint.generation_config import GenerationConfig, generation_values
+from helium_mlx.checkpoint.layout import architecture_name
+from helium_mlx.checkpoint.quantization_settings import ModuleSettings, config_entry, unquantized
+from helium_mlx.conversion.options import ConversionOptions
+from helium_mlx.conversion.verification import prompt_ids
+from helium_mlx.errors import TokenizerError
+from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE
+from helium_mlx.files.safetensors_reader import MLX_DTYPES
+from helium_mlx.files.safetensors_writer import TensorPlan, plan_bytes
+from helium_mlx.model_card.source import licence_files
+from helium_mlx.option_values import OnProgress
+from helium_mlx.quantization.bit_allocation import Allocation, allocate
+from helium_mlx.quantization.calibration import Windows, calibration_windows
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What is to be done: the source, and the result's config and tensors (by name on disk, in forward order)."""
+
+    source: Checkpoint
+    tokenizer: HeliumTokenizer
+    options: ConversionOptions
+    settings: ModuleSettings
+    config: HeliumConfig
+    tensors: dict[str, TensorPlan]
+    parameters: int
+    windows: Windows | None
+    allocation: Allocation | None
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What everything that is not quantized is stored in."""
+        return getattr(mx, str(self.config.dtype))
+
+    @property
+    def total_bytes(self) -> int:
+        """What the tensors will take on disk."""
+        return sum(map(plan_bytes, self.tensors.values()))
+
+    @property
+    def json_files(self) -> dict[str, dict[str, object]]:
+        """What is written as JSON, by file name; a generation config that the source has is copied instead."""
+        files = {CONFIG_FILE: self.config.to_dict()}
+        if not (self.source.directory / GENERATION_CONFIG_FILE).is_file():
+            files[GENERATION_CONFIG_FILE] = generation_values(self.source.config)
+        return files
+
+    @property
+    def source_files(self) -> list[Path]:
+        """What the result is made from."""
+        names = [CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE]
+        beside = [path for name in names if (path := self.source.directory / name).is_file()]
+        return [*beside, *licence_files(self.source.directory), *self.tokenizer.files, *self.source.files]
+
+
+def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None) -> ConversionPlan:
+    """Decide everything about a conversion before a tensor is written; bits by sensitivity are measured here."""
+    settings = options.settings_for(source)
+    tokenizer = HeliumTokenizer.from_pretrained(source.directory)
+    _require_encodable(tokenizer, source)
+    windows = allocation = None
+    if options.is_calibrated:
+        windows = calibration_windows(tokenizer, source.config, options.calibration_text)
+    if options.target_bpw is not None and windows is not None:
+        allocation = allocate(
+            source,
+            windows,
+            options.target_bpw,
+            rounding=options.rounding_kind,
+            dtype=getattr(mx, options.dtype or source.dtype),
+            on_progress=on_allocation,
+        )
+        settings = allocation.settings.get
+    config = _converted_config(source, settings, options.dtype)
+    tensors = _tensor_plans(config, settings, source.architecture)
+    parameters = sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized, source.architecture))
+    return ConversionPlan(source, tokenizer, options, settings, config, tensors, parameters, windows, allocation)
+
+
+def _require_encodable(tokenizer: HeliumTokenizer, source: Checkpoint) -> None:
+    """Raise TokenizerError, before any work, for a tokenizer that fails at a prompt or gives ids the model lacks."""
+    largest, vocab_size = prompt_ids(tokenizer).max().item(), source.config.vocab_size
+    if largest >= vocab_size:  # pyright: ignore[reportOperatorIssue]
+        raise TokenizerError(
+            f"the tokenizer in {source.directory} gives the id {largest}, and the model has {vocab_size} rows; "
+            "take both from one checkpoint"
+        )
+
+
+def _converted_config(source: Checkpoint, settings: ModuleSettings, dtype: str | None) -> HeliumConfig:
+    paths = [path for path, _ in layout.weight_shapes(source.config, source.architecture)]
+    quantized = any(settings(path) is not None for path in paths)
+    # Code that the source names is not carried on: it was not copied, and is not to be run.
+    extra = {key: value for key, value in source.config.extra.items() if key not in CODE_KEYS}
+    config = replace(
+        source.config,
+        dtype=dtype or source.dtype,
+        quantization=config_entry(settings, paths) if quantized else None,
+        extra=extra | {"architectures": [architecture_name(source.config, source.architecture)]},
+    )
+    if config.eos_token_id is None:
+        # Swift loaders read it from config.json only.
+        config.eos_token_id = GenerationConfig.of_directory(source.directory, config).eos_token_id
+    return config
+
+
+def _tensor_plans(
+    config: HeliumConfig, settings: ModuleSettings, architecture: layout.Architecture
+) -> dict[str, TensorPlan]:
+    """Return dtype and shape of every tensor of the result, by its name on disk, in the order of the forward pass."""
+    plans: dict[str, TensorPlan] = {}
+    for name, shape in layout.tensor_shapes(config, settings, architecture):
+        path, _, suffix = name.rpartition(".")
+        packing = settings(path)
+        integers = None if packing is None else packing.integer_dtype(suffix)
+        dtype = getattr(mx, str(config.dtype)) if integers is None else MLX_DTYPES[integers]
+        plans[layout.name_on_disk(name, architecture)] = (dtype, shape)
+    return plans

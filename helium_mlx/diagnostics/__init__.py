@@ -1,0 +1,1 @@
+"""Behind `benchmark` and `selfcheck`: what is measured and compared on this machine."""

@@ -1,0 +1,1 @@
+"""A model for threads and asyncio: who runs next, on one thread that owns everything of MLX."""

@@ -1,0 +1,289 @@
+"""`HeliumEngine`: a model as a well-behaved part of a program, safe from any thread and from asyncio.
+
+    with HeliumEngine("demo") as engine:
+        for chunk in engine.stream("Once upon a time", max_tokens=64):
+            print(chunk.text, end="", flush=True)
+
+An engine owns one thread, in which the model is loaded and everything of MLX happens (`engine_worker.py`); callers give
+and get plain Python values. Requests that come while others run decode together with them, in one pass a token, as rows
+of a batch that join and leave (`batching.py`). Those with an option that batches lack (`max_kv_size`, `kv_bits`,
+`prompt_lookup`) have a cache of their own and take a token in turn with the batch. Either way the text is what
+`stream_generate` gives with the same options, but for the rounding of sums.
+
+Not here: prompt caches that requests share, and more than one model.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import mlx.core as mx
+
+from helium_mlx.engine.channels import Channel
+from helium_mlx.engine.request import EngineRequest, OwnCache, checked_request
+from helium_mlx.engine.stream import EngineCompletion, EngineStream
+from helium_mlx.engine.tasks import ScoreRun
+from helium_mlx.engine.worker import EngineWorker
+from helium_mlx.errors import EngineError
+from helium_mlx.generation.prompts import Prompt
+from helium_mlx.generation.scoring import Score, checked_text
+from helium_mlx.option_values import path_of, require_call, require_switch, require_whole
+
+__all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
+T = TypeVar("T")
+ScoredText = str | Sequence[int] | mx.array
+
+# More than any machine has, and numbers that MLX's sizes can hold.
+_MOST = 2**30
+_MOST_BYTES = 2**50
+
+# How often, in seconds, who waits looks whether an answer may come, and whether it is wanted.
+_LOOK = 1.0
+_CANCEL_LOOK = 0.02
+
+
+class HeliumEngine:
+    """A model behind a thread of its own. Every method may be called from any thread.
+
+    `path_or_repo`, `revision` and `dtype` are `load`'s. At most `batch_size` requests run at a time; the others wait in
+    the order in which they came. `buffer` chunks are computed ahead of a reader, who then holds up its own request
+    only. `memory_limit` caps the bytes of weights plus caches: a request that could never fit is refused at the call
+    with the figures, one that does not fit beside the others waits for them. MLX keeps at most `cache_limit` bytes of
+    free buffers beside that while an engine is open; on Metal, memory is wired meanwhile.
+
+    Making one loads the model and waits for it (from asyncio: `await asyncio.to_thread(HeliumEngine, path)`). Raises
+    what `load` raises, GenerationError for sizes out of range, EngineMemoryError for weights over `memory_limit`,
+    before they are read, and EngineError in a fork of a process that had used MLX.
+    """
+
+    def __init__(
+        self,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str | mx.Dtype | None = None,
+        batch_size: int = 16,
+        prefill_step_size: int = 512,
+        buffer: int = 64,
+        memory_limit: int | None = None,
+        cache_limit: int = 2**28,
+    ) -> None:
+        batch_size = require_whole("batch_size", batch_size, 1, _MOST)
+        prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1, _MOST)
+        self._buffer = require_whole("buffer", buffer, 2, _MOST)
+        if memory_limit is not None:
+            memory_limit = require_whole("memory_limit", memory_limit, 1, _MOST_BYTES)
+        cache_limit = require_whole("cache_limit", cache_limit, 0, _MOST_BYTES)
+        self._numbers = itertools.count()
+        self._worker = EngineWorker(
+            path_or_repo,
+            revision=revision,
+            dtype=dtype,
+            batch_size=batch_size,
+            prefill_step_size=prefill_step_size,
+            memory_limit=memory_limit,
+            cache_limit=cache_limit,
+        )
+        self._worker.start()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_context_size: int | None = None,
+        seed: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        banned_ids: Collection[int] = (),
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        logprobs: int = 0,
+        max_kv_size: int | None = None,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+        prompt_lookup: int = 0,
+    ) -> EngineStream:
+        """Queue a request and return its stream at once; options are those of `stream_generate`.
+
+        Raises at the call what `stream_generate` raises, EngineMemoryError for a request that `memory_limit` has no
+        room for, and EngineError if the engine is closed, dead, or of another process.
+        """
+        worker = self._worker
+        worker.require_usable()
+        request = checked_request(
+            worker.model,
+            worker.tokenizer,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            repetition_context_size=repetition_context_size,
+            seed=seed,
+            logit_bias=logit_bias,
+            banned_ids=banned_ids,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            logprobs=logprobs,
+            own_cache=OwnCache(max_kv_size, kv_bits, kv_group_size, prompt_lookup),
+        )
+        worker.budget.require(worker.cost_of(request), request.span)
+        number, channel = self._new_channel()
+        worker.call(lambda: worker.add(number, request, channel, None), queues=True)
+        return EngineStream(channel, self._save, number, request)
+
+    def complete(self, prompt: Prompt, **options: object) -> str:
+        """Return the completion of `prompt`, as `generate` does; options are those of `stream`.
+
+        `stream(...).result()` also says why it ended.
+        """
+        return self._stream(prompt, options).result().text
+
+    async def complete_async(self, prompt: Prompt, **options: object) -> str:
+        """Do what `complete` does, for asyncio; cancelling the task cancels the request."""
+        async with self._stream(prompt, options) as stream:
+            return (await stream).text
+
+    def score(self, text: ScoredText, *, top_logprobs: int = 0, cancel: threading.Event | None = None) -> Score:
+        """Return what `helium_mlx.score` returns, computed in steps between those of other requests.
+
+        Setting `cancel`, or Ctrl-C, ends it before its next step. Raises what `helium_mlx.score` and `stream` raise,
+        and EngineError once `cancel` is set.
+        """
+        require_call("cancel", cancel, "is_set")
+        future = self._queue_score(text, top_logprobs)
+        try:
+            while not wait([future], timeout=_LOOK if cancel is None else _CANCEL_LOOK).done:
+                self._require_told()
+                if cancel is not None and cancel.is_set():
+                    raise EngineError("the score was cancelled")
+            return future.result()
+        finally:
+            self._let_go(future)
+
+    async def score_async(self, text: ScoredText, *, top_logprobs: int = 0) -> Score:
+        """Do what `score` does, for asyncio; cancelling the task cancels the request."""
+        future = self._queue_score(text, top_logprobs)
+        scored = asyncio.wrap_future(future)
+        try:
+            while not (await asyncio.wait([scored], timeout=_LOOK))[0]:
+                self._require_told()
+            return scored.result()
+        finally:
+            self._let_go(future)
+
+    def continue_stream(self, path: str | Path) -> EngineStream:
+        """Go on with what `EngineStream.save` has written, behind the last chunk that had been read.
+
+        Raises CheckpointError for a file that is damaged, or of another model, tokenizer or dtype, and what `stream`
+        raises.
+        """
+        worker, file = self._worker, path_of(path)
+        number, channel = self._new_channel()
+
+        def load() -> EngineRequest:
+            request, cache = worker.load(file)
+            worker.add(number, request, channel, cache)
+            return request
+
+        with ExitStack() as if_interrupted:
+            if_interrupted.callback(channel.cancel)
+            request = self._answer(worker.call(load))
+            if_interrupted.pop_all()
+        return EngineStream(channel, self._save, number, request)
+
+    def pause(self, *, keep_caches: bool = False) -> None:
+        """Stop computing within a step, and free the weights, the caches, and MLX's buffers: for an app in background.
+
+        Requests stay, new ones are queued, and all of them go on after `resume`: caches are computed again from the
+        tokens, unless they are kept. Those of requests with a cache of their own always are, since a cache that forgets
+        cannot be made again. Readers wait meanwhile; cancelling works. Once the main thread has ended, they get an
+        EngineError, since the interpreter would wait for them.
+        """
+        worker, keep_caches = self._worker, require_switch("keep_caches", keep_caches)
+        self._answer(worker.call(lambda: worker.pause(keep_caches=keep_caches)))
+
+    def resume(self) -> None:
+        """Load the weights again and go on. Raises CheckpointError, and stays paused, if they are gone or changed."""
+        self._answer(self._worker.call(self._worker.resume))
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether `pause` was called, and not `resume` after it."""
+        return self._worker.is_paused
+
+    def close(self) -> None:
+        """Cancel what runs, free the model, and end the thread. Calling it twice does nothing."""
+        self._worker.close()
+
+    def __enter__(self) -> "HeliumEngine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Sizes out of range leave it without a worker.
+        if "_worker" in vars(self):
+            self._worker.stop()
+
+    def _stream(self, prompt: Prompt, options: Mapping[str, object]) -> EngineStream:
+        return self.stream(prompt, **options)  # pyright: ignore[reportArgumentType]
+
+    def _new_channel(self) -> tuple[int, Channel]:
+        worker = self._worker
+        return next(self._numbers), Channel(self._buffer, wake=worker.wake, silence=worker.silence)
+
+    def _queue_score(self, text: ScoredText, top_logprobs: int) -> "Future[Score]":
+        worker = self._worker
+        worker.require_usable()
+        tokens, top_logprobs = checked_text(worker.model, worker.tokenizer, text, top_logprobs)
+        worker.budget.require(worker.budget.batch_bytes([len(tokens)]), len(tokens))
+        run = ScoreRun(
+            text if isinstance(text, str) else tokens,
+            len(tokens),
+            worker.model,
+            worker.tokenizer,
+            top_logprobs=top_logprobs,
+            prefill_step_size=worker.prefill_step_size,
+        )
+        worker.call(lambda: worker.add_score(run), queues=True)
+        return run.future
+
+    def _require_told(self) -> None:
+        if said := self._worker.silence():
+            raise EngineError(said)
+
+    def _let_go(self, future: "Future[Score]") -> None:
+        """Let the worker drop a score that nobody waits for any more; one that is there stays."""
+        if future.cancel():
+            self._worker.wake()
+
+    def _save(self, number: int, request: EngineRequest, path: Path, with_cache: bool) -> None:
+        worker = self._worker
+        self._answer(worker.call(lambda: worker.save(number, request, path, with_cache=with_cache)))
+
+    def _answer(self, answer: "Future[T]") -> T:
+        """Wait for the worker, as long as it lives. Who is interrupted takes back what has not begun."""
+        try:
+            while not wait([answer], timeout=_LOOK).done:
+                if not self._worker.is_alive and not answer.done():
+                    self._worker.require_usable()
+            return answer.result()
+        finally:
+            answer.cancel()

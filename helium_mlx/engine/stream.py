@@ -1,0 +1,158 @@
+"""The two ends of a request to an engine: the channel that its worker fills, and the stream that a reader holds.
+
+Only plain Python values go through. The channel is bounded: where it is full the worker sets the request aside, and
+takes it up again when the reader has read half of it. A reader may be a thread or an asyncio task, and several may
+share a stream; each chunk goes to one of them.
+"""
+
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from helium_mlx.engine.channels import Channel
+from helium_mlx.engine.request import EngineRequest
+from helium_mlx.errors import GenerationError
+from helium_mlx.generation.completion import FinishReason, GenerationChunk
+from helium_mlx.option_values import path_of, require_switch
+
+
+@dataclass(frozen=True)
+class EngineCompletion:
+    """A request that has ended. `text` and `tokens`, an eos included, are this stream's.
+
+    `generated_tokens` counts those too that came before the request was saved, if it was.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    generated_tokens: int
+
+
+# Writes a request with that number to a file, with its cache or without.
+Save = Callable[[int, EngineRequest, Path, bool], None]
+
+
+class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
+    """The completion of one request as it appears: iterate over it, with `for` or `async for`, or ask for `result`.
+
+    Whoever lets go of it (a `break` out of the loop, an exception, the end of a function) cancels the request, and so
+    do `cancel`, `close` and the end of a `with`. Its last chunk then has the `finish_reason` "cancelled" and the token
+    -1.
+    """
+
+    def __init__(self, channel: Channel, save: Save, number: int, request: EngineRequest) -> None:
+        self._channel = channel
+        # The engine's own method: an engine lives as long as one of its streams does.
+        self._save = save
+        self._number = number
+        self._request = request
+        self._read: list[GenerationChunk] = []
+
+    def __iter__(self) -> "EngineStream":
+        return self
+
+    def __next__(self) -> GenerationChunk:
+        chunk = self._channel.get()
+        if chunk is None:
+            raise StopIteration
+        return self._noted(chunk)
+
+    def __aiter__(self) -> "EngineStream":
+        return self
+
+    async def __anext__(self) -> GenerationChunk:
+        chunk = await self._channel.get_async()
+        if chunk is None:
+            raise StopAsyncIteration
+        return self._noted(chunk)
+
+    def result(self) -> EngineCompletion:
+        """Wait for the end and return the whole, chunks that were read before included.
+
+        Raises the error that the request ended with, if it did.
+        """
+        for _ in self:
+            pass
+        return self._completion()
+
+    def __await__(self) -> Generator[object, None, EngineCompletion]:
+        """`await stream` is `result` for tasks."""
+        return self._result().__await__()
+
+    async def _result(self) -> EngineCompletion:
+        async for _ in self:
+            pass
+        return self._completion()
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the chunks that were read."""
+        return [chunk.token for chunk in self._read if chunk.token >= 0]
+
+    def cancel(self) -> None:
+        """Stop within one step, in the prompt too; from any thread. What was computed can still be read."""
+        self._channel.cancel()
+
+    def close(self) -> None:
+        """Cancel, and let go of what was not read."""
+        self._channel.cancel()
+        self._channel.discard()
+
+    def save(self, path: str | Path, *, with_cache: bool = True) -> None:
+        """Write a file with which `HeliumEngine.continue_stream` goes on behind the last chunk that was read.
+
+        With the cache it goes on at once, and with the same bits; without, the file has a few kilobytes, and what was
+        read is computed again first. The request itself goes on. The worker writes it, between two steps.
+
+        Raises GenerationError for a request that has ended, or that has `max_kv_size`, `kv_bits` or `prompt_lookup`,
+        and CheckpointError where the file cannot be written.
+        """
+        file, with_cache = path_of(path), require_switch("with_cache", with_cache)
+        if self._request.own_cache.is_wanted:
+            raise GenerationError(
+                "a request with max_kv_size, kv_bits or prompt_lookup cannot be saved; leave them out"
+            )
+        tokens, reason = self.tokens, self._read[-1].finish_reason if self._read else None
+        if reason not in (None, "cancelled"):
+            raise GenerationError(f"the request has ended ({reason}); there is nothing to go on with")
+        request = replace(self._request, generated=(*self._request.generated, *tokens))
+        self._save(self._number, request, file, with_cache)
+
+    def __enter__(self) -> "EngineStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> "EngineStream":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Any thread may collect it, at any point, the worker too: `cancel` takes no lock.
+        if not self._channel.is_ended:
+            self._channel.cancel()
+
+    def _noted(self, chunk: GenerationChunk) -> GenerationChunk:
+        self._read.append(chunk)
+        return chunk
+
+    def _completion(self) -> EngineCompletion:
+        reason = self._read[-1].finish_reason if self._read else None
+        return EngineCompletion(
+            text="".join(chunk.text for chunk in self._read),
+            tokens=self.tokens,
+            # A stream that was closed lets go of its last chunk.
+            finish_reason=reason or "cancelled",
+            prompt_tokens=len(self._request.prompt),
+            generated_tokens=len(self._request.generated) + len(self.tokens),
+        )

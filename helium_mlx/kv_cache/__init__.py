@@ -1,0 +1,1 @@
+"""What attention has seen: growing, rotating, quantized, batched; what a cache costs; a cache as a file."""

@@ -1,0 +1,259 @@
+"""transformers' `model.generate` for one or several rows: what `HeliumForCausalLM.generate` runs.
+
+Rows advance together, a token a step, through one cache; a row that has ended is filled with the pad id until all
+have. Greedy ids are transformers', padded rows and the order of its logits processors included. What deviates:
+
+- A seed belongs to the call, since MLX has no global one to set: the same seed, another draw than torch's.
+- Stop strings are looked for in the bytes of the tokens, which is what transformers' tables come to.
+- While a token is read, the next is being computed, unless stop strings or a cache of the caller's are given: those
+  need each token before the next.
+
+Beams, assistants and everything else of `generate` that is not here is refused (see `generation_config.py`).
+`generation.py` has the other way to generate: one text, streamed, with statistics.
+"""
+
+import secrets
+import warnings
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import mlx.core as mx
+
+from helium_mlx.checkpoint.generation_config import GenerationConfig
+from helium_mlx.errors import ArgumentError, GenerationError
+from helium_mlx.kv_cache.cache import KVCache
+from helium_mlx.kv_cache.make import make_cache
+from helium_mlx.model import argument_checks
+from helium_mlx.model.generate_options import GenerationOptions, Settings
+from helium_mlx.model.interfaces import GenerativeModel
+from helium_mlx.model.logits_processing import LogitsProcessors, is_one_of
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+
+class Streamer(Protocol):
+    """What takes ids while they are generated: transformers' streamers, or `helium_mlx.TextStreamer`."""
+
+    def put(self, value: mx.array) -> None:
+        """Take the prompt, (B, L), and then each step's ids, (B,)."""
+        ...
+
+    def end(self) -> None:
+        """Learn that no more ids come."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The rows to continue. `mask` and `positions` are None where every id is text.
+
+    `ids`: (B, L), all that is returned; `new` of its last ids are not in `cache` yet. `mask`: (B, T), of the tokens in
+    the cache and the new ones. `positions`: (B, T), 0 at padding. `cache` is None if nothing is to be remembered.
+    """
+
+    ids: mx.array
+    new: int
+    mask: mx.array | None
+    positions: mx.array | None
+    cache: list[KVCache] | None
+
+
+class GenerationMixin:
+    """transformers' `generate`, for `HeliumForCausalLM` to inherit."""
+
+    def generate(
+        self: GenerativeModel,
+        inputs: mx.array | None = None,
+        generation_config: GenerationConfig | dict[str, object] | None = None,
+        *,
+        input_ids: mx.array | None = None,
+        attention_mask: mx.array | None = None,
+        past_key_values: list[KVCache] | None = None,
+        streamer: Streamer | None = None,
+        tokenizer: HeliumTokenizer | None = None,
+        seed: int | None = None,
+        **options: object,
+    ) -> mx.array:
+        """Return the prompts and their continuations, int32 (B * num_return_sequences, L + new), as transformers does.
+
+        `inputs` (or `input_ids`): (B, L), padded on the left where rows differ in length, with `attention_mask` (B, L).
+        `past_key_values` holds what the prompt begins with, and is extended. `streamer` is given the prompt and each
+        step's ids; `tokenizer` is for `stop_strings`. Without a `seed`, sampling differs from call to call.
+
+        `options` are fields of `GenerationConfig`, and come before `generation_config` and the model's own. Those of
+        transformers' `generate` that are not among them raise GenerationError, one line with the name.
+        """
+        config = self.config
+        settings = Settings(
+            self.generation_config,
+            generation_config,
+            options,
+            vocab_size=config.vocab_size,
+            context=config.max_position_embeddings,
+        )
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64):
+            raise GenerationError(f"seed is {seed!r}; it must be a whole number from 0 to 2^64 - 1")
+        ids = _prompt_ids(inputs, input_ids, settings)
+        argument_checks.check_inputs(config, None, ids, None, None, None, None)
+        chosen = settings.for_prompt(ids.shape[1])
+        stops = StopSequences(chosen.stop_strings, tokenizer)
+        prompt = prepare(self, ids, attention_mask, past_key_values, chosen)
+        ahead = past_key_values is None and not chosen.stop_strings
+        batch = Batch(self, prompt, chosen, secrets.randbits(64) if seed is None else seed)
+        return _decode(batch, stops, streamer, ahead=ahead)
+
+
+def prepare(
+    model: GenerativeModel,
+    ids: mx.array,
+    mask: mx.array | None,
+    past_key_values: list[KVCache] | None,
+    options: GenerationOptions,
+) -> Prompt:
+    """Return the rows, each repeated `num_return_sequences` times, with the mask and positions that transformers uses.
+
+    A mask is inferred where none is given and pad ids, other than eos, are in the prompt; one of ones is dropped.
+    """
+    past = argument_checks.length_of_past(past_key_values, model.config)
+    if past_key_values is not None and not options.use_cache:
+        raise GenerationError("past_key_values came, and use_cache is False; leave out one of them")
+    B, L = ids.shape
+    if mask is None and options.pad is not None and options.pad not in options.eos:
+        mask = (ids != options.pad).astype(mx.int32)
+    elif mask is not None and (not isinstance(mask, mx.array) or mask.shape not in ((B, L), (B, past + L))):
+        came = mask.shape if isinstance(mask, mx.array) else type(mask).__name__
+        behind = f", or {(B, past + L)} with what the cache holds" if past else ""
+        raise ArgumentError(f"attention_mask is {came}; expected an mx.array of shape {(B, L)}{behind}")
+    # As in transformers: a mask as long as the ids says that they begin with what the cache holds.
+    new = L - past if mask is None or mask.shape[1] == L else L
+    if new < 1:
+        raise ArgumentError(f"past_key_values holds {past} tokens; input_ids, which begin with them, have {L}")
+    ids = mx.repeat(ids.astype(mx.int32), options.num_return_sequences, axis=0)
+    mask = None if mask is None else mx.repeat(mask, options.num_return_sequences, axis=0)
+    argument_checks.check_inputs(model.config, past_key_values, ids[:, -new:], None, mask, None, None)
+    if mask is not None and cast(bool, (mask != 0).all().item()):
+        mask = None
+    positions = None
+    if mask is not None:
+        mask = (mask != 0).astype(mx.int32)
+        positions = mx.where(mask == 0, 0, mx.cumsum(mask, axis=1) - 1)
+        if mask.shape[0] > 1 and cast(bool, (mask[:, -1] == 0).any().item()):
+            # To the line that called the model's `generate`.
+            warnings.warn("a row ends in padding, and its text goes on behind that; pad on the left", stacklevel=3)
+    cache = past_key_values
+    if cache is None and options.use_cache:
+        cache = make_cache(model)
+    return Prompt(ids, new, mask, positions, cache)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The ids so far, (B, L), the last column of them new, and which rows go on, (B,): perhaps still being computed."""
+
+    ids: mx.array
+    unfinished: mx.array
+
+
+class Batch:
+    """The rows of one call on their way through the model."""
+
+    def __init__(self, model: GenerativeModel, prompt: Prompt, options: GenerationOptions, seed: int) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.options = options
+        self.key = mx.random.key(seed)
+        padding = None if prompt.mask is None else mx.argmax(prompt.mask, axis=1)
+        self.process = LogitsProcessors(options, padding)
+
+    def first(self) -> Step:
+        """Start computing the first token."""
+        ids = self.prompt.ids
+        return self._sampled(ids, mx.ones(ids.shape[0], mx.bool_), self._logits(ids, self.prompt.new))
+
+    def after(self, step: Step) -> Step:
+        """Start computing the token after `step`, which may still be being computed."""
+        new = step.ids.shape[1] if self.prompt.cache is None else 1
+        return self._sampled(step.ids, step.unfinished, self._logits(step.ids, new))
+
+    def _logits(self, ids: mx.array, new: int) -> mx.array:
+        decoder, cache = self.model.body, self.prompt.cache
+        mask, positions = self.prompt.mask, self.prompt.positions
+        if mask is not None and positions is not None:
+            generated = ids.shape[1] - self.prompt.ids.shape[1]
+            mask = mx.concatenate([mask, mx.ones((ids.shape[0], generated), mx.int32)], axis=1)
+            behind = positions[:, -1:] + 1 + mx.arange(generated)
+            positions = mx.concatenate([positions, behind], axis=1)[:, -new:]
+        h = decoder.embed(ids[:, -new:])
+        output = decoder.run(h, cache, attention_mask=mask, position_ids=positions, last_only=True)
+        return self.model.logits(output.last_hidden_state[:, -1])
+
+    def _sampled(self, ids: mx.array, unfinished: mx.array, logits: mx.array) -> Step:
+        scores = self.process(ids, logits)
+        if self.options.do_sample:
+            self.key, key = mx.random.split(self.key)
+            tokens = mx.random.categorical(scores, key=key)
+        else:
+            tokens = mx.argmax(scores, axis=-1)
+        tokens = tokens.astype(mx.int32)
+        if self.options.eos and self.options.pad is not None:
+            # Only where there is an eos: else rows that a stop string ended go on until all have, as in transformers.
+            tokens = mx.where(unfinished, tokens, self.options.pad)
+            unfinished = unfinished & ~is_one_of(tokens, self.options.eos)
+        step = Step(mx.concatenate([ids, tokens[:, None]], axis=1), unfinished)
+        mx.async_eval(step.ids, step.unfinished)
+        return step
+
+
+class StopSequences:
+    """Finds stop strings that end inside a row's last token; they may begin in the prompt, as in transformers."""
+
+    def __init__(self, stop_strings: tuple[str, ...], tokenizer: HeliumTokenizer | None) -> None:
+        if stop_strings and not isinstance(tokenizer, HeliumTokenizer):
+            came = "none came" if tokenizer is None else f"{type(tokenizer).__name__} came"
+            raise GenerationError(f"stop_strings need the tokenizer, a HeliumTokenizer; {came}: tokenizer=tokenizer")
+        self.tokenizer = tokenizer
+        self.stops = [string.encode() for string in stop_strings]
+        self.longest = max(map(len, self.stops), default=0)
+
+    def unfinished(self, step: Step) -> mx.array:
+        """Return which rows go on, (B,), those that a stop string has just ended taken out."""
+        if not self.stops:
+            return step.unfinished
+        rows = cast(list[list[int]], step.ids[:, -self.longest :].tolist())
+        return step.unfinished & mx.array([not self._stopped(row) for row in rows])
+
+    def _stopped(self, row: list[int]) -> bool:
+        assert self.tokenizer is not None
+        *before, last = [self.tokenizer.token_bytes(token) for token in row]
+        text = b"".join([*before, last])
+        start = len(text) - len(last)
+        # The match has to end behind `start`.
+        return any(text.find(stop, max(0, start - len(stop) + 1)) >= 0 for stop in self.stops)
+
+
+def _decode(batch: Batch, stops: StopSequences, streamer: Streamer | None, *, ahead: bool) -> mx.array:
+    if streamer is not None:
+        streamer.put(batch.prompt.ids)
+    step = batch.first()
+    while True:
+        more = step.ids.shape[1] < batch.options.max_length
+        following = batch.after(step) if more and ahead else None
+        if streamer is not None:
+            streamer.put(step.ids[:, -1])
+        unfinished = stops.unfinished(step)
+        if not more or not cast(bool, unfinished.any().item()):
+            break
+        step = following or batch.after(Step(step.ids, unfinished))
+    if streamer is not None:
+        streamer.end()
+    return step.ids
+
+
+def _prompt_ids(inputs: mx.array | None, input_ids: mx.array | None, settings: Settings) -> mx.array:
+    if inputs is not None and input_ids is not None:
+        raise ArgumentError("both inputs and input_ids came; they are the same argument: give one")
+    ids = input_ids if inputs is None else inputs
+    if ids is not None:
+        return ids
+    if settings.bos is None:
+        raise ArgumentError("neither input_ids nor a bos_token_id, which could stand for them, is there; give one")
+    return mx.array([[settings.bos]], mx.int32)

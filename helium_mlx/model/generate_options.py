@@ -1,0 +1,321 @@
+"""The options of one call of `HeliumForCausalLM.generate`: taken, checked against each other, or refused by name.
+
+A setting comes, as in transformers, from the call, else from the `generation_config` given to it, else from the
+model's own, else from `DEFAULTS`; None at the call switches a setting off. Of transformers' some seventy settings,
+those that are no field here are refused by name unless they are at the value that leaves them without effect.
+"""
+
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES, GenerationConfig
+from helium_mlx.errors import GenerationError
+
+# What a file says about itself.
+_NOTES = ("_from_model_config", "_commit_hash", "transformers_version")
+
+# What switched-off settings come down to.
+_OFF: dict[str, object] = {**DEFAULTS, "top_k": 0}
+
+# transformers' settings and arguments that are refused -> values, None aside, at which they have no effect.
+REFUSED: dict[str, tuple[object, ...]] = {
+    "assistant_confidence_threshold": (0.4,),
+    "assistant_early_exit": (),
+    "assistant_ensemble_weight": (),
+    "assistant_lookbehind": (10,),
+    "assistant_model": (),
+    "assistant_tokenizer": (),
+    "bad_words_ids": (),
+    "begin_suppress_tokens": (),
+    "cache_config": (),
+    "cache_implementation": ("dynamic",),
+    "compile_config": (),
+    "constraints": (),
+    "continuous_batching_config": (),
+    "custom_generate": (),
+    "decoder_start_token_id": (),
+    "disable_compile": (True, False),
+    "diversity_penalty": (0.0,),
+    "dola_layers": (),
+    "early_stopping": (False,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1.0,),
+    "inputs_embeds": (),
+    "is_assistant": (False,),
+    "length_penalty": (1.0,),
+    "logits_processor": ([],),
+    "low_memory": (False,),
+    "max_cache_len": (),
+    "max_matching_ngram_size": (),
+    "max_time": (),
+    "negative_prompt_attention_mask": (),
+    "negative_prompt_ids": (),
+    "num_assistant_tokens": (20,),
+    "num_assistant_tokens_schedule": ("constant",),
+    "num_beam_groups": (1,),
+    "num_beams": (1,),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+    "output_logits": (False,),
+    "output_scores": (False,),
+    "penalty_alpha": (0.0,),
+    "position_ids": (),
+    "prefill_chunk_size": (),
+    "prefix_allowed_tokens_fn": (),
+    "prompt_lookup_num_tokens": (),
+    "remove_invalid_values": (False,),
+    "renormalize_logits": (False,),
+    "return_dict_in_generate": (False,),
+    "sequence_bias": (),
+    "speculation_type": (),
+    "stopping_criteria": ([],),
+    "suppress_tokens": (),
+    "synced_gpus": (False,),
+    "target_lookbehind": (10,),
+    "token_healing": (False,),
+    "top_h": (),
+    "trust_remote_code": (False,),
+    "typical_p": (1.0,),
+    "use_mtp": (False,),
+    "use_model_defaults": (),
+    "watermarking_config": (),
+}
+
+
+def _number(holds: Callable[[float], bool], expected: str) -> tuple[Callable[[object], bool], str]:
+    return (
+        lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and holds(value),
+        f"a number {expected}",
+    )
+
+
+_POSITIVE = _number(lambda value: 0 < value < math.inf, "above 0")
+_FLAG: tuple[Callable[[object], bool], str] = (lambda value: isinstance(value, bool), "True or False")
+
+
+def _whole_from(least: int) -> tuple[Callable[[object], bool], str]:
+    return lambda value: _is_whole(value) and cast(int, value) >= least, f"a whole number from {least} on"
+
+
+_RANGES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "max_length": _whole_from(1),
+    "max_new_tokens": _whole_from(1),
+    "min_length": _whole_from(0),
+    "min_new_tokens": _whole_from(0),
+    "do_sample": _FLAG,
+    "temperature": (_POSITIVE[0], "a number above 0; for greedy decoding set do_sample=False"),
+    "top_k": _whole_from(0),
+    "top_p": _number(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "min_p": _number(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "repetition_penalty": _POSITIVE,
+    "no_repeat_ngram_size": _whole_from(0),
+    "num_return_sequences": _whole_from(1),
+    "use_cache": _FLAG,
+}
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """The settings of one call, complete and in range. Lengths count the prompt.
+
+    `eos` is empty where nothing ends a row; `pad` is then not needed. Temperature and filters act if `do_sample` only.
+    """
+
+    max_length: int
+    min_length: int
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float | None
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    num_return_sequences: int
+    stop_strings: tuple[str, ...]
+    eos: tuple[int, ...]
+    pad: int | None
+    use_cache: bool
+
+
+class Settings:
+    """The settings of one call, checked one by one, before the prompt's length is known."""
+
+    def __init__(
+        self, own: GenerationConfig, given: object, options: Mapping[str, object], *, vocab_size: int, context: int
+    ) -> None:
+        supplied = _as_dict(given)
+        for name, value in {**supplied, **options}.items():
+            _refuse_unsupported(name, value)
+        for name, value in own.others.items():
+            # A file may hold settings that nobody knows, which transformers ignores, too.
+            if name in REFUSED:
+                _refuse_unsupported(name, value)
+        values = {**DEFAULTS, **_said(own.to_dict()), **_said(supplied), **options}
+        self.values = {name: values.get(name) for name in NAMES}
+        self.asked_for = {*_said(supplied), *_said(options)}
+        self.context = context
+        for name, value in self.values.items():
+            if value is not None:
+                _check(name, value, vocab_size)
+        said = (own.to_dict(), _said(supplied), _said(options))
+        self.max_length_is_default = not any("max_length" in values for values in said)
+        self.min_length_is_default = not any("min_length" in values for values in said)
+        self._check_together()
+
+    @property
+    def bos(self) -> int | None:
+        """The id that a text without a prompt begins with."""
+        return cast("int | None", self.values["bos_token_id"])
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """The ids that end a row; -1, which transformers' users write for "never", is none."""
+        value = self.values["eos_token_id"]
+        ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        return tuple(i for i in cast(list[int], ids) if i >= 0)
+
+    @property
+    def pad(self) -> int | None:
+        """The id that finished rows are filled with: the first eos, if none is set."""
+        value = cast("int | None", self.values["pad_token_id"])
+        return self.eos[0] if value is None and self.eos else value
+
+    @property
+    def num_return_sequences(self) -> int:
+        """How many rows each row of the prompt becomes."""
+        return cast(int, self._value("num_return_sequences"))
+
+    def for_prompt(self, length: int) -> GenerationOptions:
+        """Return the options for a prompt of `length` tokens; raises GenerationError if nothing can follow it."""
+        stop = self.values["stop_strings"]
+        return GenerationOptions(
+            max_length=self._max_length(length),
+            min_length=self._min_length(length),
+            do_sample=bool(self._value("do_sample")),
+            temperature=float(cast(float, self._value("temperature"))),
+            top_k=cast(int, self._value("top_k")),
+            top_p=float(cast(float, self._value("top_p"))),
+            min_p=cast("float | None", self.values["min_p"]),
+            repetition_penalty=float(cast(float, self._value("repetition_penalty"))),
+            no_repeat_ngram_size=cast(int, self._value("no_repeat_ngram_size")),
+            num_return_sequences=self.num_return_sequences,
+            stop_strings=(stop,) if isinstance(stop, str) else tuple(cast(list[str], stop or ())),
+            eos=self.eos,
+            pad=self.pad,
+            use_cache=bool(self._value("use_cache")),
+        )
+
+    def _value(self, name: str) -> object:
+        value = self.values[name]
+        return _OFF[name] if value is None else value
+
+    def _check_together(self) -> None:
+        if self._value("do_sample"):
+            return
+        if self.num_return_sequences > 1:
+            raise GenerationError(
+                f"num_return_sequences is {self.num_return_sequences}; greedy decoding gives one text: do_sample=True"
+            )
+        idle = [
+            name
+            for name in ("temperature", "top_k", "top_p", "min_p")
+            if name in self.asked_for and self.values[name] != DEFAULTS.get(name)
+        ]
+        if idle:
+            _warn(f"{', '.join(idle)} had no effect, since do_sample is not True")
+
+    def _max_length(self, prompt: int) -> int:
+        new = cast("int | None", self.values["max_new_tokens"])
+        length = cast(int, self._value("max_length"))
+        if new is not None:
+            if not self.max_length_is_default:
+                _warn(f"max_new_tokens ({new}) and max_length ({length}) are both set; max_new_tokens counts")
+            return self._within_context(prompt + new)
+        if self.max_length_is_default:
+            _warn(f"neither max_new_tokens nor max_length is set; {length} new tokens are generated")
+            length = min(prompt + length, self.context)
+        if length <= prompt:
+            raise GenerationError(
+                f"the prompt has {prompt} tokens, and max_length, which counts them, is {length}; "
+                "raise it, or set max_new_tokens"
+            )
+        return self._within_context(length)
+
+    def _within_context(self, length: int) -> int:
+        # transformers only reminds, too: its rotary embeddings have no end.
+        if length > self.context:
+            _warn(f"up to {length} tokens are asked for; the model was trained for {self.context}", deeper=1)
+        return length
+
+    def _min_length(self, prompt: int) -> int:
+        new, length = cast("int | None", self.values["min_new_tokens"]), cast(int, self._value("min_length"))
+        if new is not None:
+            if not self.min_length_is_default:
+                _warn(f"min_new_tokens ({new}) and min_length ({length}) are both set; min_new_tokens counts")
+            return prompt + new
+        return length
+
+
+def _said(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_dict(given: object) -> dict[str, object]:
+    """Return the settings of a `generation_config`: ours, transformers' own, or a dict."""
+    if given is None:
+        return {}
+    to_dict = getattr(given, "to_dict", None)
+    values = to_dict() if callable(to_dict) else given
+    if not isinstance(values, Mapping):
+        raise GenerationError(
+            f"generation_config is {type(given).__name__}; expected a GenerationConfig, or a dict of its settings"
+        )
+    return {name: value for name, value in values.items() if name not in _NOTES}
+
+
+def _refuse_unsupported(name: str, value: object) -> None:
+    if name in NAMES:
+        return
+    if name not in REFUSED:
+        near = difflib.get_close_matches(name, [*NAMES, *REFUSED], n=1)
+        raise GenerationError(f"generate has no argument {name}{f'; did you mean {near[0]}?' if near else ''}")
+    if value is None or any(value is off or (type(value) is not bool and value == off) for off in REFUSED[name]):
+        return
+    shown = repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
+    raise GenerationError(f"{name} is {shown}; this argument of transformers' generate is not supported: leave it out")
+
+
+def _check(name: str, value: object, vocab_size: int) -> None:
+    if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        is_eos = name == "eos_token_id"
+        ids = cast(list[object], value) if is_eos and isinstance(value, (list, tuple)) else [value]
+        holds = all(_is_whole(i) and (0 <= cast(int, i) < vocab_size or (is_eos and i == -1)) for i in ids)
+        expected = f"an id from 0 to {vocab_size - 1}" + (", a list of them, or -1 for never" if is_eos else "")
+    elif name == "stop_strings":
+        strings = [value] if isinstance(value, str) else value
+        holds = isinstance(strings, (list, tuple)) and all(isinstance(s, str) and s for s in strings)
+        expected = "text of at least one character, or a list of such"
+    else:
+        holds, expected = _RANGES[name][0](value), _RANGES[name][1]
+    if not holds:
+        raise GenerationError(f"{name} is {value!r}; it must be {expected}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _warn(message: str, *, deeper: int = 0) -> None:
+    # Out of here, the batch decoder and the model's method: to the line that called `generate`.
+    warnings.warn(message, stacklevel=5 + deeper)

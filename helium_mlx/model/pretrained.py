@@ -1,0 +1,161 @@
+"""What all models share: the part of transformers' `PreTrainedModel` that users call."""
+
+import math
+from pathlib import Path
+from typing import ClassVar, TypeVar, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.checkpoint.generation_config import GenerationConfig
+from helium_mlx.checkpoint.layout import Architecture
+from helium_mlx.checkpoint.weight_files import parse_size
+from helium_mlx.errors import ArgumentError
+from helium_mlx.files.hub import resolve
+from helium_mlx.model.activations import XIELU
+from helium_mlx.model.generate import GenerationMixin
+from helium_mlx.model.interfaces import Decoder
+from helium_mlx.model.serialization import load_pretrained, push_model, save_model
+
+Model = TypeVar("Model", bound="HeliumPreTrainedModel")
+
+
+class HeliumPreTrainedModel(nn.Module):
+    """A Helium model of any kind: reading, writing, its embeddings and its size."""
+
+    architecture: ClassVar[Architecture]
+    # Only where `can_generate()`.
+    generation_config: GenerationConfig
+
+    def __init__(self, config: HeliumConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str | mx.Dtype | None = None,
+        device_map: str | None = None,
+        **config_values: object,
+    ) -> Model:
+        """Return the model of a checkpoint directory, a Hub repository, or "demo", in evaluation mode.
+
+        `config_values` replace what its config says (`num_labels=6`). `device_map` may be "auto", which changes
+        nothing: MLX computes on its default device, whose memory holds the model.
+
+        A head that the checkpoint lacks is initialised, and heads of other kinds are left out; a warning names both.
+        Raises CheckpointError for anything else that is missing, extra or of another shape.
+        """
+        if device_map not in (None, "auto"):
+            raise ArgumentError(f"device_map is {device_map!r}; expected 'auto', or nothing: see mx.set_default_device")
+        return load_pretrained(cls, resolve(path_or_repo, revision=revision), dtype=dtype, config_values=config_values)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Return whether the model has `generate`, and a `generation_config` for it."""
+        return issubclass(cls, GenerationMixin)
+
+    def save_pretrained(self, directory: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+        """Write `config.json` and the weights, files of at most `max_shard_size` (bytes, or text such as "5GB").
+
+        Tensors keep their dtype. transformers reads the directory, unless the model is quantized, and so stays.
+        """
+        save_model(self, Path(directory), max_shard_bytes=parse_size(max_shard_size))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, commit_message: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to a Hub repository, made if need be; return the commit's address.
+
+        Raises UploadError, one line, if the Hub refuses.
+        """
+        return push_model(self, repo_id, private=private, commit_message=commit_message)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of tokens."""
+        return self.body.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of tokens; shape (vocab_size, hidden_size) as before.
+
+        Raises ArgumentError for another shape: `resize_token_embeddings` is what changes the vocabulary.
+        """
+        expected = (self.config.vocab_size, self.config.hidden_size)
+        if not isinstance(value, (nn.Embedding, nn.QuantizedEmbedding)) or _unpacked_shape(value) != expected:
+            came = (
+                _unpacked_shape(value) if isinstance(value, nn.Module) and "weight" in value else type(value).__name__
+            )
+            raise ArgumentError(f"value is {came}; expected an embedding of shape {expected}")
+        self.body.embed_tokens = cast(nn.Embedding, value)
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
+        """Make the vocabulary `new_num_tokens` long, in the embedding, the head and the config; return the embedding.
+
+        New rows are the mean of the old ones, as transformers' default has them but for noise of 1e-9.
+        """
+        if isinstance(new_num_tokens, bool) or not isinstance(new_num_tokens, int) or new_num_tokens < 1:
+            raise ArgumentError(f"new_num_tokens is {new_num_tokens!r}; expected a whole number from 1 on")
+        config = self.config
+        special = [i for i in (*config.eos_token_ids, config.bos_token_id, config.pad_token_id) if i is not None]
+        if new_num_tokens <= max(special, default=0):
+            raise ArgumentError(
+                f"new_num_tokens is {new_num_tokens}; expected more than {max(special)}, the largest special id"
+            )
+        resized = [self.get_input_embeddings(), *([self["lm_head"]] if "lm_head" in self else [])]
+        if any("scales" in module for module in resized):
+            raise ArgumentError("a quantized embedding cannot be resized; resize the full-precision model")
+        for module in resized:
+            module.weight = _resized(module.weight, new_num_tokens)
+        for config in {id(c): c for c in (self.config, self.body.config)}.values():
+            config.vocab_size = new_num_tokens
+        return self.get_input_embeddings()
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Return the number of weights; packed ones are counted unpacked, without their scales."""
+        return sum(_own_size(module, only_trainable) for _, module in self.named_modules())
+
+    @property
+    def device(self) -> mx.Device:
+        """MLX's default device, which is where every model computes."""
+        return mx.default_device()
+
+    @property
+    def body(self) -> Decoder:
+        """The decoder, without a head."""
+        return cast(Decoder, self.get("model", self))
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What the model computes in: the dtype of its norms, which are never quantized."""
+        return self.body.norm.weight.dtype
+
+    def tensors(self) -> dict[str, mx.array]:
+        """Return every parameter by its name in memory, where projections are merged."""
+        return cast(dict[str, mx.array], dict(tree_flatten(self.parameters())))
+
+
+def _own_size(module: nn.Module, only_trainable: bool) -> int:
+    arrays = {name: value for name, value in module.items() if isinstance(value, mx.array)}
+    sizes = {name: math.prod(array.shape) for name, array in arrays.items()}
+    if isinstance(module, XIELU):
+        sizes = {name: size for name, size in sizes.items() if name not in XIELU.constants}
+    if "scales" in sizes:
+        sizes = {name: size for name, size in sizes.items() if name not in ("scales", "biases")}
+        sizes["weight"] = math.prod(_unpacked_shape(module))
+    return sum(size for name, size in sizes.items() if not (only_trainable and name in module._no_grad))
+
+
+def _unpacked_shape(module: nn.Module) -> tuple[int, ...]:
+    *rows, columns = cast(mx.array, module.weight).shape
+    return (*rows, columns * 32 // cast(int, module.bits) if "scales" in module else columns)
+
+
+def _resized(weight: mx.array, rows: int) -> mx.array:
+    missing = rows - weight.shape[0]
+    if missing <= 0:
+        return weight[:rows]
+    mean = weight.astype(mx.float32).mean(axis=0, keepdims=True).astype(weight.dtype)
+    return mx.concatenate([weight, mx.repeat(mean, missing, axis=0)])

@@ -1,0 +1,117 @@
+"""From a model in memory to a checkpoint directory that transformers opens, and on to the Hub."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from helium_mlx import backend
+from helium_mlx.checkpoint import layout
+from helium_mlx.checkpoint.checkpoint import Checkpoint, as_parameter, compute_dtype, open_checkpoint, read_tensors
+from helium_mlx.checkpoint.config import DTYPES
+from helium_mlx.checkpoint.generation_config import GenerationConfig
+from helium_mlx.checkpoint.layout import BODY_PREFIX, architecture_name
+from helium_mlx.checkpoint.weight_files import write_weights
+from helium_mlx.errors import UploadError
+from helium_mlx.files.atomic import files_into, write_json
+from helium_mlx.files.hub import client_errors, explained
+from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
+from helium_mlx.model.interfaces import PretrainedModel
+
+Model = TypeVar("Model", bound=PretrainedModel)
+
+
+def save_model(model: PretrainedModel, directory: Path, *, max_shard_bytes: int | None = None) -> None:
+    """Write a model's config and weights into `directory`; see `HeliumPreTrainedModel.save_pretrained`."""
+    tensors = tensors_on_disk(model)
+    dtypes = [str(tensor.dtype).removeprefix("mlx.core.") for tensor in tensors.values()]
+    config = model.config.to_dict()
+    config["architectures"] = [architecture_name(model.config, model.architecture)]
+    config["dtype"] = max(DTYPES, key=dtypes.count)
+    plans = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    with files_into(directory) as written:
+        write_json(written / CONFIG_FILE, config)
+        if model.can_generate():
+            write_json(written / GENERATION_CONFIG_FILE, model.generation_config.to_dict())
+        write_weights(written, plans, iter(tensors.items()), max_shard_bytes=max_shard_bytes)
+
+
+def push_model(
+    model: PretrainedModel, repo_id: str, *, private: bool | None = None, commit_message: str | None = None
+) -> str:
+    """Upload what `save_model` writes; see `HeliumPreTrainedModel.push_to_hub`."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as directory:
+        save_model(model, Path(directory))
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=directory, commit_message=commit_message or "Upload a Helium model"
+            )
+        except client_errors() as error:
+            raise UploadError(explained(error, repo_id)) from None
+    return commit.commit_url
+
+
+def tensors_on_disk(model: PretrainedModel) -> dict[str, mx.array]:
+    """Return a model's tensors under transformers' names: projections split, a bare decoder without its `model.`."""
+    tensors = model.tensors()
+    if model.architecture == "Model":
+        tensors = {layout.BODY_PREFIX + name: tensor for name, tensor in tensors.items()}
+    tensors = layout.split_projections(tensors, model.config)
+    if model.architecture == "Model":
+        tensors = {name.removeprefix(layout.BODY_PREFIX): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def load_pretrained(
+    model_class: type[Model],
+    directory: str | Path,
+    *,
+    dtype: str | mx.Dtype | None = None,
+    config_values: Mapping[str, object] | None = None,
+) -> Model:
+    """Return a model of any class, with a warning that names a head that had to be initialised or was left out."""
+    architecture = model_class.architecture
+    checkpoint = open_checkpoint(directory, architecture=architecture, any_head=True, config_values=config_values)
+    said = list(checkpoint.warnings)
+    if checkpoint.missing_head:
+        said.append(f"{', '.join(checkpoint.missing_head)} not there, so initialised: train it before use")
+    if checkpoint.foreign_heads:
+        said.append(f"{', '.join(checkpoint.foreign_heads)} left out, since {model_class.__name__} has no such head")
+    if said:
+        warnings.warn(f"{checkpoint.directory}: {'; '.join(said)}", stacklevel=3)
+    return build_model(model_class, checkpoint, dtype)
+
+
+def build_model(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> Model:
+    """Return a model of the class with the checkpoint's weights, evaluated, in evaluation mode."""
+    config, target = checkpoint.config, compute_dtype(checkpoint, dtype)
+    model = model_class(config, checkpoint.settings)  # pyright: ignore[reportCallIssue]
+    if model.can_generate():
+        model.generation_config = GenerationConfig.of_directory(checkpoint.directory, config)
+    weights = {name: as_parameter(name, tensor, target, config) for name, tensor in read_tensors(checkpoint).items()}
+    weights = layout.merge_projections(weights, config, checkpoint.settings)
+    if model.architecture == "Model":
+        weights = {name.removeprefix(BODY_PREFIX): tensor for name, tensor in weights.items()}
+    weights |= {
+        name: tensor.astype(target) for name, tensor in model.tensors().items() if name in checkpoint.missing_head
+    }
+    model.load_weights(list(weights.items()))
+    del weights
+    multiplying = (nn.Linear, nn.Embedding) if config.tie_word_embeddings else nn.Linear
+    for module in model.modules():
+        if isinstance(module, multiplying):
+            module.weight = backend.for_products(module.weight)
+    # One layer at a time: the parts of a merged projection are let go before the next layer is read.
+    for layer in model.body.layers:
+        mx.eval(layer.parameters())
+    mx.eval(model.parameters())
+    model.eval()
+    return model

@@ -1,0 +1,1 @@
+"""One commit to the Hub: what may go, the repository as found, the upload."""

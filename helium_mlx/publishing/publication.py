@@ -1,0 +1,148 @@
+"""What of a converted directory may be published: the files that its record names, if they are what it says."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from helium_mlx.errors import HeliumError, UploadError, shown
+from helium_mlx.files.hashes import file_hashes
+from helium_mlx.files.hub import DEMO_NAME
+from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, open_file, read_bytes, read_json_object
+from helium_mlx.model_card.card import with_repository
+from helium_mlx.model_card.record import CARD_FILE, CONVERSION_FILE, is_record, recorded_hashes, unconverted
+
+# Nothing else is ever sent or removed.
+PUBLISHABLE = re.compile(
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
+    r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|tokenizer[\w.-]*\.model"
+    r"|conversion\.json|README\.md|(LICEN[CS]E|NOTICE)[\w.-]*"
+)
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file to publish: in the directory, or in memory where it differs from that."""
+
+    name: str
+    content: Path | bytes
+    size: int
+    sha256: str
+
+    def git_oid(self) -> str:
+        """Return git's name for the contents, which the Hub lists for small files."""
+        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The files to publish, in the order of their names; what lies beside them and stays; what the user should know."""
+
+    files: tuple[LocalFile, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def publication(directory: Path, repo: str) -> Publication:
+    """Return what is to be published of a converted directory as `repo`.
+
+    The card's commands name the repository then, and the record no directory of this machine; both are changed in
+    memory only. Raises UploadError for a directory that was not converted here, that has been changed since, or whose
+    conversion was not verified.
+    """
+    record = _record(directory)
+    recorded = _recorded_files(record, directory)
+    _require_verified(record, directory)
+    beside = sorted(path.name for path in directory.iterdir())
+    left_out = [name for name in beside if not PUBLISHABLE.fullmatch(name)]
+    _require_unchanged(directory, recorded, {*beside} - {*left_out, CONVERSION_FILE})
+
+    card = with_repository(_text(directory / CARD_FILE), repo)
+    files = {name: _on_disk(directory / name, digest) for name, digest in recorded.items()}
+    files[CARD_FILE] = _in_memory(CARD_FILE, card)
+    files[CONVERSION_FILE] = _in_memory(CONVERSION_FILE, _published_record(record, files[CARD_FILE]))
+    warnings = [] if re.search(r"^license: *\S|^license:$", card, re.MULTILINE) else [
+        f"{CARD_FILE} names no licence, because the source's files name none; say on the Hub which one it is"
+    ]  # fmt: skip
+    return Publication(tuple(files[name] for name in sorted(files)), tuple(left_out), tuple(warnings))
+
+
+def _record(directory: Path) -> dict[str, object]:
+    if not directory.is_dir():
+        raise UploadError(f"{directory}: no such directory; name one that `helium-mlx convert` made")
+    if problem := unconverted(directory):
+        raise UploadError(problem)
+    try:
+        record = read_json_object(directory / CONVERSION_FILE)
+    except FileProblem as problem:
+        raise UploadError(
+            f"{directory / CONVERSION_FILE}: {problem}; only what `helium-mlx convert` made is published"
+        ) from None
+    if not is_record(record):
+        raise UploadError(f"{directory / CONVERSION_FILE} is not of this converter; convert the checkpoint again")
+    return record
+
+
+def _recorded_files(record: dict[str, object], directory: Path) -> dict[str, str]:
+    recorded = {name: str(digest) for name, digest in recorded_hashes(record).items()}
+    for name in recorded:
+        if not PUBLISHABLE.fullmatch(name) or name == CONVERSION_FILE:
+            raise UploadError(f"{directory / CONVERSION_FILE} names {shown(name)}, which is no file of a checkpoint")
+    if CARD_FILE not in recorded or not any(name.endswith(".safetensors") for name in recorded):
+        raise UploadError(f"{directory / CONVERSION_FILE} names no card or no weights; convert the checkpoint again")
+    return recorded
+
+
+def _require_verified(record: dict[str, object], directory: Path) -> None:
+    figures = record.get("verification")
+    if not isinstance(figures, dict) or not figures:
+        raise UploadError(
+            f"{directory} was converted with --no-verify, and what nobody has checked is not published; convert it "
+            "again without"
+        )
+
+
+def _require_unchanged(directory: Path, recorded: dict[str, str], present: set[str]) -> None:
+    """Raise UploadError unless names and SHA-256 are those of the record."""
+    again = "convert it again, or put back what was there"
+    for names, problem in (({*recorded} - present, "is missing"), (present - {*recorded}, "came later")):
+        if names:
+            raise UploadError(f"{directory / min(names)} {problem}, says {CONVERSION_FILE}; {again}")
+    try:
+        for name in recorded:
+            open_file(directory / name).close()
+        hashes = file_hashes(directory / name for name in sorted(recorded))
+    except (FileProblem, HeliumError) as problem:
+        raise UploadError(f"{directory}: {problem}") from None
+    changed = [name for name, digest in hashes.items() if digest != recorded[name]]
+    if changed:
+        raise UploadError(f"{directory / changed[0]} has been changed since, says {CONVERSION_FILE}; {again}")
+
+
+def _on_disk(path: Path, digest: str) -> LocalFile:
+    return LocalFile(path.name, path, path.stat().st_size, digest)
+
+
+def _in_memory(name: str, text: str) -> LocalFile:
+    data = text.encode()
+    return LocalFile(name, data, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path, MAX_JSON_BYTES).decode(errors="replace")
+    except FileProblem as problem:
+        raise UploadError(f"{path}: {problem}") from None
+
+
+def _published_record(record: dict[str, object], card: LocalFile) -> str:
+    """Return the record with the card's new hash, and with the name alone of a source that is a directory here."""
+    files = recorded_hashes(record)
+    text = json.dumps(record | {"files": files | {CARD_FILE: card.sha256}}, indent=2, ensure_ascii=False) + "\n"
+    source = str(record.get("source", ""))
+    if record.get("revision") is None and source != DEMO_NAME and "/" in source:
+        quoted, name = (json.dumps(part, ensure_ascii=False)[1:-1] for part in (source, Path(source).name))
+        text = text.replace(quoted, name)
+    return text

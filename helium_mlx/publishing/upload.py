@@ -1,0 +1,311 @@
+"""`upload`: a converted directory onto the Hub, in one commit, and read back from there.
+
+One commit, so that nobody ever downloads half of a checkpoint (`huggingface_hub.upload_large_folder` makes many).
+Large files are sent one after the other before it; what has arrived stays there, so that an upload that was cut off
+goes on with the next file, or with Xet the next piece of a file.
+"""
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helium_mlx.errors import OptionError, UploadError, UsageError, shown
+from helium_mlx.files.hub import client_errors, explained, may_have_been_done
+from helium_mlx.model_card.record import recorded_hashes
+from helium_mlx.publishing.publication import PUBLISHABLE, LocalFile, Publication, publication
+from helium_mlx.publishing.repository import (
+    RemoteState,
+    differing,
+    previous_record,
+    pull_request_holding,
+    remote_files,
+    remote_state,
+    require_ours,
+)
+from helium_mlx.version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+
+OnProgress = Callable[[int, int], None]
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
+
+_FORBIDDEN = re.compile(
+    r"[\x00-\x20\x7f~^:?*\[\\]"  # blanks, control characters, and what git has other uses for
+    r"|\.\.|@\{|//|/\.|\.lock(/|$)"
+    r"|^[-/.]|[/.]$|^(@|HEAD)?$",
+)
+
+
+@dataclass(frozen=True)
+class UploadedFile:
+    """A file of an upload; `is_sent` is false where the Hub has it already."""
+
+    name: str
+    size: int
+    sha256: str
+    is_sent: bool
+
+
+@dataclass(frozen=True)
+class UploadReport:
+    """What an upload did, or with `dry_run` would do.
+
+    `commit` holds all files, and is None in a dry run; `pull_request` is its reference where one was asked for.
+    `sent_bytes` are those of the files that differ from the Hub's; fewer cross the network where it has their contents.
+    `removed` are files of an earlier upload that are no part of this one, `left_out` what lies beside the checkpoint.
+    """
+
+    repo: str
+    url: str
+    revision: str
+    commit: str | None
+    pull_request: str | None
+    is_new: bool
+    files: tuple[UploadedFile, ...]
+    removed: tuple[str, ...]
+    left_out: tuple[str, ...]
+    sent_bytes: int
+    dry_run: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the Hub has all of it already, so that nothing is sent."""
+        return not self.sent_bytes and not self.removed
+
+
+def upload(
+    path: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> UploadReport:
+    """Publish the converted directory `path` as the Hub's repository `repo`, made if need be, `private` or not.
+
+    Sent is what differs from what is there, in one commit to the branch `revision` (main; made if need be) or, with
+    `create_pr`, to a new pull request. Files of an earlier upload that are no part of this one are removed in it. A
+    repository that holds anything else is left alone without `overwrite`. Then names and hashes are read back.
+    `dry_run` only looks, and needs no token for public repositories. `on_progress(done, total)` counts bytes, a file at
+    a time. The token is that of `hf auth login` or `HF_TOKEN`.
+
+    Raises UploadError or UsageError, one line, and is safe to be called again then.
+    """
+    _require_names(repo, revision)
+    contents = publication(Path(path), repo)
+    try:
+        return _Upload(contents, repo, revision, private, create_pr, overwrite, on_progress).run(dry_run=dry_run)
+    except client_errors() as error:
+        raise UploadError(explained(error, repo)) from None
+
+
+def require_ready(repo: str, *, verify: bool) -> None:
+    """Raise HeliumError for what would only fail after a conversion: a repository's name, no token, no verification."""
+    _require_names(repo, None)
+    if not verify:
+        raise UsageError("what nobody has checked is not published; drop --no-verify, or --upload-repo")
+    _client(needs_token=True)
+
+
+def publish(directory: Path, repo: str, *, on_progress: OnProgress | None = None) -> UploadReport:
+    """Upload what has just been converted. The UploadError says how to go on, which needs no second conversion."""
+    try:
+        return upload(directory, repo, on_progress=on_progress)
+    except UploadError as error:
+        again = f"helium-mlx upload --path {shlex.quote(str(directory))} --repo {repo}"
+        raise UploadError(f"{error} ({directory} is kept; go on with: {again})") from None
+
+
+def _require_names(repo: str, revision: str | None) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        if not _REPO_ID.fullmatch(repo):
+            raise HFValidationError
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise UsageError(
+            f"{repo!r} is no name of a repository; expected user/name, of letters, digits, -, _ and ."
+        ) from None
+    if revision is None:
+        return
+    require_branch_name(revision)
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise OptionError(f"revision is the commit {revision}, which cannot change; name a branch, or leave it out")
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """One call of `upload`, whose arguments these are."""
+
+    contents: Publication
+    repo: str
+    revision: str | None
+    private: bool
+    create_pr: bool
+    overwrite: bool
+    on_progress: OnProgress | None
+
+    @property
+    def branch(self) -> str:
+        return self.revision or "main"
+
+    def run(self, *, dry_run: bool) -> UploadReport:
+        api = _client(needs_token=not dry_run)
+        state = remote_state(api, self.repo, self.revision)
+        self._require_acceptable(state)
+        record = previous_record(api, self.repo, state)
+        require_ours(self.repo, state, is_ours=record is not None, overwrite=self.overwrite)
+        changed, stale = differing(self.contents.files, state.files), self._stale(state, record)
+        if dry_run:
+            return self._report(api, state, changed, stale)
+        if not changed and not stale and (state.has_branch or self.create_pr):
+            return self._report(api, state, changed, stale, commit=state.head)
+        holder = pull_request_holding(api, self.repo, self.contents.files) if self.create_pr and state.head else None
+        if holder:
+            head = api.model_info(self.repo, revision=holder).sha
+            return self._report(api, state, [], [], commit=head, pull_request=holder)
+        commit, pull_request = self._send(api, state, changed, stale)
+        self._require_arrived(api, commit, stale)
+        return self._report(api, state, changed, stale, commit=commit, pull_request=pull_request)
+
+    def _require_acceptable(self, state: RemoteState) -> None:
+        if self.private and state.head and not state.is_private:
+            raise UploadError(
+                f"{self.repo} is there already, and public; drop --private, or make it private on the Hub first"
+            )
+        needs = f"pull request {self.revision}" if self.branch.startswith("refs/") else f"branch {self.revision}"
+        if not state.has_branch and self.revision and (self.create_pr or self.branch.startswith("refs/")):
+            raise UploadError(f"{self.repo} has no {needs}; check --revision")
+        if self.create_pr and state.head is None:
+            raise UploadError(f"{self.repo}: there is no such repository to open a pull request in; drop --create-pr")
+
+    def _stale(self, state: RemoteState, record: dict[str, object] | None) -> list[str]:
+        """Return what an earlier upload left there and this one lacks; without one, the weights that are replaced."""
+        ours = {file.name for file in self.contents.files}
+        names = recorded_hashes(record) if record else filter(_WEIGHTS.fullmatch, state.files)
+        return sorted({name for name in names if PUBLISHABLE.fullmatch(name)} & {*state.files} - ours)
+
+    def _send(
+        self, api: "HfApi", state: RemoteState, changed: list[LocalFile], stale: list[str]
+    ) -> tuple[str, str | None]:
+        """Make repository and branch if need be, send the files and commit them; return commit and pull request."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        parent = state.head
+        if parent is None:
+            api.create_repo(self.repo, private=self.private, exist_ok=True)
+        if not state.has_branch and self.revision:
+            api.create_branch(self.repo, branch=self.revision, exist_ok=True)
+        if not changed and not stale:
+            head = api.model_info(self.repo, revision=self.revision).sha
+            assert head is not None
+            return head, None
+        additions = [
+            CommitOperationAdd(file.name, file.content)
+            for file in sorted(changed, key=lambda file: file.size, reverse=True)
+        ]
+        self._send_large_files(api, additions)
+        try:
+            commit = api.create_commit(
+                self.repo,
+                [*additions, *(CommitOperationDelete(name) for name in stale)],
+                commit_message=f"Upload a conversion by helium_mlx {__version__}",
+                revision=self.revision,
+                create_pr=self.create_pr,
+                # So that a commit that somebody else makes meanwhile is not undone unseen.
+                parent_commit=None if self.create_pr else parent,
+            )
+        except client_errors() as error:
+            landed = self._landed(api, stale) if may_have_been_done(error) else None
+            if landed is None:
+                raise
+            return landed, None
+        reference = f"refs/pr/{commit.pr_num}" if commit.pr_num is not None else None
+        return commit.oid, reference
+
+    def _send_large_files(self, api: "HfApi", additions: "list[CommitOperationAdd]") -> None:
+        """Send the contents of those that are for LFS or Xet; small ones travel in the commit."""
+        done, total = 0, sum(addition.upload_info.size for addition in additions)
+        weights = [addition for addition in additions if addition.path_in_repo.endswith(".safetensors")]
+        others = [addition for addition in additions if addition not in weights]
+        for group in (*([one] for one in weights), others):
+            api.preupload_lfs_files(
+                self.repo, group, revision=self.revision, create_pr=self.create_pr, free_memory=False
+            )
+            done += sum(addition.upload_info.size for addition in group)
+            if self.on_progress:
+                self.on_progress(done, total)
+
+    def _landed(self, api: "HfApi", stale: list[str]) -> str | None:
+        """Return the branch's head if it holds the upload although the answer to the commit got lost."""
+        if self.create_pr:
+            return None
+        try:
+            state = remote_state(api, self.repo, self.revision)
+        except client_errors():
+            return None
+        is_there = not differing(self.contents.files, state.files) and not {*stale} & {*state.files}
+        return state.head if is_there else None
+
+    def _require_arrived(self, api: "HfApi", commit: str, stale: list[str]) -> None:
+        remote = remote_files(api, self.repo, commit)
+        wrong = [file.name for file in differing(self.contents.files, remote)] + sorted({*stale} & {*remote})
+        if wrong:
+            raise UploadError(
+                f"{self.repo}: read back, {wrong[0]} is not what was sent (commit {commit}); upload it again, and do "
+                "not use that commit"
+            )
+
+    def _report(
+        self,
+        api: "HfApi",
+        state: RemoteState,
+        changed: list[LocalFile],
+        stale: list[str],
+        *,
+        commit: str | None = None,
+        pull_request: str | None = None,
+    ) -> UploadReport:
+        names = {file.name for file in changed}
+        return UploadReport(
+            repo=self.repo,
+            url=f"{api.endpoint}/{self.repo}" + (f"/commit/{commit}" if commit else ""),
+            revision=self.branch,
+            commit=commit,
+            pull_request=pull_request,
+            is_new=state.head is None,
+            files=tuple(UploadedFile(f.name, f.size, f.sha256, f.name in names) for f in self.contents.files),
+            removed=tuple(stale),
+            left_out=self.contents.left_out,
+            sent_bytes=sum(file.size for file in changed),
+            dry_run=commit is None,
+            warnings=self.contents.warnings,
+        )
+
+
+def _client(*, needs_token: bool) -> "HfApi":
+    from huggingface_hub import HfApi, get_token
+
+    if needs_token and not get_token():
+        raise UploadError("there is no token of the Hub on this machine; run `hf auth login`, or set HF_TOKEN")
+    return HfApi(library_name="helium_mlx", library_version=__version__)
+
+
+def require_branch_name(name: str) -> None:
+    """Raise OptionError for a revision that can be no branch, nor a reference such as "refs/pr/3"."""
+    if _FORBIDDEN.search(name):
+        raise OptionError(
+            f"revision is {shown(name)}, which git takes for no branch; expected a name such as 4bit or q/4-bit"
+        )

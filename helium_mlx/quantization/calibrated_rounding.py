@@ -1,0 +1,274 @@
+"""Rounds a causal LM's matrices to what they are given in use: layer by layer, once through, streamed.
+
+Sequential: what a matrix is given comes from the layers before it as they were rounded already. With GPTQ, what it is
+to give in return is what the source's own matrix gives from the source's own inputs, so that every layer makes up for
+those before it as far as a matrix can, by least squares; where its outputs are added to the residual stream, for what
+that lacks, too (compare GPTAQ, arXiv:2504.02692). Every matrix is rounded plainly, too, and the calibrated rounding is
+kept where it errs less on windows that nothing was fitted to. The same windows say, at the end, how far either model is
+from its source.
+
+The embedding is fitted without weights: its rows are used one by one, so there are no inputs to weigh them by.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+import mlx.core as mx
+
+from helium_mlx.checkpoint.checkpoint import Checkpoint
+from helium_mlx.checkpoint.quantization_settings import ModuleSettings, QuantizationSettings
+from helium_mlx.checkpoint.row_blocks import dequantized
+from helium_mlx.model.losses import LogSum, RunningDivergence
+from helium_mlx.quantization import gptq
+from helium_mlx.quantization.calibration import Windows
+from helium_mlx.quantization.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, walk
+from helium_mlx.quantization.plain import quantized
+from helium_mlx.quantization.rounding import Rounding, fitted
+
+Parts = dict[str, mx.array]
+
+# A head's rows are rounded in so many blocks, each for the tokens at which its logits count, of so many rows at least.
+HEAD_BLOCKS = 128
+BLOCK_ROWS = 32
+
+# How much of a uniform distribution the head's logits are taken to count for besides, everywhere: for rows that the
+# calibration text hardly has, this makes all tokens count alike.
+EVERYWHERE = 0.03
+
+
+@dataclass
+class RoundingOutcome:
+    """What a calibrated rounding came to, complete once all rows have been taken.
+
+    `plain_kl` and `kl` are mean KL divergences from the source in nats a token, on the held-out windows, with plain
+    rounding and with this one; `kept_plain` are the modules of which at least some rows were rounded plainly because
+    that errs less.
+    """
+
+    plain_kl: float = 0.0
+    kl: float = 0.0
+    kept_plain: list[str] = field(default_factory=list)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the result is no further from its source than plain rounding would be."""
+        return self.kl <= self.plain_kl
+
+
+def rounded_rows(
+    checkpoint: Checkpoint,
+    settings: ModuleSettings,
+    dtype: mx.Dtype,
+    *,
+    rounding: Rounding,
+    windows: Windows,
+    outcome: RoundingOutcome,
+) -> Iterator[tuple[str, int, mx.array]]:
+    """Yield the quantized matrices of the result as (name, first row, rows), as `converted_rows` does.
+
+    `outcome` is filled in as the rows are taken.
+    """
+    with walk(checkpoint) as layers:
+        yield from _Rounder(layers, settings, dtype, rounding, outcome, windows).rows()
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the matrices of a stage are rounded for: with `feedback` by GPTQ, else fitted with weights for columns.
+
+    A matrix W is to give, from our inputs, what it gives in the source, and what the residual stream lacks besides:
+    by least squares that is W (1 + `gain`) + `offset` in its stead, (columns, columns) and (rows, columns).
+    """
+
+    importance: mx.array
+    feedback: gptq.Feedback | None = None
+    gain: mx.array | None = None
+    offset: mx.array | None = None
+
+    def rounded(self, weight: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> Parts:
+        """Return the parts of some rows of a matrix, float32 (rows, columns)."""
+        if self.feedback is None or self.gain is None:
+            return fitted(weight, packing, dtype, importance=self.importance)
+        wanted = weight + weight @ self.gain
+        wanted = wanted if self.offset is None else wanted + self.offset
+        return gptq.rounded(wanted, self.feedback, packing, dtype)
+
+
+class _Rounder:
+    """Takes five streams through the model: the source, plain rounding and ours on held-out windows; the source and
+    ours on those to fit to.
+    """
+
+    def __init__(
+        self,
+        layers: LayerWalk,
+        settings: ModuleSettings,
+        dtype: mx.Dtype,
+        rounding: Rounding,
+        outcome: RoundingOutcome,
+        windows: Windows,
+    ) -> None:
+        self._layers, self._settings, self._dtype = layers, settings, dtype
+        self._rounding, self._outcome = rounding, outcome
+        packing = self._packing(EMBEDDING)
+        table = EmbeddingTable(layers, (*windows.fitted, *windows.held_out))
+        plain, ours = (
+            table.changed(lambda w, p=parts: self._read(p(w, packing), packing))
+            for parts in (self._plain, self._fitted)
+        )
+        self._source, self._nearest, self._ours = (each.stream(windows.held_out) for each in (table, plain, ours))
+        self._fit_source, self._fit = table.stream(windows.fitted), ours.stream(windows.fitted)
+
+    def rows(self) -> Iterator[tuple[str, int, mx.array]]:
+        """Yield (name, first row, rows) of every matrix, in the order of the forward pass."""
+        yield from self._embedding_rows()
+        for stream in (self._source, self._nearest, self._ours, self._fit_source, self._fit):
+            self._layers.begin(stream)
+        for stage in self._layers.stages():
+            yield from self._stage_rows(stage)
+        yield from self._head_rows()
+
+    def _embedding_rows(self) -> Iterator[tuple[str, int, mx.array]]:
+        packing, first_row = self._packing(EMBEDDING), 0
+        for weight in self._layers.rows(EMBEDDING):
+            yield from _named(EMBEDDING, first_row, self._fitted(weight, packing))
+            first_row += weight.shape[0]
+
+    def _stage_rows(self, stage: Stage) -> Iterator[tuple[str, int, mx.array]]:
+        given = self._given(adds_to_residual=stage.adds_to_residual)
+        lacking = self._source.lacks(self._ours) if stage.adds_to_residual else mx.array(0.0)
+        source, plain, ours = {}, {}, {}
+        for path in stage.paths:
+            packing, weight = self._packing(path), self._layers.weight(path)
+            wanted = self._source.rows @ weight.T + lacking
+            parts, source[path], plain[path] = self._better(
+                path, given.rounded(weight, packing, self._dtype), weight, wanted
+            )
+            ours[path] = self._read(parts, packing)
+            yield from _named(path, 0, parts)
+        for stream, weights in (
+            (self._source, source), (self._nearest, plain), (self._ours, ours),
+            (self._fit_source, source), (self._fit, ours),
+        ):  # fmt: skip
+            self._layers.advance(stream, stage, weights)
+
+    def _head_rows(self) -> Iterator[tuple[str, int, mx.array]]:
+        """Yield the head's rows, rounded block by block for the tokens at which their logits count.
+
+        An error e of token v's logit costs p_v (1 - p_v) e^2 / 2 in KL divergence, to second order. Which v are likely
+        differs from position to position, so every few rows have second moments of their own.
+        """
+        path, first_row = self._layers.head_path, 0
+        packing, n_tokens = self._packing(path), self._ours.rows.shape[0]
+        plain_kl, kl = RunningDivergence(n_tokens), RunningDivergence(n_tokens)
+        given = self._given(adds_to_residual=False)
+        weigh_fit, weigh_held_out = (self._curvature(stream.rows) for stream in (self._fit_source, self._source))
+        for weight in self._blocks(path):
+            logits = self._source.rows @ weight.T
+            if path == EMBEDDING:
+                parts, plain = self._fitted(weight, packing), self._read(self._plain(weight, packing), packing)
+            else:
+                ours = self._weighted(given, weigh_fit(weight)).rounded(weight, packing, self._dtype)
+                parts, _, plain = self._better(path, ours, weight, logits, weigh_held_out(weight))
+                yield from _named(path, first_row, parts)
+            plain_kl.add(logits, self._nearest.rows @ plain.T)
+            kl.add(logits, self._ours.rows @ self._read(parts, packing).T)
+            first_row += weight.shape[0]
+        self._outcome.plain_kl, self._outcome.kl = plain_kl.mean, kl.mean
+
+    def _blocks(self, path: str) -> Iterator[mx.array]:
+        rows = max(BLOCK_ROWS, -(-self._layers.config.vocab_size // HEAD_BLOCKS))
+        for weight in self._layers.rows(path):
+            yield from (weight[first : first + rows] for first in range(0, weight.shape[0], rows))
+
+    def _curvature(self, inputs: mx.array) -> Callable[[mx.array], mx.array]:
+        """Return what gives, for rows of the head, how much their logits count at each token of the source's inputs."""
+        total = LogSum(inputs.shape[0])
+        for weight in self._layers.rows(self._layers.head_path):
+            total.add(inputs @ weight.T)
+            mx.eval(total.peak, total.total)
+
+        def weights(weight: mx.array) -> mx.array:
+            p = mx.exp(inputs @ weight.T - total.value)
+            share = weight.shape[0] / self._layers.config.vocab_size
+            return (p * (1 - p)).sum(axis=-1, keepdims=True) + EVERYWHERE * share
+
+        return weights
+
+    def _given(self, *, adds_to_residual: bool) -> _Given:
+        """Return what the next matrices are rounded for: the inputs to fit to, as they are now."""
+        hessian = cross_moments(self._fit.inputs, self._fit.inputs)
+        if self._rounding == "fitted":
+            return _Given(mx.diag(hessian))
+        feedback = gptq.feedback_of(hessian)
+        differences = [x - y for x, y in zip(self._fit_source.inputs, self._fit.inputs, strict=True)]
+        gain = feedback.solve(cross_moments(differences, self._fit.inputs))
+        offset = None
+        if adds_to_residual:
+            differences = [x - y for x, y in zip(self._fit_source.hidden, self._fit.hidden, strict=True)]
+            offset = feedback.solve(cross_moments(differences, self._fit.inputs))
+        mx.eval(gain, [] if offset is None else offset)
+        return _Given(mx.diag(hessian), feedback, gain, offset)
+
+    def _weighted(self, given: _Given, weights: mx.array) -> _Given:
+        """Return the same with tokens that count as `weights` (tokens, 1) say; what is wanted stays."""
+        hessian = cross_moments(_weighted(self._fit.inputs, weights), self._fit.inputs)
+        feedback = None if given.feedback is None else gptq.feedback_of(hessian)
+        return replace(given, importance=mx.diag(hessian), feedback=feedback)
+
+    def _better(
+        self, path: str, parts: Parts, weight: mx.array, wanted: mx.array, weights: mx.array | None = None
+    ) -> tuple[Parts, mx.array, mx.array]:
+        """Return the parts whose outputs on held-out windows are nearer to `wanted`, ours or plain ones.
+
+        Beside them the weight itself, and as plain rounding makes it. `weights` (tokens, 1) say how much each token
+        counts.
+        """
+        packing, inputs = self._packing(path), self._ours.rows
+        plain_parts = self._plain(weight, packing)
+        plain = self._read(plain_parts, packing)
+        counts = mx.array(1.0) if weights is None else weights
+        ours_error, plain_error = (
+            (counts * (inputs @ each.T - wanted).square()).sum() for each in (self._read(parts, packing), plain)
+        )
+        if (ours_error <= plain_error).item():
+            return parts, weight, plain
+        if path not in self._outcome.kept_plain:
+            self._outcome.kept_plain.append(path)
+        return plain_parts, weight, plain
+
+    def _plain(self, weight: mx.array, packing: QuantizationSettings) -> Parts:
+        return quantized(weight, packing, self._dtype)
+
+    def _fitted(self, weight: mx.array, packing: QuantizationSettings) -> Parts:
+        return fitted(weight, packing, self._dtype)
+
+    def _read(self, parts: Parts, packing: QuantizationSettings) -> mx.array:
+        return dequantized(parts, packing)
+
+    def _packing(self, path: str) -> QuantizationSettings:
+        packing = self._settings(path)
+        assert packing is not None, path
+        return packing
+
+
+def cross_moments(x: Sequence[mx.array], y: Sequence[mx.array]) -> mx.array:
+    """Return the sum of x y^T over all tokens of windows (B, L, columns), float32 (columns of x, columns of y)."""
+    total = mx.zeros((x[0].shape[-1], y[0].shape[-1]))
+    for ours, theirs in zip(x, y, strict=True):
+        total = total + ours.reshape(-1, ours.shape[-1]).T @ theirs.reshape(-1, theirs.shape[-1])
+        mx.eval(total)
+    return total
+
+
+def _weighted(inputs: Sequence[mx.array], weights: mx.array) -> list[mx.array]:
+    """Return windows (B, L, columns), each token times its own of the weights (tokens, 1)."""
+    ends = list(accumulate(x.shape[0] * x.shape[1] for x in inputs))
+    each = mx.split(weights, ends[:-1])
+    return [x * own.reshape(*x.shape[:2], 1) for x, own in zip(inputs, each, strict=True)]
+
+
+def _named(path: str, first_row: int, parts: Parts) -> Iterator[tuple[str, int, mx.array]]:
+    mx.eval(parts)
+    yield from ((f"{path}.{suffix}", first_row, part) for suffix, part in parts.items())

@@ -1,0 +1,1 @@
+"""Text to token ids and back, from the file that a checkpoint ships."""

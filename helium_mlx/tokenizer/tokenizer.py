@@ -1,0 +1,456 @@
+"""`HeliumTokenizer`: text to token ids and back, from the tokenizer file that the checkpoint ships.
+
+Helium's tokenizer is a SentencePiece Unigram model with byte fallback. A checkpoint carries it as `tokenizer.json`
+(Hugging Face's conversion, read by `tokenizers`) or as `tokenizer.model` (read by `sentencepiece`). The file that is
+there is followed to the id; where both are, `tokenizer.json` is. The two are not the same tokenizer:
+
+- A newline is an added token in `tokenizer.json` and the text after it gets a leading space, so "the\\nfile" comes
+  back as "the\\n file"; SentencePiece has the byte `<0x0A>` and no space.
+- Special ids are the added tokens marked special in `tokenizer.json`, the control symbols in SentencePiece, which
+  never writes them, so that `skip_special_tokens=False` changes nothing.
+- A text that spells a special piece, "<unk>" or "<0x41>" gets that id by `tokenizer.json`, letters by SentencePiece.
+- `<unk>` is no special id in either; it decodes to "<unk>" in `tokenizer.json` and to " ⁇ " in SentencePiece.
+- A run of bytes that is no UTF-8 decodes to one U+FFFD for every byte in `tokenizer.json`, for the invalid bytes
+  alone in SentencePiece. A skipped special token within the run goes unnoticed in the former, ends it in the latter.
+
+Against transformers: bos, eos and pad come from `config.json` and `generation_config.json`, because Helium's
+`special_tokens_map.json` is empty; an encoding with special tokens has exactly one leading BOS, even where the text
+spells one itself; the padding and truncation rules in `tokenizer.json` are switched off; padding goes to the left.
+It does not know chat templates, pairs of texts, or training.
+"""
+
+import functools
+import operator
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn, SupportsIndex, TypeAlias, cast, overload
+
+from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.checkpoint.kyutai_config import inferred_values
+from helium_mlx.errors import CheckpointError, TokenizerError, shown
+from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object, require_file
+from helium_mlx.tokenizer.detokenizer import WORD_SEPARATOR, Piece, StreamingDetokenizer
+from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES, JsonVocabulary, SentencePieceVocabulary
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+JSON_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
+
+_COMPANION_FILES = (JSON_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+_RESERVED_PIECE = re.compile(r"<\|im_sp_\d+\|>")
+
+Ids: TypeAlias = "SupportsIndex | Iterable[SupportsIndex] | mx.array"
+Encoded: TypeAlias = "list[int] | list[list[int]] | mx.array"
+
+
+@dataclass(frozen=True, eq=False)
+class BatchEncoding(Mapping[str, Encoded]):
+    """What calling the tokenizer gives: a mapping, for `model(**encoding)`, whose keys are attributes too."""
+
+    input_ids: Encoded
+    attention_mask: Encoded
+
+    def __getitem__(self, key: str) -> Encoded:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return cast("Encoded", getattr(self, key))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dataclass_fields__)
+
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__)
+
+    def to(self, device: object) -> "BatchEncoding":
+        """Return the encoding itself: MLX's arrays are on no device of their own."""
+        return self
+
+
+@dataclass(frozen=True)
+class _ModelIds:
+    """What `config.json` and `generation_config.json` say about ids."""
+
+    bos: int
+    eos: tuple[int, ...]
+    pad: int | None
+    vocab_size: int | None
+
+
+class HeliumTokenizer:
+    """Text to ids and back, exactly as the checkpoint's tokenizer file has it. Made by `from_pretrained`."""
+
+    def __init__(
+        self, vocabulary: JsonVocabulary | SentencePieceVocabulary, ids: _ModelIds, files: Sequence[Path]
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._files = tuple(files)
+        self.bos_token_id: int = ids.bos
+        self.eos_token_ids: tuple[int, ...] = ids.eos
+        self.pad_token_id: int | None = ids.pad
+        self._id_limit = max(len(self), ids.vocab_size or 0)
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> "HeliumTokenizer":
+        """Read the tokenizer of a checkpoint directory, a Hub repository, or "demo".
+
+        Raises TokenizerError for a missing or malformed file, and for ids in the configs that the vocabulary lacks.
+        """
+        directory = Path(path_or_repo) if Path(path_or_repo).is_dir() else _directory_of(path_or_repo, revision)
+        if not directory.is_dir():
+            raise TokenizerError(f"{directory} is no directory; name one that holds {JSON_FILE} and config.json")
+        model_files = _sentencepiece_files(directory)
+        if os.path.lexists(directory / JSON_FILE):
+            vocabulary = JsonVocabulary(directory / JSON_FILE)
+        elif model_files:
+            vocabulary = SentencePieceVocabulary(model_files[0])
+        else:
+            raise TokenizerError(
+                f"{directory} has neither {JSON_FILE} nor {SENTENCEPIECE_FILE}; copy one of them there"
+            )
+        ids = _read_model_ids(directory)
+        _check_model_ids(ids, vocabulary.size, directory)
+        companions = [directory / name for name in _COMPANION_FILES if os.path.lexists(directory / name)]
+        for path in (*companions, *model_files):
+            is_tokenizer = path.name == JSON_FILE or path in model_files
+            _require_readable(path, MAX_TOKENIZER_BYTES if is_tokenizer else MAX_JSON_BYTES)
+        return cls(vocabulary, ids, [*companions, *model_files])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it was read from, and those that stand beside them."""
+        return self._files
+
+    def __len__(self) -> int:
+        """The number of ids with a piece, added tokens included."""
+        return self._vocabulary.size
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids of the model itself, without added tokens, as transformers counts it."""
+        return self._vocabulary.base_size
+
+    @property
+    def eos_token_id(self) -> int:
+        """The first of `eos_token_ids`."""
+        return self.eos_token_ids[0]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that `skip_special_tokens` leaves out."""
+        return self._vocabulary.special_ids
+
+    @functools.cached_property
+    def reserved_ids(self) -> frozenset[int]:
+        """The untrained `<|im_sp_NN|>` ids, found by their names."""
+        return frozenset(index for token, index in self._vocabulary.tokens() if _RESERVED_PIECE.fullmatch(token))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text: one BOS and the text's own, or the text's own alone.
+
+        Raises TokenizerError for anything but a string, and for one with lone surrogates, which UTF-8 cannot express.
+        """
+        if not isinstance(text, str):
+            raise TokenizerError(f"cannot encode {type(text).__name__} {text!r}; expected a string")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"the text has the lone surrogate {text[error.start]!a} at position {error.start}, which no tokenizer "
+                "can express; read it as UTF-8 with errors='replace'"
+            ) from error
+        ids = self._vocabulary.encode(text, add_special_tokens=add_special_tokens)
+        if not add_special_tokens:
+            return ids
+        start = 0
+        while start < len(ids) and ids[start] == self.bos_token_id:
+            start += 1
+        return [self.bos_token_id, *ids[start:]]
+
+    def decode(self, ids: Ids, *, skip_special_tokens: bool = True) -> str:
+        """Return the text of the ids, as the library behind the file gives it.
+
+        An id that the model has and the vocabulary lacks stands for nothing. Raises TokenizerError for others.
+        """
+        return self._vocabulary.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
+
+    def batch_decode(
+        self,
+        sequences: "Iterable[Iterable[SupportsIndex]] | mx.array",
+        *,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """Return the text of every sequence of ids, which is never cleaned up: Helium's spaces are as they were."""
+        if clean_up_tokenization_spaces:
+            raise TokenizerError("clean_up_tokenization_spaces is True; Helium's text needs none: leave it out")
+        rows = cast("Iterable[Iterable[SupportsIndex]]", sequences)
+        return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in rows]
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> StreamingDetokenizer:
+        """Return a fresh detokenizer; its pieces joined are what `decode` gives.
+
+        Raises TokenizerError if `tokenizer.json` has a decoder other than Helium's.
+        """
+        return self._vocabulary.detokenizer(self._piece, skip_special_tokens=skip_special_tokens)
+
+    @overload
+    def convert_ids_to_tokens(self, ids: SupportsIndex, *, skip_special_tokens: bool = False) -> str: ...
+
+    @overload
+    def convert_ids_to_tokens(
+        self, ids: "Iterable[SupportsIndex] | mx.array", *, skip_special_tokens: bool = False
+    ) -> list[str]: ...
+
+    def convert_ids_to_tokens(self, ids: Ids, *, skip_special_tokens: bool = False) -> str | list[str]:
+        """Return the piece of one id, or of each; "" where the model has an id that the vocabulary lacks."""
+        plain = _without_arrays(ids)
+        checked = self._checked(plain)
+        if not isinstance(plain, Iterable):
+            return self._vocabulary.token(checked[0]) or ""
+        skipped = self.special_ids if skip_special_tokens else frozenset[int]()
+        return [self._vocabulary.token(index) or "" for index in checked if index not in skipped]
+
+    def token_bytes(self, index: int) -> bytes:
+        """Return the bytes that an id stands for inside of a text; a special id stands for its name."""
+        piece = self._piece(index)
+        if isinstance(piece, int):
+            return bytes((piece,))
+        return (piece or "").replace(WORD_SEPARATOR, " ").encode()
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
+
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
+        """Return the id of one piece, or of each. Raises TokenizerError for a piece that there is not."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        index = self._vocabulary.index(tokens)
+        if index is None:
+            raise TokenizerError(f"the vocabulary has no piece {tokens!r}; encode() splits a text into those it has")
+        return index
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool = False,
+        padding_side: Literal["left", "right"] = "left",
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: Literal["mlx"] | None = None,
+    ) -> BatchEncoding:
+        """Encode one text or several, as lists or, with `return_tensors="mlx"`, as int32 arrays of shape (B, L).
+
+        `padding` pads to the longest, `truncation` cuts every encoding on the right to `max_length` ids.
+        Raises TokenizerError for texts of unequal length as arrays without padding.
+        """
+        if padding_side not in ("left", "right"):
+            raise TokenizerError(f"padding_side is {padding_side!r}; expected 'left' or 'right'")
+        if return_tensors not in (None, "mlx"):
+            raise TokenizerError(
+                f"return_tensors is {return_tensors!r}; expected None (lists) or 'mlx', the arrays that models take"
+            )
+        if truncation != (max_length is not None) or (max_length is not None and max_length < 1):
+            raise TokenizerError(
+                f"truncation is {truncation} and max_length is {max_length}; give truncation=True with a positive "
+                "max_length, or neither"
+            )
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [self.encode(item, add_special_tokens=add_special_tokens)[:max_length] for item in texts]
+        masks = [[1] * len(row) for row in rows]
+        if padding:
+            rows, masks = self._padded(rows, masks, padding_side)
+        if return_tensors == "mlx":
+            return _as_arrays(rows, masks)
+        return BatchEncoding(rows[0], masks[0]) if isinstance(text, str) else BatchEncoding(rows, masks)
+
+    def apply_chat_template(self, *_args: object, **_kwargs: object) -> NoReturn:
+        """Raise TokenizerError: Helium is a base model and has no chat template."""
+        raise TokenizerError("Helium is a base model without a chat template; give a text for it to continue")
+
+    def trailing_space_warning(self, prompt: str) -> str | None:
+        """Return a line to show the user if the prompt ends in a space that becomes a token of its own, else None.
+
+        The space of the next word belongs to that word's piece ("▁Paris"); after a lone "▁" no piece fits well.
+        """
+        if not prompt.endswith(" "):
+            return None
+        ids = self.encode(prompt, add_special_tokens=False)
+        last = self._vocabulary.token(ids[-1]) if ids else None
+        if last is None or not last.endswith(WORD_SEPARATOR):
+            return None
+        return (
+            f"the prompt ends in a space, which becomes the token {last!r} of its own and makes for a poor completion; "
+            "drop it: the model writes the space before the next word itself"
+        )
+
+    def save_pretrained(self, path: str | Path) -> tuple[str, ...]:
+        """Copy the tokenizer's files, byte for byte, to a directory, which is made where missing; return their paths.
+
+        `config.json`, which holds the special ids, is the model's and is not written.
+        """
+        directory = Path(path)
+        saved: list[str] = []
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for source in self._files:
+                target = directory / source.name
+                if not (target.exists() and target.samefile(source)):
+                    target.write_bytes(source.read_bytes())
+                saved.append(str(target))
+        except OSError as error:
+            raise TokenizerError(
+                f"the tokenizer cannot be saved in {directory}: {error.strerror}; name another place"
+            ) from error
+        return tuple(saved)
+
+    def _padded(
+        self, rows: list[list[int]], masks: list[list[int]], side: Literal["left", "right"]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        if self.pad_token_id is None:
+            raise TokenizerError("config.json has no pad_token_id, so nothing can be padded; add it there")
+        longest = max(map(len, rows), default=0)
+
+        def pad(row: list[int], filler: int) -> list[int]:
+            fill = [filler] * (longest - len(row))
+            return fill + row if side == "left" else row + fill
+
+        return [pad(row, self.pad_token_id) for row in rows], [pad(mask, 0) for mask in masks]
+
+    def _piece(self, index: int) -> Piece:
+        if not 0 <= index < self._id_limit:
+            self._checked(index)
+        return self._vocabulary.piece(index)
+
+    def _checked(self, ids: Ids) -> list[int]:
+        """The ids as a list of integers, each of which the model has."""
+        values = _without_arrays(ids)
+        given = values if isinstance(values, Iterable) and not isinstance(values, str | bytes) else [values]
+        checked: list[int] = []
+        for value in given:
+            if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+                raise TokenizerError(f"{value!r} is not a token id; expected an integer")
+            index = operator.index(value)
+            if not 0 <= index < self._id_limit:
+                raise TokenizerError(f"token id {index} is out of range; expected 0 to {self._id_limit - 1}")
+            checked.append(index)
+        return checked
+
+
+def _directory_of(path_or_repo: str | Path, revision: str | None) -> Path:
+    # Imported here: it brings the models in, which a tokenizer alone does not need.
+    from helium_mlx.files.hub import resolve
+
+    try:
+        return resolve(path_or_repo, revision=revision)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from None
+
+
+def _without_arrays(ids: Ids) -> SupportsIndex | Iterable[SupportsIndex]:
+    """An array of any library as the list, or the number, that it holds."""
+    tolist = getattr(ids, "tolist", None)
+    return cast("SupportsIndex | Iterable[SupportsIndex]", ids if tolist is None else tolist())
+
+
+def _as_arrays(rows: list[list[int]], masks: list[list[int]]) -> BatchEncoding:
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1 or lengths == [0]:
+        raise TokenizerError(
+            f"texts of {', '.join(map(str, lengths)) or 'no'} tokens do not make one array; give some text and "
+            "padding=True"
+        )
+    import mlx.core as mx
+
+    return BatchEncoding(mx.array(rows, dtype=mx.int32), mx.array(masks, dtype=mx.int32))
+
+
+def _sentencepiece_files(directory: Path) -> list[Path]:
+    """The SentencePiece model: `tokenizer.model`, else the only `tokenizer*.model`, as Kyutai's own MLX repo has it."""
+    named = directory / SENTENCEPIECE_FILE
+    if os.path.lexists(named):
+        return [named]
+    found = sorted(path for path in directory.glob("tokenizer*.model") if path.name.isprintable())
+    return found if len(found) == 1 else []
+
+
+def _read_model_ids(directory: Path) -> _ModelIds:
+    """Read the ids; like transformers' generation, take `generation_config.json`'s eos where it has one."""
+    config = _read_config(directory)
+    generation_path = directory / "generation_config.json"
+    generation = _read_object(generation_path) if os.path.lexists(generation_path) else {}
+    where = directory / "config.json"
+    bos = _ids_of(where, "bos_token_id", config.get("bos_token_id", generation.get("bos_token_id")))
+    eos_of = generation if generation.get("eos_token_id") is not None else config
+    eos = _ids_of(where if eos_of is config else generation_path, "eos_token_id", eos_of.get("eos_token_id"))
+    pad = _ids_of(where, "pad_token_id", config.get("pad_token_id", generation.get("pad_token_id")))
+    if len(bos) != 1:
+        raise TokenizerError(
+            f"{where} has bos_token_id {shown(list(bos) or None)}; expected one id (Helium's is 1); add it"
+        )
+    if not eos:
+        raise TokenizerError(f"{where} has no eos_token_id, so generation could not stop; add it (Helium's is 2)")
+    vocab_size = config.get("vocab_size")
+    if vocab_size is not None and (isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 1):
+        raise TokenizerError(f"{where} has vocab_size {shown(vocab_size)}; expected a positive integer")
+    # Llama configs say -1 for none.
+    return _ModelIds(bos[0], eos, pad[0] if pad and pad[0] >= 0 else None, vocab_size)
+
+
+def _read_config(directory: Path) -> dict[str, object]:
+    path = directory / "config.json"
+    try:
+        if inferred_values(directory) is not None:
+            return HeliumConfig.of_directory(directory).to_dict()
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from None
+    return _read_object(path)
+
+
+def _check_model_ids(ids: _ModelIds, size: int, directory: Path) -> None:
+    if ids.vocab_size is not None and size > ids.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer in {directory} has {size} pieces, but config.json has vocab_size {shown(ids.vocab_size)}; "
+            "the two belong to different models: take both from one checkpoint"
+        )
+    named = [("bos", ids.bos), *(("eos", index) for index in ids.eos)]
+    named += [("pad", ids.pad)] if ids.pad is not None else []
+    for name, index in named:
+        if not 0 <= index < size:
+            raise TokenizerError(
+                f"the configs of {directory} have {name}_token_id {shown(index)}; expected 0 to {size - 1}, the ids of "
+                "its tokenizer: take both from one checkpoint"
+            )
+
+
+def _ids_of(path: Path, name: str, value: object) -> tuple[int, ...]:
+    """One id or a list of them, or none, as a tuple without repetitions."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(index, bool) or not isinstance(index, int) for index in values):
+        raise TokenizerError(f"{path} has {name} {shown(value)}; expected an integer or a list of integers")
+    return tuple(dict.fromkeys(cast("list[int]", values)))
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        return read_json_object(path)
+    except FileProblem as problem:
+        raise TokenizerError(f"{path} {problem}") from None
+
+
+def _require_readable(path: Path, max_bytes: int) -> None:
+    try:
+        require_file(path, max_bytes)
+    except FileProblem as problem:
+        raise TokenizerError(f"{path} {problem}") from None

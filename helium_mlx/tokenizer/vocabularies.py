@@ -1,0 +1,324 @@
+"""The two files that a tokenizer is read from, behind one interface: `tokenizer.json` and `tokenizer.model`."""
+
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+from helium_mlx.errors import TokenizerError, one_line, shown
+from helium_mlx.files.untrusted import FileProblem, read_bytes
+from helium_mlx.tokenizer.detokenizer import (
+    WORD_SEPARATOR,
+    ByteFallbackDetokenizer,
+    DummyPrefix,
+    Piece,
+    SentencePieceDetokenizer,
+    StreamingDetokenizer,
+)
+
+if TYPE_CHECKING:
+    import sentencepiece
+    import tokenizers
+
+
+# What a tokenizer.json may hold beside its vocabulary; Helium's has a dozen parts, and its texts grow by nothing.
+MAX_STEPS = 1000
+MAX_GROWTH = 100
+
+# Helium's have 3.5 MB and 0.8 MB.
+MAX_TOKENIZER_BYTES = 64_000_000
+
+# Rust's u8::from_str_radix, which ByteFallback reads the two digits with, takes a plus sign too.
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
+
+
+class _DecoderSteps(NamedTuple):
+    """What the decoder in `tokenizer.json` replaces in every piece, and strips from the left of the whole text."""
+
+    replacements: list[tuple[str, str]]
+    strip: str
+    strip_count: int
+
+
+class Vocabulary(Protocol):
+    """What a tokenizer is built on: pieces, their ids, and the text that they make."""
+
+    size: int
+    base_size: int
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that decoding can leave out."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the ids of a text. Raises TokenizerError where the file's rules fail on it."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of ids below `size`."""
+        ...
+
+    def token(self, index: int) -> str | None:
+        """Return the token of an id as the file spells it; None where the id has none."""
+        ...
+
+    def index(self, token: str) -> int | None:
+        """Return the id of a token; None for a text that is no token."""
+        ...
+
+    def tokens(self) -> Iterable[tuple[str, int]]:
+        """Return every token with its id."""
+        ...
+
+    def piece(self, index: int) -> Piece:
+        """Return what an id stands for in a text; see `detokenizer.Piece`."""
+        ...
+
+    def detokenizer(self, piece_of: Callable[[int], Piece], *, skip_special_tokens: bool) -> StreamingDetokenizer:
+        """Return a new detokenizer of this file's rules. Raises TokenizerError for rules that cannot be streamed."""
+        ...
+
+
+class JsonVocabulary:
+    """`tokenizer.json`, read by `tokenizers`."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        self._path = path
+        data = _read_tokenizer(path)
+        # Nothing nests deep: the parser behind it stops at 128 levels.
+        with _named_failures(f"{path} is not a tokenizer"):
+            self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+        excess = _excess(self._tokenizer)
+        if excess is not None:
+            raise TokenizerError(f"{path} has {excess}, which no Helium's has; fetch it again")
+        undefined = _undefined_token(self._tokenizer.post_processor)
+        if undefined is not None:
+            raise TokenizerError(
+                f"{path} has a post-processor that fails: it names the token {shown(undefined)} without defining it; "
+                "fetch it again"
+            )
+        # What fails at every text fails here, not at the first prompt.
+        with _named_failures(f"{path} has a post-processor that fails"):
+            self._tokenizer.encode("")
+        self.base_size = self._tokenizer.get_vocab_size(with_added_tokens=False)
+        self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._piece_of = functools.cache(self._read_piece)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        with _named_failures(f"{self._path} cannot encode a text"):
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        with _named_failures(f"{self._path} cannot decode ids"):
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def token(self, index: int) -> str | None:
+        return self._tokenizer.id_to_token(index)
+
+    def index(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def tokens(self) -> Iterable[tuple[str, int]]:
+        return self._tokenizer.get_vocab(with_added_tokens=True).items()
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(index for index, token in added.items() if token.special)
+
+    def detokenizer(self, piece_of: Callable[[int], Piece], *, skip_special_tokens: bool) -> StreamingDetokenizer:
+        steps = self._decoder
+        skipped = self.special_ids if skip_special_tokens else frozenset[int]()
+        return ByteFallbackDetokenizer(piece_of, skipped=skipped, strip=steps.strip, strip_count=steps.strip_count)
+
+    def piece(self, index: int) -> Piece:
+        return self._piece_of(index)
+
+    def _read_piece(self, index: int) -> Piece:
+        token = self._tokenizer.id_to_token(index)
+        if token is None:
+            return None
+        for old, new in self._decoder.replacements:
+            token = token.replace(old, new)
+        byte = _BYTE_PIECE.fullmatch(token)
+        return token if byte is None else int(byte[1], 16)
+
+    @functools.cached_property
+    def _decoder(self) -> _DecoderSteps:
+        """The steps that the file's decoder consists of.
+
+        Any decoder but Helium's is refused: to be exact about an unknown one would mean holding all text back.
+        """
+        decoder = self._tokenizer.decoder
+        state: dict[str, object] = {} if decoder is None else json.loads(decoder.__getstate__())
+        remaining: object = state.get("decoders", [state])
+        replacements: list[tuple[str, str]] = []
+        while True:
+            match remaining:
+                case [{"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}, *rest] if old:
+                    replacements.append((old, new))
+                    remaining = rest
+                case [{"type": "ByteFallback"}, {"type": "Fuse"}]:
+                    return _DecoderSteps(replacements, strip=" ", strip_count=0)
+                case [
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                    {"type": "Strip", "content": str(strip), "start": int(count), "stop": 0},
+                ]:
+                    return _DecoderSteps(replacements, strip, count)
+                case _:
+                    break
+        raise TokenizerError(
+            f"{self._path} has the decoder {one_line(json.dumps(state), 300)}, which cannot be streamed; expected "
+            "Replace, ByteFallback, Fuse and Strip on the left, as Helium has; use decode() on the whole text"
+        )
+
+
+def sentencepiece_piece(processor: "sentencepiece.SentencePieceProcessor", index: int) -> Piece:
+    """Return what an id of a SentencePiece model stands for; see `detokenizer.Piece`."""
+    if index >= processor.GetPieceSize():
+        return None
+    if processor.IsControl(index):
+        return ""
+    if processor.IsUnknown(index):
+        return processor.Decode([index])
+    piece = processor.IdToPiece(index)
+    return int(piece[3:5], 16) if processor.IsByte(index) else piece
+
+
+class SentencePieceVocabulary:
+    """`tokenizer.model`, read by `sentencepiece`."""
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor()
+        with _named_failures(f"{path} is not a SentencePiece model"):
+            self._processor.LoadFromSerializedProto(_read_tokenizer(path))
+            self.base_size = self.size = self._processor.GetPieceSize()
+            # Pieces and the surface of <unk> are bytes in the file; what is no UTF-8 fails here, not in a text.
+            self._processor.IdToPiece(list(range(self.size)))
+            self._processor.Decode([self._processor.unk_id()])
+        self._piece_of = functools.cache(lambda index: sentencepiece_piece(self._processor, index))
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self._processor.Encode(text, out_type=int)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        known = [index for index in ids if index < self.size]
+        return self._processor.Decode(known) if known else ""
+
+    def token(self, index: int) -> str | None:
+        return self._processor.IdToPiece(index) if index < self.size else None
+
+    def index(self, token: str) -> int | None:
+        index = self._processor.PieceToId(token)
+        return index if self._processor.IdToPiece(index) == token else None
+
+    def tokens(self) -> Iterable[tuple[str, int]]:
+        return ((self._processor.IdToPiece(index), index) for index in range(self.size))
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(index for index in range(self.size) if self._processor.IsControl(index))
+
+    def detokenizer(self, piece_of: Callable[[int], Piece], *, skip_special_tokens: bool) -> StreamingDetokenizer:
+        return SentencePieceDetokenizer(piece_of, dummy_prefix=self._dummy_prefix)
+
+    def piece(self, index: int) -> Piece:
+        return self._piece_of(index)
+
+    @functools.cached_property
+    def _dummy_prefix(self) -> DummyPrefix:
+        """What the model's normalizer makes of leading separators, which sentencepiece shows only in its results."""
+        separator = self.index(WORD_SEPARATOR)
+        if separator is not None:
+            kept = len(self._processor.Decode([separator, separator]))
+            return "every" if kept == 0 else "first" if kept == 1 else "kept"
+        # No piece is a separator alone, so no second piece can lose one: only the first can, or none does.
+        for token, index in self.tokens():
+            if token.startswith(WORD_SEPARATOR):
+                return "kept" if len(self._processor.Decode([index])) == len(token) else "first"
+        return "kept"
+
+
+def _read_tokenizer(path: Path) -> bytes:
+    try:
+        return read_bytes(path, MAX_TOKENIZER_BYTES)
+    except FileProblem as problem:
+        raise TokenizerError(f"{path} {problem}") from None
+
+
+def _excess(tokenizer: "tokenizers.Tokenizer") -> str | None:
+    """Say what in a tokenizer would make much of little text, and so take any amount of memory; None for nothing."""
+    steps = {
+        name: json.loads(part.__getstate__())
+        for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+        if (part := getattr(tokenizer, name)) is not None
+    }
+    growth = dict.fromkeys(steps, 1.0)
+    for name, step in steps.items():
+        nodes = list(_objects(step))
+        if len(nodes) > MAX_STEPS:
+            return f"{len(nodes)} parts in its {name}"
+        for node in nodes:
+            ids = node.get("ids")
+            if isinstance(ids, list) and len(ids) > MAX_STEPS:
+                return f"{len(ids)} ids for one token in its {name}"
+            if node.get("type") == "Replace":
+                pattern = node.get("pattern")
+                found = pattern.get("String") if isinstance(pattern, dict) else None
+                # A regular expression may match a single character, or none.
+                growth[name] *= max(1.0, len(str(node.get("content"))) / len(found) if found else math.inf)
+        if growth[name] > MAX_GROWTH:
+            return f"replacements in its {name} that make a text more than {MAX_GROWTH} times as long"
+    return None
+
+
+def _objects(value: object) -> Iterator[dict[str, object]]:
+    """Yield every object in a JSON value, however deep."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield cast("dict[str, object]", value)
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+def _undefined_token(processor: object) -> object | None:
+    """Return a token that a template of the post-processor names without defining it, over which Rust would panic."""
+    getstate = getattr(processor, "__getstate__", None)
+    remaining: list[object] = [] if processor is None or getstate is None else [json.loads(getstate())]
+    while remaining:
+        match remaining.pop():
+            case {"type": "Sequence", "processors": list(parts)}:
+                remaining += parts
+            case {"type": "TemplateProcessing", "single": list(single), "pair": list(pair), "special_tokens": defined}:
+                for part in (*single, *pair):
+                    match part:
+                        case {"SpecialToken": {"id": token}} if token not in cast("dict[object, object]", defined):
+                            return token
+    return None
+
+
+@contextmanager
+def _named_failures(what: str) -> Iterator[None]:
+    """Turn what a tokenizer library makes of a malformed file into one line that begins with `what`."""
+    try:
+        yield
+    except BaseException as error:
+        # `tokenizers` raises bare Exceptions; a panic in Rust derives from BaseException, and cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{what}: {one_line(str(error), 300)}; fetch it again") from error

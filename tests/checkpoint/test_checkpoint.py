@@ -1,0 +1,205 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from measures import relative_error
+from tiny_checkpoints import CASES, config_values, random_weights, write_checkpoint, write_tensors
+
+from helium_mlx.checkpoint import checkpoint as checkpoint_module
+from helium_mlx.checkpoint.checkpoint import open_checkpoint, weight_bytes
+from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.conversion.conversion import convert
+from helium_mlx.errors import CheckpointError, ConfigError
+from helium_mlx.model.loading import load_model
+
+PROMPT = mx.array([[1, 10, 20, 30]])
+
+
+def write_shards(directory: Path, weights: dict[str, mx.array], count: int = 3) -> None:
+    names = sorted(weights)
+    weight_map = {}
+    for i in range(count):
+        file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+        part = names[i::count]
+        write_tensors(directory / file, {name: weights[name] for name in part})
+        weight_map |= dict.fromkeys(part, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def rewrite(directory: Path, change: Callable[[dict[str, mx.array]], object]) -> None:
+    weights = random_weights(HeliumConfig.from_json_file(directory / "config.json"))
+    change(weights)
+    write_tensors(directory / "model.safetensors", weights)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "tiny")
+
+
+def test_shards_load_as_one_file_does(directory: Path) -> None:
+    whole = load_model(directory)(PROMPT).logits
+    (directory / "model.safetensors").unlink()
+    write_shards(directory, random_weights(HeliumConfig.from_json_file(directory / "config.json")))
+    assert mx.array_equal(load_model(directory)(PROMPT).logits, whole)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_stored_dtype_loads_in_itself_and_in_any_other(tmp_path: Path, dtype: str) -> None:
+    directory = write_checkpoint(tmp_path / dtype, dtype=dtype)
+    assert load_model(directory)(PROMPT).logits.dtype == getattr(mx, dtype)
+    for other in ("bfloat16", "float16", "float32"):
+        assert load_model(directory, dtype=other)(PROMPT).logits.dtype == getattr(mx, other)
+
+
+def test_weights_are_evaluated_and_the_model_is_not_training(directory: Path) -> None:
+    model = load_model(directory)
+    (directory / "model.safetensors").unlink()
+    assert not model.training
+    assert mx.isfinite(model(PROMPT).logits).all()
+
+
+def test_a_tied_checkpoint_may_carry_a_head(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, **CASES["helium-mqa-tied"])
+    expected = load_model(directory)(PROMPT).logits
+    rewrite(directory, lambda weights: weights.update({"lm_head.weight": mx.zeros((96, 64))}))
+    assert mx.array_equal(load_model(directory)(PROMPT).logits, expected)
+
+
+def test_old_rotary_buffers_are_ignored(directory: Path) -> None:
+    expected = load_model(directory)(PROMPT).logits
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(directory, lambda weights: weights.update({name: mx.zeros((8,))}))
+    assert relative_error(load_model(directory)(PROMPT).logits, expected) == 0
+
+
+def remove_one(weights: dict[str, mx.array]) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def add_one(weights: dict[str, mx.array]) -> None:
+    weights["model.layers.3.mlp.up_proj.weight"] = mx.zeros((96, 64))
+
+
+def reshape_one(weights: dict[str, mx.array]) -> None:
+    weights["lm_head.weight"] = mx.zeros((95, 64))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (remove_one, r"missing: model\.layers\.1\.mlp\.up_proj\.weight \[96, 64\]"),
+        (add_one, r"no place for: model\.layers\.3\.mlp\.up_proj\.weight \[96, 64\]"),
+        (reshape_one, r"lm_head\.weight is \[95, 64\], expected \[96, 64\]"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    directory: Path, change: Callable[[dict[str, mx.array]], object], said: str
+) -> None:
+    rewrite(directory, change)
+    with pytest.raises(CheckpointError, match=said):
+        load_model(directory)
+
+
+def test_a_config_that_asks_for_a_huge_model_allocates_nothing(directory: Path) -> None:
+    huge = config_values(num_hidden_layers=2**31 - 1, vocab_size=2**31 - 1)
+    (directory / "config.json").write_text(json.dumps(huge))
+    before = mx.get_peak_memory()
+    with pytest.raises(CheckpointError, match="missing"):
+        load_model(directory)
+    assert mx.get_peak_memory() - before < 1_000_000
+
+
+def test_integers_are_no_weights(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    weights = random_weights(HeliumConfig.from_json_file(directory / "config.json"))
+    mx.save_safetensors(str(path), weights | {"lm_head.weight": mx.zeros((96, 64), mx.int32)})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is I32"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "model.bin", "..", 3, None]
+)
+def test_a_shard_name_that_leads_elsewhere_is_refused(directory: Path, name: object) -> None:
+    index = {"weight_map": {"lm_head.weight": name}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"bare name|not an index"):
+        open_checkpoint(directory)
+
+
+def test_a_shard_that_is_not_there_is_named(directory: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="model-00002-of-00002"):
+        open_checkpoint(directory)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}', '{"weight_map": {}}x', "[" * 10**5])
+def test_an_index_that_is_none_is_refused(directory: Path, content: str) -> None:
+    (directory / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="not an index"):
+        open_checkpoint(directory)
+
+
+def test_a_tensor_in_two_shards_is_refused(directory: Path) -> None:
+    weights = random_weights(HeliumConfig.from_json_file(directory / "config.json"))
+    write_shards(directory, weights)
+    write_tensors(directory / "model-00002-of-00003.safetensors", weights)
+    with pytest.raises(CheckpointError, match="in two files"):
+        open_checkpoint(directory)
+
+
+def test_a_directory_with_pickles_only_says_what_is_read(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*only safetensors"):
+        open_checkpoint(directory)
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such directory"):
+        open_checkpoint(tmp_path / "nowhere")
+
+
+def test_an_unknown_dtype_is_refused(directory: Path) -> None:
+    with pytest.raises(ConfigError, match="float64"):
+        load_model(directory, dtype="float64")
+
+
+def test_thousands_of_tensors_are_refused_without_delay(directory: Path) -> None:
+    tensors = {f"a{index}": mx.zeros((1,)) for index in range(5000)}
+    mx.save_safetensors(str(directory / "model.safetensors"), tensors)
+    calls = 0
+    original = checkpoint_module._is_head
+
+    def counted(name: str) -> bool:
+        nonlocal calls
+        calls += 1
+        return original(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_module, "_is_head", counted)
+        with pytest.raises(CheckpointError, match="missing"):
+            open_checkpoint(directory)
+    assert calls < 5 * len(tensors)
+
+
+def loaded_bytes(directory: Path, dtype: str | None) -> int:
+    return sum(tensor.nbytes for tensor in load_model(directory, dtype=dtype).tensors().values())
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_bytes_of_the_weights_are_known_before_they_are_read(tmp_path: Path, name: str, dtype: str | None) -> None:
+    directory = write_checkpoint(tmp_path, **CASES[name])
+    assert weight_bytes(open_checkpoint(directory), dtype) == loaded_bytes(directory, dtype)
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_bytes_of_quantized_weights_are_known_too(tmp_path: Path, mode: str, dtype: str | None) -> None:
+    directory = tmp_path / "packed"
+    convert("demo", str(directory), quantize=True, q_mode=mode, verify=False)
+    assert weight_bytes(open_checkpoint(directory), dtype) == loaded_bytes(directory, dtype)

@@ -1,0 +1,231 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import config_values
+
+from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.errors import CheckpointError, ConfigError
+
+V4 = {"rope_theta": 20000.0, "rope_scaling": {"type": "linear", "factor": 2.0}, "torch_dtype": "torch.float16"}
+V5 = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 20000.0}, "dtype": "float16"}
+
+
+def without_rope(**values: object) -> dict[str, object]:
+    base = config_values()
+    del base["rope_parameters"], base["dtype"]
+    return {**base, **values}
+
+
+def test_defaults_describe_the_2b_preview() -> None:
+    config = HeliumConfig()
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (24, 2560, 7040)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (20, 20, 128)
+    assert (config.vocab_size, config.max_position_embeddings, config.rms_norm_eps) == (48000, 4096, 1e-8)
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 100_000.0}
+    assert config.interleaved_rope
+
+
+def test_both_spellings_read_the_same() -> None:
+    v4, v5 = HeliumConfig.from_dict(without_rope(**V4)), HeliumConfig.from_dict(without_rope(**V5))
+    assert v4 == v5
+    assert v5.dtype == "float16"
+    assert v5.rope_parameters["factor"] == 2.0
+
+
+def test_llama_takes_llamas_defaults() -> None:
+    config = HeliumConfig.from_dict({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4})
+    assert (config.rms_norm_eps, config.rope_parameters["rope_theta"]) == (1e-6, 10_000.0)
+    assert (config.head_dim, config.num_key_value_heads) == (16, 4)
+    assert not config.interleaved_rope
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_theta": 5.0, "rope_parameters": {"rope_type": "default", "rope_theta": 6.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "linear", "factor": 3.0}},
+    ],
+)
+def test_conflicting_spellings_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="keep one"):
+        HeliumConfig.from_dict(without_rope(**values))
+
+
+def test_unknown_keys_are_kept_for_writing_back() -> None:
+    values = config_values(future_key={"a": [1]}, transformers_version="9.9")
+    written = HeliumConfig.from_dict(values).to_dict()
+    assert written["future_key"] == {"a": [1]}
+    assert written["transformers_version"] == "9.9"
+
+
+def test_from_dict_leaves_its_argument_alone() -> None:
+    values = without_rope(**V4)
+    before = json.dumps(values)
+    HeliumConfig.from_dict(values)
+    assert json.dumps(values) == before
+
+
+def test_written_config_reads_back_equal() -> None:
+    config = HeliumConfig.from_dict(config_values(quantization={"group_size": 64, "bits": 4, "mode": "affine"}, x=1))
+    again = HeliumConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again.to_dict() == config.to_dict()
+    assert config.to_dict()["rope_theta"] == 1000.0
+
+
+def test_rope_scaling_is_written_for_mlx_lm_and_reads_back() -> None:
+    parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+    written = HeliumConfig.from_dict(config_values(rope_parameters=parameters)).to_dict()
+    assert written["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert HeliumConfig.from_dict(written).rope_parameters == parameters
+    assert "rope_scaling" not in HeliumConfig().to_dict()
+
+
+def test_conflicting_dtypes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="keep one"):
+        HeliumConfig.from_dict(config_values(torch_dtype="float16", dtype="float32"))
+    assert HeliumConfig.from_dict(config_values(torch_dtype="torch.float32", dtype="float32")).dtype == "float32"
+
+
+REFUSED = [
+    ("model_type", "mistral", "helium"),
+    ("vocab_size", 0, "whole number"),
+    ("hidden_size", -64, "whole number"),
+    ("hidden_size", 64.0, "whole number"),
+    ("hidden_size", True, "whole number"),
+    ("hidden_size", "64", "whole number"),
+    ("intermediate_size", 2**31, "whole number"),
+    ("num_hidden_layers", None, "whole number"),
+    ("num_attention_heads", 0, "whole number"),
+    ("num_key_value_heads", 3, "must divide"),
+    ("head_dim", 15, "even"),
+    ("head_dim", 32, "must equal hidden_size"),
+    ("max_position_embeddings", 0, "whole number"),
+    ("rms_norm_eps", float("nan"), "finite"),
+    ("rms_norm_eps", float("inf"), "finite"),
+    ("rms_norm_eps", 0, "finite"),
+    ("rms_norm_eps", 10**400, "finite"),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": 10**400}, "finite"),
+    ("rms_norm_eps", "1e-8", "finite"),
+    ("initializer_range", -0.1, "finite"),
+    ("attention_dropout", 1.0, "below 1"),
+    ("hidden_act", "swiglu", "silu"),
+    ("hidden_act", ["silu"], "silu"),
+    ("attention_bias", 1, "true or false"),
+    ("mlp_bias", "no", "true or false"),
+    ("tie_word_embeddings", None, "true or false"),
+    ("use_cache", 0, "true or false"),
+    ("bos_token_id", 96, "below vocab_size"),
+    ("eos_token_id", [2, 96], "below vocab_size"),
+    ("eos_token_id", -1, "token id"),
+    ("pad_token_id", 1.5, "token id"),
+    ("eos_token_id", [2] * 1001, "at most 1000"),
+    ("num_labels", 100_001, "100000"),
+    ("quantization", {"group_size": 64, "bits": 4.0}, "whole number"),
+    ("quantization", {"model.embed_tokens": {"group_size": 64.0}}, "whole number"),
+    ("rope_parameters", {"rope_type": "dynamic", "factor": 1e13}, "1e+12"),
+    ("rope_parameters", {"rope_type": "linear", "factor": 1e-13}, "1e-12"),
+    ("model_type", "x" * 1000, "helium"),
+    ("model_type", "a\nb\x1b[2J", "helium"),
+    ("dtype", "float64", "bfloat16"),
+    ("dtype", 16, "bfloat16"),
+    ("quantization", [4], "object"),
+    ("rope_parameters", "default", "object"),
+    ("rope_parameters", {"rope_type": "su", "rope_theta": 1e4}, "longrope"),
+    ("rope_parameters", {"rope_type": "linear", "rope_theta": 1e4}, "factor"),
+    ("rope_parameters", {"rope_type": "linear", "factor": 0}, "above 0"),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": float("nan")}, "finite"),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": 0.5}, "larger than 1"),
+    ("rope_parameters", {"rope_type": "default", "factor": 2.0}, "no meaning"),
+    ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}, "no meaning"),
+    ("rope_parameters", {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "head_dim / 2"),
+    ("rope_parameters", {"rope_type": "yarn", "factor": 2.0, "truncate": "yes"}, "true or false"),
+    (
+        "rope_parameters",
+        {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0},
+        "larger than",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), REFUSED, ids=[f"{n}={v}"[:80] for n, v, _ in REFUSED])
+def test_a_field_out_of_range_is_refused_by_name_and_value(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HeliumConfig.from_dict(config_values(**{name: value}))
+    message = str(caught.value)
+    assert allowed in message
+    assert message.isprintable()
+    assert len(message) < 500
+
+
+def test_head_times_dim_may_differ_from_hidden_size_in_llama_only() -> None:
+    assert HeliumConfig.from_dict(config_values(model_type="llama", head_dim=32)).head_dim == 32
+
+
+def test_a_foreign_quantization_is_refused() -> None:
+    with pytest.raises(ConfigError, match="gptq"):
+        HeliumConfig.from_dict(config_values(quantization_config={"quant_method": "gptq", "bits": 4}))
+
+
+def test_mlx_lms_quantization_config_is_read() -> None:
+    entry = {"group_size": 64, "bits": 4}
+    assert HeliumConfig.from_dict(config_values(quantization_config=entry)).quantization == entry
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 1e999x}', "[" * 100_000, '"text"', "\ufeff{}"])
+def test_a_file_that_is_no_config_is_one_line_with_its_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.json") as caught:
+        HeliumConfig.from_json_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"needs a config\.json"):
+        HeliumConfig.from_json_file(tmp_path / "config.json")
+
+
+def test_every_field_is_written() -> None:
+    config = HeliumConfig(
+        dtype="float32",
+        quantization={"bits": 4},
+        num_labels=3,
+        problem_type="regression",
+        classifier_dropout=0.5,
+        hidden_dropout=0.5,
+        token_classification_bias=False,
+        output_hidden_states=True,
+        output_attentions=True,
+        return_dict=False,
+    )
+    # As in transformers, the number of labels is said by their names.
+    assert {f.name for f in dataclasses.fields(HeliumConfig)} - {"extra", "num_labels"} <= config.to_dict().keys()
+
+
+def test_what_a_causal_lm_has_no_use_for_is_not_written() -> None:
+    written = HeliumConfig().to_dict().keys()
+    assert not written & {"id2label", "label2id", "problem_type", "classifier_dropout", "return_dict"}
+
+
+def test_labels_are_counted_by_their_names() -> None:
+    config = HeliumConfig.from_dict(config_values(id2label={"0": "a", "1": "b", "2": "c"}))
+    assert (config.num_labels, config.label2id) == (3, {"a": 0, "b": 1, "c": 2})
+    assert HeliumConfig(num_labels=4).id2label[3] == "LABEL_3"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_labels": 0}, "num_labels is 0"),
+        ({"num_labels": 3, "id2label": {"0": "a", "1": "b"}}, "keep one"),
+        ({"id2label": {"0": "a", "2": "b"}}, "0, 1, and so on"),
+        ({"id2label": ["a", "b"]}, "map numbers"),
+        ({"problem_type": "ranking"}, "regression"),
+        ({"classifier_dropout": 1.0}, "below 1"),
+    ],
+)
+def test_bad_labels_are_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        HeliumConfig.from_dict(config_values(**values))

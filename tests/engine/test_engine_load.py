@@ -1,0 +1,51 @@
+"""The load and fault test of `examples/engine_load.py`, bounded; and that it finds what it looks for."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+from engine_load import Case, Tally, judge, part_problem, whole_problem
+
+from helium_mlx import HeliumError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_hundreds_of_requests_with_faults_are_all_as_alone_and_leave_nothing() -> None:
+    command = [sys.executable, str(EXAMPLES / "engine_load.py"), "--seconds", "6", "--wave", "60", "--seed", "100"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
+    *_, last = result.stdout.splitlines()
+    count, said = last.split(" requests, ")
+    assert int(count.replace(",", "")) >= 360
+    assert said == "none lost, all as alone; nothing grows"
+
+
+def test_a_difference_is_found() -> None:
+    case = Case("A", {}, [1, 2, 3], "abc", "length")
+    assert whole_problem(case, [1, 2, 3], "abc", "length") is None
+    for wrong in (([1, 2], "abc", "length"), ([1, 2, 3], "ab", "length"), ([1, 2, 3], "abc", "eos")):
+        assert whole_problem(case, *wrong) is not None
+    assert part_problem(case, [1, 2], "cancelled") is None
+    assert part_problem(case, [1, 3], "cancelled") is not None
+    assert part_problem(case, [1, 2], "stop") is not None
+
+
+def test_what_is_lost_wrong_or_left_is_found() -> None:
+    tally = Tally()
+    tally.note("whole", 3, None)
+    judge(tally, 1, [], [])
+    with pytest.raises(HeliumError, match="2 requests were made, and 1 ended"):
+        judge(tally, 2, [], [])
+    with pytest.raises(HeliumError, match="threads are left: stray"):
+        judge(tally, 1, [threading.Thread(name="stray")], [])
+    with pytest.raises(HeliumError, match=r"files are left: a\.state"):
+        judge(tally, 1, [], ["a.state"])
+    tally.note("slow", 3, "another token")
+    with pytest.raises(HeliumError, match="1 requests went wrong, the first slow: another token"):
+        judge(tally, 2, [], [])

@@ -1,0 +1,635 @@
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict, cast
+
+import mlx.core as mx
+import pytest
+import tokenizer_samples as samples
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, processors
+
+from helium_mlx.errors import TokenizerError
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+CASES = Path(__file__).parents[1] / "reference" / "tokenizer_cases.json"
+
+
+class Case(TypedDict):
+    text: str
+    ids: list[int]
+    ids_without_special: list[int]
+    decoded: str
+    decoded_with_special: str
+
+
+@pytest.fixture(scope="session")
+def json_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return samples.write_json_checkpoint(tmp_path_factory.mktemp("json"))
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return samples.write_sentencepiece_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def from_json(json_directory: Path) -> HeliumTokenizer:
+    return HeliumTokenizer.from_pretrained(json_directory)
+
+
+@pytest.fixture(scope="session")
+def from_model(model_directory: Path) -> HeliumTokenizer:
+    return HeliumTokenizer.from_pretrained(model_directory)
+
+
+def rewrite_json(directory: Path, change: dict[str, object]) -> Path:
+    """A `tokenizer.json` checkpoint with top-level fields of the file changed."""
+    samples.write_json_checkpoint(directory)
+    path = directory / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    return directory
+
+
+# Texts that the two files read differently: pieces and decoded text by tokenizer.json, then by tokenizer.model.
+ENCODING_DIFFERENCES = [
+    ("the\nfile", "▁the \n ▁file", "the\n file", "▁the <0x0A> file", "the\nfile"),
+    ("the\n\nfile", "▁the \n \n ▁file", "the\n\n file", "▁the <0x0A> <0x0A> file", "the\n\nfile"),
+    ("the\n file", "▁the \n ▁▁ file", "the\n  file", "▁the <0x0A> ▁file", "the\n file"),
+    ("the\r\nfile", "▁the \r \n ▁file", "the\r\n file", "▁the \r <0x0A> file", "the\r\nfile"),
+    ("\nthe", "\n ▁the", "\n the", "▁ <0x0A> the", "\nthe"),
+    ("\n", "\n", "\n", "▁ <0x0A>", "\n"),
+    ("the\n", "▁the \n", "the\n", "▁the <0x0A>", "the\n"),
+    ("<s> the", "<s> ▁▁ the", " the", "▁ <0x3C> s > ▁the", "<s> the"),
+    ("<s>the", "▁ <s> the", "the", "▁ <0x3C> s > the", "<s>the"),
+    ("the </s>", "▁the ▁ </s>", "the ", "▁the ▁ <0x3C> <0x2F> s >", "the </s>"),
+    ("<0x41>", "▁ <0x41>", "A", "▁ <0x <0x34> 1 >", "<0x41>"),
+    ("<unk>", "▁ <unk>", "<unk>", "▁ <0x3C> u n <0x6B> >", "<unk>"),
+]
+SAME = [" the  file ", "😀 中国 é", "a\u00a0b", "▁the", "\x00", ""]
+
+BYTE = samples.FIRST_BYTE
+THE = samples.FIRST_PIECE + samples.PIECES.index("▁the")
+# Ids that the two files decode differently: by tokenizer.json without and with special tokens, then by tokenizer.model.
+DECODING_DIFFERENCES = [
+    ([0], "<unk>", "<unk>", " ⁇ "),
+    ([THE, 0, THE], "the<unk> the", "the<unk> the", "the ⁇  the"),
+    ([samples.BOS, THE], "the", "<s> the", "the"),
+    ([samples.IM_START, THE], "the", "<|im_start|> the", "the"),
+    ([BYTE + 0x20, THE], " the", " the", "  the"),
+    ([BYTE + 0xF0, BYTE + 0x41], "��", "��", "�A"),
+    ([BYTE + 0xC3, samples.EOS, BYTE + 0xA9], "é", "�</s>�", "��"),
+]
+
+
+@pytest.mark.parametrize(("text", "json_pieces", "json_text", "model_pieces", "model_text"), ENCODING_DIFFERENCES)
+def test_the_two_files_differ_on_these_texts(
+    from_json: HeliumTokenizer,
+    from_model: HeliumTokenizer,
+    text: str,
+    json_pieces: str,
+    json_text: str,
+    model_pieces: str,
+    model_text: str,
+) -> None:
+    for tokenizer, pieces, decoded in ((from_json, json_pieces, json_text), (from_model, model_pieces, model_text)):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert (" ".join(tokenizer.convert_ids_to_tokens(ids)), tokenizer.decode(ids)) == (pieces, decoded)
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_the_two_files_agree_on_these_texts(from_json: HeliumTokenizer, from_model: HeliumTokenizer, text: str) -> None:
+    assert from_json.encode(text) == from_model.encode(text)
+    assert from_json.decode(from_json.encode(text)) == from_model.decode(from_json.encode(text))
+
+
+@pytest.mark.parametrize(("ids", "json_text", "json_full", "model_text"), DECODING_DIFFERENCES)
+def test_the_two_files_differ_on_these_ids(
+    from_json: HeliumTokenizer,
+    from_model: HeliumTokenizer,
+    ids: list[int],
+    json_text: str,
+    json_full: str,
+    model_text: str,
+) -> None:
+    assert from_json.decode(ids) == json_text
+    assert from_json.decode(ids, skip_special_tokens=False) == json_full
+    assert from_model.decode(ids) == from_model.decode(ids, skip_special_tokens=False) == model_text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁")))
+def test_sentencepiece_gives_every_text_back(from_model: HeliumTokenizer, text: str) -> None:
+    assert from_model.decode(from_model.encode(text)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁<")))
+def test_tokenizer_json_gives_every_text_back_with_a_space_after_newlines(
+    from_json: HeliumTokenizer, text: str
+) -> None:
+    lines = text.split("\n")
+    # The one leading space that decoding strips is the first segment's, or, after a leading newline, none.
+    expected = "\n".join([lines[0], *(f" {line}" if line else "" for line in lines[1:])])
+    assert from_json.decode(from_json.encode(text)) == expected
+
+
+def test_tokenizer_json_is_the_one_followed(json_directory: Path, model_directory: Path, tmp_path: Path) -> None:
+    for source in (json_directory / "tokenizer.json", model_directory / "tokenizer.model"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    samples.write_config(tmp_path, vocab_size=1000)
+    assert HeliumTokenizer.from_pretrained(tmp_path).decode([0]) == "<unk>"
+
+
+def test_a_sentencepiece_model_under_kyutais_own_name_is_found(model_directory: Path, tmp_path: Path) -> None:
+    content = (model_directory / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer_spm_48k_multi6_2.model").write_bytes(content)
+    samples.write_config(tmp_path, vocab_size=1000)
+    assert HeliumTokenizer.from_pretrained(str(tmp_path)).decode([0]) == " ⁇ "
+
+
+def assert_as_transformers(tokenizer: HeliumTokenizer, case: Case) -> None:
+    ids = list(case["ids"])
+    assert tokenizer.decode(ids) == case["decoded"]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == case["decoded_with_special"]
+    while ids[1:2] == [samples.BOS]:  # transformers puts its BOS before one that the text spells
+        del ids[1]
+    assert tokenizer.encode(case["text"]) == ids
+    assert tokenizer.encode(case["text"], add_special_tokens=False) == case["ids_without_special"]
+
+
+REFERENCE = json.loads(CASES.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", REFERENCE["sample"]["cases"], ids=lambda case: ascii(case["text"][:12]))
+def test_the_sample_is_read_as_transformers_reads_it(from_json: HeliumTokenizer, case: Case) -> None:
+    assert_as_transformers(from_json, case)
+
+
+def test_the_demo_is_read_as_transformers_reads_it() -> None:
+    digest = hashlib.sha256((samples.DEMO / "tokenizer.json").read_bytes()).hexdigest()
+    assert digest == REFERENCE["demo"]["sha256"], "run tests/reference/make_tokenizer_reference.py again"
+    tokenizer = HeliumTokenizer.from_pretrained(samples.DEMO)
+    for case in cast("list[Case]", REFERENCE["demo"]["cases"]):
+        assert_as_transformers(tokenizer, case)
+
+
+# --- special ids
+
+
+def test_the_ids_come_from_the_configs(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 3)
+        assert tokenizer.eos_token_ids == (2,)
+        assert len(tokenizer) == tokenizer.vocab_size == samples.FIRST_PIECE + len(samples.PIECES)
+
+
+def test_generation_config_overrides_the_end_of_text(tmp_path: Path) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 2, 5]}', encoding="utf-8")
+    tokenizer = HeliumTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.eos_token_ids, tokenizer.eos_token_id) == ((5, 2), 5)
+
+
+def test_a_list_of_ends_of_text_in_the_config_is_taken(tmp_path: Path) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    samples.write_config(tmp_path, vocab_size=1000, eos_token_id=[2, 5])
+    (tmp_path / "generation_config.json").write_text('{"bos_token_id": 4}', encoding="utf-8")
+    tokenizer = HeliumTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (1, (2, 5))
+
+
+def test_generation_config_fills_what_the_config_lacks(tmp_path: Path) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    samples.write_config(tmp_path, vocab_size=1000, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    (tmp_path / "generation_config.json").write_text(
+        '{"bos_token_id": 1, "eos_token_id": 5, "pad_token_id": 0}', encoding="utf-8"
+    )
+    tokenizer = HeliumTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_ids, tokenizer.pad_token_id) == (1, (5,), 0)
+
+
+def test_reserved_ids_are_found_by_name(tmp_path: Path) -> None:
+    rows = samples.vocabulary(reserved_type=samples.NORMAL)
+    rows.insert(samples.FIRST_PIECE, ("<|im_sp_x|>", -9.0, samples.NORMAL))
+    del rows[50]
+    for directory in (
+        samples.write_json_checkpoint(tmp_path / "json", rows),
+        samples.write_sentencepiece_checkpoint(tmp_path / "model", rows),
+    ):
+        tokenizer = HeliumTokenizer.from_pretrained(directory)
+        assert tokenizer.reserved_ids == frozenset(range(6, 105))
+        assert tokenizer.special_ids == {1, 2, 3}
+
+
+def test_special_ids_are_those_left_out(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        assert tokenizer.special_ids == frozenset(range(1, samples.LAST_RESERVED + 1))
+        assert tokenizer.decode(sorted(tokenizer.special_ids)) == ""
+
+
+@pytest.mark.parametrize("template", [None, ["<s>", "$A"], ["$A"], ["<s>", "<s>", "$A"], ["</s>", "$A"]])
+def test_exactly_one_bos_leads_whatever_the_post_processor_does(tmp_path: Path, template: list[str] | None) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    empty = tokenizers.processors.Sequence([])
+    backend.post_processor = (
+        empty
+        if template is None
+        else processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ids = HeliumTokenizer.from_pretrained(tmp_path).encode("the file")
+    assert ids[0] == samples.BOS
+    assert ids.count(samples.BOS) == 1
+    assert ids[-2:] == backend.encode("the file", add_special_tokens=False).ids
+
+
+@settings(deadline=None)
+@given(text=st.lists(st.sampled_from(["<s>", " ", "the", "\n", "</s>"])).map("".join))
+def test_a_spelled_bos_is_neither_doubled_nor_lost(from_json: HeliumTokenizer, text: str) -> None:
+    own = from_json.encode(text, add_special_tokens=False)
+    ids = from_json.encode(text)
+    assert ids[0] == samples.BOS
+    assert ids[1:2] != [samples.BOS]
+    while own[:1] == [samples.BOS]:
+        del own[0]
+    assert ids[1:] == own
+
+
+def test_stored_padding_and_truncation_are_off(tmp_path: Path) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_padding(pad_id=3, pad_token="<pad>", length=16)
+    backend.enable_truncation(max_length=4)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HeliumTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer.encode("the")) == 2
+    assert len(tokenizer.encode("the file is of France")) == 6
+
+
+# --- calling
+
+
+def test_a_call_on_one_text_is_its_encoding(from_json: HeliumTokenizer) -> None:
+    encoding = from_json("the file")
+    assert encoding.input_ids == from_json.encode("the file") == encoding["input_ids"]
+    assert dict(encoding) == {"input_ids": encoding.input_ids, "attention_mask": [1, 1, 1]}
+    with pytest.raises(KeyError):
+        encoding["labels"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_masked_and_on_the_side_asked_for(from_json: HeliumTokenizer, side: str) -> None:
+    encoding = from_json(["the", "the file"], padding=True, padding_side=side, return_tensors="mlx")  # pyright: ignore[reportArgumentType]
+    short, long = from_json.encode("the"), from_json.encode("the file")
+    ids, mask = encoding.input_ids, encoding.attention_mask
+    assert isinstance(ids, mx.array)
+    assert isinstance(mask, mx.array)
+    assert ids.dtype == mx.int32
+    assert ids.tolist() == [[3, *short] if side == "left" else [*short, 3], long]
+    assert mask.tolist() == [[0, 1, 1] if side == "left" else [1, 1, 0], [1, 1, 1]]
+
+
+def test_padding_is_on_the_left_unless_told(from_json: HeliumTokenizer) -> None:
+    encoding = from_json(["the", "the file"], padding=True)
+    assert encoding.attention_mask == [[0, 1, 1], [1, 1, 1]]
+
+
+def test_one_text_as_an_array_has_a_batch_of_one(from_json: HeliumTokenizer) -> None:
+    ids = from_json("the file", return_tensors="mlx").input_ids
+    assert isinstance(ids, mx.array)
+    assert ids.shape == (1, 3)
+
+
+def test_truncation_keeps_the_beginning(from_json: HeliumTokenizer) -> None:
+    encoding = from_json(["the file is", "the"], truncation=True, max_length=3)
+    assert encoding.input_ids == [from_json.encode("the file"), from_json.encode("the")]
+    assert encoding.attention_mask == [[1, 1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"return_tensors": "mlx"}, "texts of 2, 3 tokens do not make one array; give some text and padding=True"),
+        ({"return_tensors": "pt"}, "return_tensors is 'pt'; expected None"),
+        ({"padding_side": "top"}, "padding_side is 'top'; expected 'left' or 'right'"),
+        ({"max_length": 4}, "truncation is False and max_length is 4"),
+        ({"truncation": True}, "truncation is True and max_length is None"),
+        ({"truncation": True, "max_length": 0}, "with a positive max_length"),
+    ],
+)
+def test_a_call_that_cannot_be_met_is_named(
+    from_json: HeliumTokenizer, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        from_json(["the", "the file"], **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_no_text_makes_no_array(from_json: HeliumTokenizer) -> None:
+    assert from_json([]).input_ids == []
+    with pytest.raises(TokenizerError, match="texts of no tokens do not make one array"):
+        from_json([], return_tensors="mlx")
+
+
+def test_padding_without_a_pad_id_is_refused(tmp_path: Path) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    samples.write_config(tmp_path, vocab_size=1000, pad_token_id=None)
+    with pytest.raises(TokenizerError, match="no pad_token_id"):
+        HeliumTokenizer.from_pretrained(tmp_path)(["the", "a"], padding=True)
+
+
+# --- the rest of the interface
+
+
+def test_pieces_and_ids_convert_both_ways(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        assert tokenizer.convert_ids_to_tokens([1, THE, len(tokenizer)]) == ["<s>", "▁the", ""]
+        assert tokenizer.convert_ids_to_tokens([1, THE], skip_special_tokens=True) == ["▁the"]
+        assert tokenizer.convert_ids_to_tokens(THE) == "▁the"
+        assert tokenizer.convert_tokens_to_ids("▁the") == THE
+        assert tokenizer.convert_tokens_to_ids(["▁the", "<unk>"]) == [THE, 0]
+        with pytest.raises(TokenizerError, match="the vocabulary has no piece 'nonesuch'"):
+            tokenizer.convert_tokens_to_ids("nonesuch")
+
+
+def test_arrays_and_single_ids_decode(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        assert tokenizer.decode(mx.array([1, THE, THE])) == "the the"
+        assert tokenizer.decode(mx.array(THE)) == tokenizer.decode(THE) == "the"
+        assert tokenizer.decode(iter([THE])) == "the"
+        assert tokenizer.convert_ids_to_tokens(mx.array([THE])) == ["▁the"]
+        assert tokenizer.batch_decode([[THE], []]) == tokenizer.batch_decode(mx.array([[THE], [1]])) == ["the", ""]
+
+
+def test_ids_that_only_the_model_has_decode_to_nothing(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        last = len(tokenizer) + samples.SPARE_IDS - 1
+        assert tokenizer.decode([last, THE, last]) == "the"
+        with pytest.raises(TokenizerError, match=f"token id {last + 1} is out of range; expected 0 to {last}"):
+            tokenizer.decode([last + 1])
+
+
+@pytest.mark.parametrize("ids", [[True], [1.0], ["1"], "the", [[1]], None, [-1], b"x"])
+def test_what_is_no_id_is_refused(from_json: HeliumTokenizer, ids: object) -> None:
+    with pytest.raises(TokenizerError, match=r"is not a token id; expected an integer|token id -1 is out of range"):
+        from_json.decode(ids)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("text", [b"the", None, 3, ["the"]])
+def test_what_is_no_text_is_refused(from_json: HeliumTokenizer, from_model: HeliumTokenizer, text: object) -> None:
+    for tokenizer in (from_json, from_model):
+        with pytest.raises(TokenizerError, match="expected a string"):
+            tokenizer.encode(text)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_lone_surrogate_is_named(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        with pytest.raises(TokenizerError, match=r"lone surrogate '\\ud83d' at position 4"):
+            tokenizer.encode("the \ud83d")
+
+
+def test_a_prompt_that_ends_in_a_space_is_warned_about(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        assert tokenizer.convert_ids_to_tokens(tokenizer.encode(" Paris")) == ["<s>", "▁", "▁Paris"]
+        warning = tokenizer.trailing_space_warning("The capital of France is ")
+        assert warning is not None
+        assert "'▁'" in warning
+        assert "\n" not in warning
+        for prompt in ("The capital of France is", " Paris", "", "the\n", "the\u00a0", "the▁"):
+            assert tokenizer.trailing_space_warning(prompt) is None
+
+
+def test_a_trailing_space_that_sentencepiece_removes_is_no_matter(tmp_path: Path) -> None:
+    directory = samples.write_sentencepiece_checkpoint(tmp_path, remove_extra_whitespaces=True)
+    assert HeliumTokenizer.from_pretrained(directory).trailing_space_warning("the ") is None
+
+
+def test_a_chat_template_is_refused_with_a_reason(from_json: HeliumTokenizer) -> None:
+    with pytest.raises(TokenizerError, match="a base model without a chat template"):
+        from_json.apply_chat_template([{"role": "user", "content": "the"}], tokenize=False)
+
+
+def test_saving_copies_the_files_byte_for_byte(json_directory: Path, model_directory: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "new" / "target"
+    source.mkdir()
+    contents = {
+        "tokenizer.json": (json_directory / "tokenizer.json").read_bytes() + b"\n \n",
+        "tokenizer.model": (model_directory / "tokenizer.model").read_bytes(),
+        "tokenizer_config.json": b'{"clean_up_tokenization_spaces":   false}',
+        "special_tokens_map.json": b"{}",
+    }
+    for name, content in contents.items():
+        (source / name).write_bytes(content)
+    samples.write_config(source, vocab_size=1000)
+    tokenizer = HeliumTokenizer.from_pretrained(source)
+    target.mkdir(parents=True)
+    (target / "tokenizer.json").write_text("of another checkpoint")
+    saved = tokenizer.save_pretrained(target)
+    assert {Path(path).name: Path(path).read_bytes() for path in saved} == contents
+    assert {path.name for path in target.iterdir()} == set(contents)
+    assert len(tokenizer.save_pretrained(source)) == len(tokenizer.save_pretrained(tmp_path / "new" / "other")) == 4
+    assert (source / "tokenizer.json").read_bytes() == contents["tokenizer.json"]
+
+
+def test_saving_where_a_file_is_in_the_way_is_an_error(from_json: HeliumTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TokenizerError, match=r"the tokenizer cannot be saved in .*file"):
+        from_json.save_pretrained(tmp_path / "file")
+
+
+# --- files that are missing or malformed
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="nowhere: no such directory"):
+        HeliumTokenizer.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(TokenizerError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+        HeliumTokenizer.from_pretrained(tmp_path)
+    samples.write_json_checkpoint(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(TokenizerError, match=r"config\.json cannot be read \(No such file"):
+        HeliumTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99])
+def test_a_cut_file_is_named(
+    json_directory: Path, model_directory: Path, tmp_path: Path, name: str, kept: float
+) -> None:
+    whole = ((json_directory if name == "tokenizer.json" else model_directory) / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(len(whole) * kept)])
+    samples.write_config(tmp_path, vocab_size=1000)
+    with pytest.raises(TokenizerError, match=f"{name} is not a ") as caught:
+        HeliumTokenizer.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "config.json", "generation_config.json"])
+def test_a_file_that_cannot_be_read_is_named(
+    json_directory: Path, model_directory: Path, tmp_path: Path, name: str
+) -> None:
+    for source in (*json_directory.iterdir(), *model_directory.iterdir()):
+        if name != "tokenizer.model" or source.name != "tokenizer.json":
+            (tmp_path / source.name).write_bytes(source.read_bytes())
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(TokenizerError, match=f"{name} cannot be read \\(Is a directory\\)"):
+        HeliumTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_post_processor_that_panics_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    broken["single"] = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    rewrite_json(tmp_path, {"post_processor": broken})
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json (has a post-processor that fails|is not a tokenizer)"):
+        HeliumTokenizer.from_pretrained(tmp_path)
+    capfd.readouterr()  # Rust's own report of the panic
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bos_token_id": None}, r"config\.json has bos_token_id None; expected one id"),
+        ({"bos_token_id": [1, 2]}, r"config\.json has bos_token_id \[1, 2\]; expected one id"),
+        ({"eos_token_id": None}, r"config\.json has no eos_token_id, so generation could not stop"),
+        ({"eos_token_id": []}, r"config\.json has no eos_token_id"),
+        ({"eos_token_id": "2"}, r"config\.json has eos_token_id '2'; expected an integer or a list"),
+        ({"eos_token_id": [True]}, r"config\.json has eos_token_id \[True\]; expected an integer or a list"),
+        ({"eos_token_id": [2, 999]}, "have eos_token_id 999; expected 0 to"),
+        ({"bos_token_id": -1}, "have bos_token_id -1; expected 0 to"),
+        ({"pad_token_id": 999}, "have pad_token_id 999; expected 0 to"),
+        ({"vocab_size": 400}, r"has \d+ pieces, but config\.json has vocab_size 400"),
+        ({"vocab_size": "many"}, r"vocab_size 'many'; expected a positive integer"),
+        ({"vocab_size": 0}, r"vocab_size 0; expected a positive integer"),
+    ],
+)
+@pytest.mark.parametrize("write", [samples.write_json_checkpoint, samples.write_sentencepiece_checkpoint])
+def test_ids_that_do_not_fit_are_named(
+    tmp_path: Path, write: Callable[[Path], Path], fields: dict[str, object], message: str
+) -> None:
+    write(tmp_path)
+    samples.write_config(tmp_path, **{"vocab_size": 1000, **fields})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TokenizerError, match=message) as caught:
+        HeliumTokenizer.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "holds a list"), ("\xff", "is not JSON")])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_malformed_config_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(TokenizerError, match=f"{name} {message}"):
+        HeliumTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        None,
+        decoders.Metaspace(),
+        decoders.Sequence([decoders.Fuse(), decoders.ByteFallback()]),
+        decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 0, 1)]),
+    ],
+    ids=["none", "metaspace", "order", "right strip"],
+)
+def test_a_decoder_that_is_not_heliums_is_not_streamed(tmp_path: Path, decoder: decoders.Decoder | None) -> None:
+    state = None if decoder is None else json.loads(decoder.__getstate__())
+    tokenizer = HeliumTokenizer.from_pretrained(rewrite_json(tmp_path, {"decoder": state}))
+    assert "file" in tokenizer.decode(tokenizer.encode("the file"))
+    with pytest.raises(TokenizerError, match="which cannot be streamed; expected Replace, ByteFallback"):
+        tokenizer.detokenizer()
+
+
+@pytest.mark.parametrize("strip", [0, 2])
+def test_a_decoder_that_strips_otherwise_is_streamed_so(tmp_path: Path, strip: int) -> None:
+    decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Replace("t", "T"), decoders.ByteFallback(), decoders.Fuse()]
+        + ([decoders.Strip(" ", strip, 0)] if strip else [])
+    )
+    tokenizer = HeliumTokenizer.from_pretrained(rewrite_json(tmp_path, {"decoder": json.loads(decoder.__getstate__())}))
+    ids = tokenizer.encode("   the file")
+    detokenizer = tokenizer.detokenizer()
+    assert "".join([*map(detokenizer.add_token, ids), detokenizer.finish()]) == tokenizer.decode(ids)
+    assert tokenizer.decode(ids) == " " * (4 - strip) + "The file"
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("tokenizers", samples.write_json_checkpoint), ("sentencepiece", samples.write_sentencepiece_checkpoint)],
+)
+def test_only_the_library_that_is_needed_is_imported(tmp_path: Path, name: str, write: Callable[[Path], Path]) -> None:
+    code = """if True:
+        import sys
+        from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+        heavy = {"tokenizers", "sentencepiece", "transformers", "torch", "mlx", "mlx.core", "numpy"}
+        assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+        tokenizer = HeliumTokenizer.from_pretrained(sys.argv[1])
+        tokenizer.detokenizer().add_token(tokenizer.encode("the")[1])
+        print(*sorted(heavy & sys.modules.keys()))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(write(tmp_path))], capture_output=True, text=True, cwd=samples.DEMO.parents[1]
+    )
+    assert (run.stdout.split(), run.stderr) == ([name], "")
+
+
+def test_a_pad_id_of_minus_one_is_none(tmp_path: Path) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    samples.write_config(tmp_path, vocab_size=1000, pad_token_id=-1)  # pyright: ignore[reportArgumentType]
+    assert HeliumTokenizer.from_pretrained(tmp_path).pad_token_id is None
+
+
+def tokenizer_with(directory: Path, **parts: object) -> Path:
+    samples.write_json_checkpoint(directory)
+    values = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps(values | parts))
+    return directory
+
+
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+BOMBS: dict[str, dict[str, object]] = {
+    "a normalizer that doubles": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 24}},
+    "a replacement of nothing": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 10_000}},
+    "a long replacement by pattern": {
+        "normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 10_000}
+    },
+    "a decoder that grows": {"decoder": {"type": "Sequence", "decoders": [DOUBLING] * 24}},
+    "a template of many ids": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1] * 2000, "tokens": ["<s>"] * 2000}},
+        }
+    },
+    "a template of many tokens": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * 2000,
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_tokenizer_that_makes_much_of_little_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TokenizerError, match="which no Helium's has") as caught:
+        HeliumTokenizer.from_pretrained(tokenizer_with(tmp_path, **BOMBS[name]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_fails_at_a_text_is_one_line(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, "unk_token": "nope"}
+    directory = tokenizer_with(tmp_path, model=model, added_tokens=[], normalizer=None, pre_tokenizer=None)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json (cannot encode a text|is not|has)") as caught:
+        HeliumTokenizer.from_pretrained(directory).encode("what it does not know")
+    assert "\n" not in str(caught.value)
