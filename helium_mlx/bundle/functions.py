@@ -29,20 +29,14 @@ PREFILL_LENGTHS = (16, 128, 512)
 
 # The magnitudes of E2M1; a fourth bit is the sign.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-
 """How many tokens a prefill function runs at once."""
 
 
 SMALLEST_CAPACITY = 512
-
-
 """Tokens that the smallest cache holds; each next one holds twice as many, up to the context."""
 
 
 CacheArrays = list[mx.array]
-
-
 """Keys and values of the first layer, keys and values of the second, and so on."""
 
 
@@ -172,8 +166,8 @@ class FloatCodes:
         self._bits = 8 if mode == "mxfp8" else 4
         self._group_size = group_size
         self._dtype = dtype
-        octets = mx.arange(256).astype(mx.uint8)
-        e4m3 = mx.from_fp8(octets, dtype=mx.float32)
+        data = mx.arange(256).astype(mx.uint8)
+        e4m3 = mx.from_fp8(data, dtype=mx.float32)
         # 255 stands for no number, and no scale is that.
         powers = mx.power(mx.array(2.0), mx.minimum(mx.arange(256), 254) - 127)
         self._codes = e4m3 if mode == "mxfp8" else mx.array([*_E2M1, *(-value for value in _E2M1)])
@@ -184,7 +178,7 @@ class FloatCodes:
         """Return rows of packed codes (..., columns * bits / 32) and their scales as (..., columns)."""
         codes = weight.view(mx.uint8)
         if self._bits == 4:
-            # The lower half of an octet comes first.
+            # The lower half of a byte comes first.
             codes = mx.stack([codes & 15, codes >> 4], axis=-1).reshape(*weight.shape[:-1], -1)
         values = self._codes[codes].reshape(*scales.shape, self._group_size)
         return (values * self._scales[scales][..., None]).reshape(codes.shape).astype(self._dtype)

@@ -91,8 +91,6 @@ class Vectors:
 
 
 Step = tuple[int, mx.array]
-
-
 """A token, and the logits (1, vocab_size) that it is the best of."""
 
 

@@ -45,8 +45,6 @@ def layer_prefix(index: int) -> str:
 
 
 Architecture = Literal["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"]
-
-
 """A transformers class without the name of its family, Helium or Llama."""
 
 

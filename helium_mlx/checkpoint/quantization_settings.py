@@ -73,8 +73,6 @@ class QuantizationSettings:
 
 
 ModuleSettings = Callable[[str], QuantizationSettings | None]
-
-
 """Says for a module's path how its weight is packed; None where it is not quantized."""
 
 

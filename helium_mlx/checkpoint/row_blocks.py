@@ -1,6 +1,6 @@
-"""Slabs: a checkpoint's tensors as rows that fit into memory, read ahead of their use.
+"""Row blocks: a checkpoint's tensors as rows that fit into memory, read ahead of their use.
 
-Every step of a conversion, and a product with a matrix, works on rows alone: so a few slabs are all that is ever in
+Every step of a conversion, and a product with a matrix, works on rows alone: so a few blocks are all that is ever in
 memory, however large the checkpoint.
 """
 
@@ -17,16 +17,14 @@ from helium_mlx.files.safetensors_header import TensorInfo
 from helium_mlx.files.safetensors_reader import TensorReader, as_array
 
 # Large enough that Python's share of the time is lost in it, small enough that a dozen in flight are little memory.
-SLAB_BYTES = 4 << 20
+ROW_BLOCK_BYTES = 4 << 20
 READ_AHEAD = 3
 Places = dict[str, tuple[TensorReader, TensorInfo]]
-
-
 """Where each tensor lies, keyed by its name in a causal LM."""
 
 
 @dataclass(frozen=True)
-class Slab:
+class RowBlock:
     """Some rows of one tensor, or of the two or three that a quantized weight consists of.
 
     `name` is the tensor's in a causal LM; `stored` maps its suffix, or the suffixes weight, scales and biases, to where
@@ -46,9 +44,9 @@ class Slab:
             for suffix, (reader, info) in self.stored.items()
         }
 
-    def arrays(self, octets: Mapping[str, bytes]) -> dict[str, mx.array]:
+    def arrays(self, data: Mapping[str, bytes]) -> dict[str, mx.array]:
         """Return each part as an array, from the bytes that `read` gave."""
-        return {suffix: as_array(octets[suffix], info) for suffix, (_, info) in self.stored.items()}
+        return {suffix: as_array(data[suffix], info) for suffix, (_, info) in self.stored.items()}
 
 
 def places_of(checkpoint: Checkpoint) -> Places:
@@ -62,8 +60,8 @@ def places_of(checkpoint: Checkpoint) -> Places:
     }
 
 
-def slabs_of(checkpoint: Checkpoint, places: Places, name: str) -> Iterator[Slab]:
-    """Yield the slabs of a tensor, in order; none for scales and biases of codes, which come beside their weight."""
+def row_blocks_of(checkpoint: Checkpoint, places: Places, name: str) -> Iterator[RowBlock]:
+    """Yield the blocks of a tensor, in order; none for scales and biases of codes, which come beside their weight."""
     path, _, suffix = name.rpartition(".")
     settings = checkpoint.settings(path)
     if settings is not None and suffix in PARTS[1:]:
@@ -72,16 +70,16 @@ def slabs_of(checkpoint: Checkpoint, places: Places, name: str) -> Iterator[Slab
     if settings is not None and suffix == "weight":
         stored = {part: places[f"{path}.{part}"] for part in PARTS if f"{path}.{part}" in places}
     for first_row, n_rows in _row_ranges(places[name][1]):
-        yield Slab(name, stored, settings if suffix == "weight" else None, first_row, n_rows)
+        yield RowBlock(name, stored, settings if suffix == "weight" else None, first_row, n_rows)
 
 
-def read_ahead(slabs: Iterator[Slab]) -> Generator[tuple[Slab, dict[str, bytes]], None, None]:
-    """Yield slabs with their bytes; a thread reads the next ones meanwhile."""
+def read_ahead(blocks: Iterator[RowBlock]) -> Generator[tuple[RowBlock, dict[str, bytes]], None, None]:
+    """Yield blocks with their bytes; a thread reads the next ones meanwhile."""
     with ThreadPoolExecutor(1, "helium-mlx-reader") as reader:
-        reading: deque[tuple[Slab, Future[dict[str, bytes]]]] = deque()
+        reading: deque[tuple[RowBlock, Future[dict[str, bytes]]]] = deque()
         try:
-            for slab in slabs:
-                reading.append((slab, reader.submit(slab.read)))
+            for block in blocks:
+                reading.append((block, reader.submit(block.read)))
                 if len(reading) > READ_AHEAD:
                     first, future = reading.popleft()
                     yield first, future.result()
@@ -119,9 +117,9 @@ def all_finite(x: mx.array) -> mx.array:
 
 def _row_ranges(info: TensorInfo) -> Iterator[tuple[int, int | None]]:
     size = info.end - info.start
-    if size <= SLAB_BYTES or not info.shape:
+    if size <= ROW_BLOCK_BYTES or not info.shape:
         yield 0, None
         return
     n_rows = info.shape[0]
-    step = max(1, SLAB_BYTES * n_rows // size)
+    step = max(1, ROW_BLOCK_BYTES * n_rows // size)
     yield from ((first, min(step, n_rows - first)) for first in range(0, n_rows, step))

@@ -92,9 +92,9 @@ class LogitsFile:
 
     def read(self, rows: int) -> mx.array:
         """Return the next rows."""
-        octets = self._file.read(rows * self._row_bytes)
-        assert len(octets) == rows * self._row_bytes
-        return mx.array(cast("list[int]", octets)).view(self._dtype).reshape(rows, self._columns)
+        data = self._file.read(rows * self._row_bytes)
+        assert len(data) == rows * self._row_bytes
+        return mx.array(cast("list[int]", data)).view(self._dtype).reshape(rows, self._columns)
 
     @property
     def columns(self) -> int:

@@ -104,8 +104,8 @@ class Measured:
     agreements: Sequence[bool]
 
 
-def figures(clusters: Sequence[Measured], octets: int) -> LanguageFigures:
-    """Return the figures of all positions of `clusters`, texts of `octets` UTF-8 bytes, together."""
+def figures(clusters: Sequence[Measured], n_bytes: int) -> LanguageFigures:
+    """Return the figures of all positions of `clusters`, texts of `n_bytes` UTF-8 bytes, together."""
     tokens = sum(len(cluster.reference) for cluster in clusters)
     weights = [cluster.weight for cluster in clusters]
     references = [math.fsum(cluster.reference) for cluster in clusters]
@@ -128,10 +128,10 @@ def figures(clusters: Sequence[Measured], octets: int) -> LanguageFigures:
         candidate_perplexity=_exp(candidate / sum(weights)),
         perplexity_ratio=ratio,
         perplexity_ratio_error=None if loss_error is None else ratio * loss_error,
-        reference_bits_per_byte=reference / math.log(2) / octets,
-        candidate_bits_per_byte=candidate / math.log(2) / octets,
+        reference_bits_per_byte=reference / math.log(2) / n_bytes,
+        candidate_bits_per_byte=candidate / math.log(2) / n_bytes,
         tokens=tokens,
-        bytes=octets,
+        bytes=n_bytes,
     )
 
 

@@ -39,8 +39,6 @@ LogitsOfRows = Callable[[mx.array, Sequence[int]], Iterator[mx.array]]
 # As many bars as can be told apart, and as many passes as anybody waits for.
 MAX_LAYER_GROUPS = 8
 IsTaken = Callable[[str], bool]
-
-
 """From ids (B, L) and each row's length to the logits (n, vocab_size) of the first so many positions of each row.
 
 They come row after row, `HEAD_POSITIONS` or fewer at a time, in the dtype that the model gives them.
@@ -48,8 +46,6 @@ They come row after row, `HEAD_POSITIONS` or fewer at a time, in the dtype that 
 
 
 WeightFiles = Mapping[Path, Mapping[str, TensorInfo]]
-
-
 """Weight files, and of each the tensors that count, by name."""
 
 

@@ -142,32 +142,32 @@ def encoded_text(ids_of_documents: Sequence[Sequence[int]], *, first: int, size:
     return EncodedText(sorted(windows, key=lambda window: -window.length))
 
 
-def _own(name: str, octets: bytes) -> OwnText:
-    return OwnText(name, hashlib.sha256(octets).hexdigest())
+def _own(name: str, data: bytes) -> OwnText:
+    return OwnText(name, hashlib.sha256(data).hexdigest())
 
 
 def _read(name: str, label: str) -> Document:
     if name == "-":
         if sys.stdin is None:
             raise ComparisonError("standard input is closed; give a file with --text FILE")
-        octets = _read_capped(sys.stdin.buffer)
+        data = _read_capped(sys.stdin.buffer)
     else:
         try:
             with open(name, "rb") as file:
-                octets = _read_capped(file)
+                data = _read_capped(file)
         except OSError as error:
             raise ComparisonError(f"--text {name}: cannot be read ({error.strerror})") from None
-    if len(octets) > MAX_TEXT_BYTES:
+    if len(data) > MAX_TEXT_BYTES:
         raise ComparisonError(f"--text {name}: has over {MAX_TEXT_BYTES >> 20} MB; give a part of it")
     try:
-        text = octets.decode("utf-8").removeprefix("\ufeff")
+        text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ComparisonError(
-            f"--text {name}: is no UTF-8 (byte 0x{octets[error.start]:02x} at position {error.start}); convert it first"
+            f"--text {name}: is no UTF-8 (byte 0x{data[error.start]:02x} at position {error.start}); convert it first"
         ) from None
     if not text.strip():
         raise ComparisonError(f"--text {name}: has no text in it")
-    return Document(label, text, _own("stdin" if name == "-" else Path(name).name, octets))
+    return Document(label, text, _own("stdin" if name == "-" else Path(name).name, data))
 
 
 def _read_capped(file: BinaryIO) -> bytes:

@@ -16,7 +16,15 @@ import mlx.core as mx
 from helium_mlx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, QuantizationSettings
-from helium_mlx.checkpoint.row_blocks import Places, Slab, all_finite, dequantized, places_of, read_ahead, slabs_of
+from helium_mlx.checkpoint.row_blocks import (
+    Places,
+    RowBlock,
+    all_finite,
+    dequantized,
+    places_of,
+    read_ahead,
+    row_blocks_of,
+)
 from helium_mlx.errors import CheckpointError, shown
 from helium_mlx.files.names import INDEX_FILE
 from helium_mlx.files.safetensors_writer import DTYPE_NAMES, TensorPlan
@@ -171,10 +179,10 @@ def _check_weights(
     source_places, result_places = places_of(source), places_of(result)
     worst, where = 0.0, ""
     for name in result_places:
-        slabs = slabs_of(result, result_places, name)
+        blocks = row_blocks_of(result, result_places, name)
         figures = [
-            _compared(slab, octets, _source_slab(source, source_places, slab), expected.dtype)
-            for slab, octets in read_ahead(slabs)
+            _compared(block, data, _source_block(source, source_places, block), expected.dtype)
+            for block, data in read_ahead(blocks)
         ]
         report()
         if not figures:
@@ -187,7 +195,7 @@ def _check_weights(
 
 @dataclass(frozen=True)
 class _Compared:
-    """What a slab of the result and its source's rows have to say; sums are of squares over the rows compared."""
+    """What a block of the result and its source's rows have to say; sums are of squares over the rows compared."""
 
     is_finite: bool
     is_zero: bool
@@ -199,28 +207,28 @@ class _Compared:
     scale: float
 
 
-def _source_slab(source: Checkpoint, places: Places, slab: Slab) -> Slab:
-    """Return the source's rows that a slab of the result was made from."""
-    return replace(next(slabs_of(source, places, slab.name)), first_row=slab.first_row, n_rows=slab.n_rows)
+def _source_block(source: Checkpoint, places: Places, block: RowBlock) -> RowBlock:
+    """Return the source's rows that a block of the result was made from."""
+    return replace(next(row_blocks_of(source, places, block.name)), first_row=block.first_row, n_rows=block.n_rows)
 
 
-def _compared(slab: Slab, octets: dict[str, bytes], source: Slab, dtype: mx.Dtype) -> _Compared:
-    arrays = slab.arrays(octets)
+def _compared(block: RowBlock, data: dict[str, bytes], source: RowBlock, dtype: mx.Dtype) -> _Compared:
+    arrays = block.arrays(data)
     is_finite, is_zero = mx.array(True), mx.array(True)
     for suffix, array in arrays.items():
         is_finite = is_finite & all_finite(array)
         if suffix != "scales":
             is_zero = is_zero & ~(array != 0).any()
-    # Other rows in each slab, so that no damage in steps falls between them.
-    step = ROWS_COMPARED if slab.settings is not None and next(iter(arrays.values())).shape[0] > ROWS_COMPARED else 1
-    first = slab.first_row % step
-    values = _values(slab, arrays, first, step)
+    # Other rows in each block, so that no damage in steps falls between them.
+    step = ROWS_COMPARED if block.settings is not None and next(iter(arrays.values())).shape[0] > ROWS_COMPARED else 1
+    first = block.first_row % step
+    values = _values(block, arrays, first, step)
     reference = _values(source, source.arrays(source.read()), first, step)
     n_different, scale = mx.array(0), mx.array(0.0)
-    if slab.settings is None:
+    if block.settings is None:
         n_different = (values != reference.astype(dtype).astype(mx.float32)).sum()
-    elif slab.settings.has_biases:
-        scale = arrays["scales"][first::step].astype(mx.float32).square().sum() * slab.settings.group_size
+    elif block.settings.has_biases:
+        scale = arrays["scales"][first::step].astype(mx.float32).square().sum() * block.settings.group_size
     error = (values - reference).square().sum()
     figures = [
         is_finite,
@@ -236,34 +244,36 @@ def _compared(slab: Slab, octets: dict[str, bytes], source: Slab, dtype: mx.Dtyp
     return _Compared(*(figure.item() for figure in figures))  # pyright: ignore[reportArgumentType]
 
 
-def _values(slab: Slab, arrays: dict[str, mx.array], first: int, step: int) -> mx.array:
-    """Return each `step`th row of a slab from `first` on, float32; a scalar with 1."""
+def _values(block: RowBlock, arrays: dict[str, mx.array], first: int, step: int) -> mx.array:
+    """Return each `step`th row of a block from `first` on, float32; a scalar with 1."""
     if step > 1:
         arrays = {suffix: array[first::step] for suffix, array in arrays.items()}
     return (
-        next(iter(arrays.values())).astype(mx.float32) if slab.settings is None else dequantized(arrays, slab.settings)
+        next(iter(arrays.values())).astype(mx.float32)
+        if block.settings is None
+        else dequantized(arrays, block.settings)
     )
 
 
-def _require_sound(name: str, slabs: list[_Compared], expected: Expected, n_dims: int) -> float:
+def _require_sound(name: str, blocks: list[_Compared], expected: Expected, n_dims: int) -> float:
     """Return the error of a tensor over its size; raise CheckpointError for one that is not what it should be."""
     packing = expected.settings(name.rpartition(".")[0]) if name.endswith(".weight") else None
     dtype = str(expected.dtype).removeprefix("mlx.core.")
-    if not all(slab.is_finite for slab in slabs):
+    if not all(block.is_finite for block in blocks):
         raise CheckpointError(f"{name} has values that are not finite")
-    if all(slab.is_zero for slab in slabs):
-        if not all(slab.source_is_zero for slab in slabs):
+    if all(block.is_zero for block in blocks):
+        if not all(block.source_is_zero for block in blocks):
             raise CheckpointError(f"{name} is all zeros, as the source is not: take a --dtype or mode of larger range")
         if n_dims > 1:
             raise CheckpointError(f"{name} is all zeros, in the source too; if that is meant, say --no-verify")
-    n_different = sum(slab.n_different for slab in slabs)
+    n_different = sum(block.n_different for block in blocks)
     if n_different:
         raise CheckpointError(f"{name} differs from the source, rounded to {dtype}, in {n_different} values")
     if packing is not None:
-        for slab in slabs:
-            _require_close(name, slab, packing, dtype, is_plain=expected.is_plain)
-    size = sum(slab.size for slab in slabs)
-    relative = math.sqrt(sum(slab.error for slab in slabs) / size) if size else 0.0
+        for block in blocks:
+            _require_close(name, block, packing, dtype, is_plain=expected.is_plain)
+    size = sum(block.size for block in blocks)
+    relative = math.sqrt(sum(block.error for block in blocks) / size) if size else 0.0
     if packing is None and relative > 4 * ROUNDING_ERROR[dtype]:
         raise CheckpointError(
             f"{name} loses {relative:.3g} of its size in {dtype}, whose range is too small for it; take another --dtype"
@@ -271,26 +281,26 @@ def _require_sound(name: str, slabs: list[_Compared], expected: Expected, n_dims
     return relative
 
 
-def _require_close(name: str, slab: _Compared, packing: QuantizationSettings, dtype: str, *, is_plain: bool) -> None:
+def _require_close(name: str, block: _Compared, packing: QuantizationSettings, dtype: str, *, is_plain: bool) -> None:
     """Raise CheckpointError for rows that are further off than rounding to codes makes them."""
     if not is_plain:
-        _require_aligned(name, slab)
+        _require_aligned(name, block)
         return
-    size = math.sqrt(slab.size)
+    size = math.sqrt(block.size)
     bound = RELATIVE_ERROR.get(packing.mode, 0.0) * size
     if packing.has_biases and size:
-        bound = AFFINE_ERROR * math.sqrt(slab.scale) + ROUNDING_ERROR[dtype] * size
-    error = math.sqrt(slab.error)
+        bound = AFFINE_ERROR * math.sqrt(block.scale) + ROUNDING_ERROR[dtype] * size
+    error = math.sqrt(block.error)
     if not error <= bound * 1.001 + 1e-30:
         off, allowed = (error / size, bound / size) if size else (math.inf, 0.0)
         form = f"{packing.mode} at {packing.bits} bits"
         raise CheckpointError(f"{name} is off by {off:.3g} of its size, where {form} allows {allowed:.3g}")
 
 
-def _require_aligned(name: str, slab: _Compared) -> None:
+def _require_aligned(name: str, block: _Compared) -> None:
     """Raise CheckpointError for rows that point elsewhere than the source's."""
-    lengths = math.sqrt(slab.size * slab.own_size)
-    cosine = (slab.size + slab.own_size - slab.error) / (2 * lengths) if lengths else 1.0
+    lengths = math.sqrt(block.size * block.own_size)
+    cosine = (block.size + block.own_size - block.error) / (2 * lengths) if lengths else 1.0
     if not cosine >= CALIBRATED_COSINE:
         raise CheckpointError(
             f"{name} has a cosine of {cosine:.3g} with the source's, where calibrated rounding keeps above "

@@ -16,8 +16,6 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 Operations = Counter[str]
-
-
 """Number of nodes by MLX's name of the operation; `total()` is the size of the graph."""
 
 

@@ -26,14 +26,10 @@ from helium_mlx.process import resident_bytes
 OURS = "helium_mlx"
 PROMPT = "Bonjour"
 PEAK_PROMPT = 4096
-
-
 """Tokens of the prompt whose peak memory is measured, where the context has room for them."""
 
 
 SLOW = 15.0
-
-
 """Seconds above which a program is measured once."""
 
 
@@ -74,8 +70,6 @@ START_PEAK = "peak resident memory of that"
 PREFILL = "prefill of {} tokens"
 DECODE = "decode at context {}"
 PEAKS: dict[str, int | None] = {"peak memory, prompt of {}": None, "peak memory in steps of 512, prompt of {}": 512}
-
-
 """Tokens of the prompt that are run at a time: each program's own default, and the same for both."""
 
 

@@ -24,8 +24,6 @@ from helium_mlx.diagnostics.graph_size import step_operations
 from helium_mlx.errors import HeliumError
 
 BANDWIDTH_ELEMENTS = 2**26
-
-
 """float32 numbers in the array that the bandwidth is measured with: 268 MB, more than any cache holds."""
 
 

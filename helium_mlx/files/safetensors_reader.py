@@ -73,11 +73,11 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def as_array(octets: bytes, info: TensorInfo) -> mx.array:
+def as_array(data: bytes, info: TensorInfo) -> mx.array:
     """Return the array that rows of `info` are, from their bytes, which are copied."""
     dtype, columns = MLX_DTYPES[info.dtype], info.shape[1:]
     if not info.shape:
-        return mx.array(cast(list[int], octets)).view(dtype).reshape(())
-    if not octets:
+        return mx.array(cast(list[int], data)).view(dtype).reshape(())
+    if not data:
         return mx.zeros((0, *columns), dtype)
-    return mx.array(cast(list[int], octets)).view(dtype).reshape(-1, *columns)
+    return mx.array(cast(list[int], data)).view(dtype).reshape(-1, *columns)

@@ -54,10 +54,10 @@ class SafetensorsWriter:
         self._missing_bytes[name] -= tensor.nbytes
         assert self._missing_bytes[name] >= 0, name
         # As bytes: bfloat16 has no buffer format of its own.
-        octets: object = mx.contiguous(tensor.reshape(-1)).view(mx.uint8)
+        data: object = mx.contiguous(tensor.reshape(-1)).view(mx.uint8)
         with self.path.open("r+b") as file:
             file.seek(place.start + first_row * row_bytes)
-            file.write(cast(bytes, octets))
+            file.write(cast(bytes, data))
 
     def __enter__(self) -> "SafetensorsWriter":
         return self

@@ -15,20 +15,14 @@ hashed, and nothing else is known of them.
 from collections.abc import Iterable
 
 SIZES = (4, 3, 2)
-
-
 """Lengths of the n-grams that are looked up, the longest first."""
 
 
 REACH = 32
-
-
 """How far back a match is measured when it is found."""
 
 
 SUBSTITUTABLE = 4
-
-
 """How long a match has to be to be followed past a token that differs; 4 and 8 do equally well on the demo."""
 
 

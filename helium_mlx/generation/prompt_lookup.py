@@ -29,20 +29,14 @@ from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
 
 SHORTEST_MATCH = SIZES[-1]
-
-
 """Tokens that have to have occurred before for what followed them to be a draft, while drafts are accepted."""
 
 
 PATIENCE = 16
-
-
 """The most tokens that this grows to while drafts are rejected."""
 
 
 FIRST_DRAFT = 4
-
-
 """Tokens in the first draft; it doubles when all are accepted."""
 
 

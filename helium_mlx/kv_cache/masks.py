@@ -7,8 +7,6 @@ attention has them: a row that may see nothing then attends evenly, where -inf w
 import mlx.core as mx
 
 Mask = str | mx.array | None
-
-
 """What `mx.fast.scaled_dot_product_attention` takes: "causal", boolean (True = attend), additive, or nothing."""
 
 

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 Projection = Callable[[mx.array], mx.array]
 Gate = Callable[[mx.array, mx.array], mx.array]
-
-
 """act(gate) * up."""
 
 

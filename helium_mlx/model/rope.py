@@ -19,8 +19,6 @@ from helium_mlx import backend
 from helium_mlx.checkpoint.rope_parameters import Json, number_of
 
 Rotation = Callable[[mx.array], mx.array]
-
-
 """Rotates queries or keys of shape (B, heads, L, head_dim) to their positions."""
 
 

@@ -16,7 +16,7 @@ from helium_mlx import backend
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.checkpoint import Checkpoint, as_parameter
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, QuantizationSettings
-from helium_mlx.checkpoint.row_blocks import Places, Slab, dequantized, places_of, read_ahead, slabs_of
+from helium_mlx.checkpoint.row_blocks import Places, RowBlock, dequantized, places_of, read_ahead, row_blocks_of
 from helium_mlx.model.helium import (
     HeliumForCausalLM,
     HeliumForSequenceClassification,
@@ -43,7 +43,7 @@ class Converted:
     settings: ModuleSettings
     dtype: mx.Dtype
     parts: Callable[
-        [Slab, dict[str, bytes], QuantizationSettings | None, mx.Dtype], tuple[dict[str, mx.array], mx.array]
+        [RowBlock, dict[str, bytes], QuantizationSettings | None, mx.Dtype], tuple[dict[str, mx.array], mx.array]
     ]
 
 
@@ -59,7 +59,7 @@ def streamed_model(checkpoint: Checkpoint, *, converted: Converted | None = None
 
     model = MODEL_CLASSES[checkpoint.architecture](checkpoint.config)
     body = model.body
-    # In the order of the forward pass, in which the slabs are read ahead.
+    # In the order of the forward pass, in which the blocks are read ahead.
     for index, layer in enumerate(body.layers):
         prefix = f"{layout.layer_prefix(index)}."
         layer.self_attn.qkv_proj = linear(*(prefix + part for part in layout.MERGED["self_attn.qkv_proj"]))
@@ -75,24 +75,24 @@ def streamed_model(checkpoint: Checkpoint, *, converted: Converted | None = None
             setattr(model, head, linear(head))
     _load_the_rest(model, places, converted)
     model.eval()
-    with closing(read_ahead(slab for each in cycle(linears) for slab in each.slabs)) as slabs:
+    with closing(read_ahead(block for each in cycle(linears) for block in each.blocks)) as blocks:
         for each in linears:
-            each.source = slabs
+            each.source = blocks
         yield model
 
 
 class StreamedLinear:
     """Products with matrices that lie on disk, stacked along their rows: `x @ concatenate(matrices).T + biases`.
 
-    `source` gives the slabs of all of a model's matrices, over and over, in the order in which it uses them.
+    `source` gives the blocks of all of a model's matrices, over and over, in the order in which it uses them.
     """
 
-    source: Iterator[tuple[Slab, dict[str, bytes]]]
+    source: Iterator[tuple[RowBlock, dict[str, bytes]]]
 
     def __init__(
         self, checkpoint: Checkpoint, places: Places, paths: tuple[str, ...], converted: Converted | None
     ) -> None:
-        self.slabs = [slab for path in paths for slab in slabs_of(checkpoint, places, f"{path}.weight")]
+        self.blocks = [block for path in paths for block in row_blocks_of(checkpoint, places, f"{path}.weight")]
         self._biases = [places[f"{path}.bias"] for path in paths if f"{path}.bias" in places]
         self._converted = converted
 
@@ -101,11 +101,11 @@ class StreamedLinear:
         mx.eval(x)
         products: list[mx.array] = []
         streams = backend.conversion_streams()
-        for wanted, stream in zip(self.slabs, cycle(streams)):
-            slab, octets = next(self.source)
-            assert slab is wanted, (slab.name, wanted.name)
+        for wanted, stream in zip(self.blocks, cycle(streams)):
+            block, data = next(self.source)
+            assert block is wanted, (block.name, wanted.name)
             with mx.stream(stream):
-                products.append(_product(x, *_parts(slab, octets, self._converted)))
+                products.append(_product(x, *_parts(block, data, self._converted)))
             mx.async_eval(products[-1])
             if len(products) > 2 * len(streams):
                 mx.eval(products[-1 - 2 * len(streams)])
@@ -123,7 +123,7 @@ class StreamedEmbedding:
     as_linear: StreamedLinear
 
     def __init__(self, checkpoint: Checkpoint, places: Places, path: str, converted: Converted | None) -> None:
-        self._whole = next(slabs_of(checkpoint, places, f"{path}.weight"))
+        self._whole = next(row_blocks_of(checkpoint, places, f"{path}.weight"))
         self._converted = converted
 
     def __call__(self, ids: mx.array) -> mx.array:
@@ -132,19 +132,19 @@ class StreamedEmbedding:
         return mx.concatenate(rows).reshape(*ids.shape, -1)
 
     def _row(self, index: int) -> mx.array:
-        slab = replace(self._whole, first_row=index, n_rows=1)
-        arrays, settings = _parts(slab, slab.read(), self._converted)
+        block = replace(self._whole, first_row=index, n_rows=1)
+        arrays, settings = _parts(block, block.read(), self._converted)
         return arrays["weight"].astype(mx.float32) if settings is None else dequantized(arrays, settings)
 
 
 def _parts(
-    slab: Slab, octets: dict[str, bytes], converted: Converted | None
+    block: RowBlock, data: dict[str, bytes], converted: Converted | None
 ) -> tuple[dict[str, mx.array], QuantizationSettings | None]:
-    """Return a slab's arrays, as they are or as they would be written, and how they are packed."""
+    """Return a block's arrays, as they are or as they would be written, and how they are packed."""
     if converted is None:
-        return slab.arrays(octets), slab.settings
-    settings = converted.settings(slab.name.rpartition(".")[0])
-    return converted.parts(slab, octets, settings, converted.dtype)[0], settings
+        return block.arrays(data), block.settings
+    settings = converted.settings(block.name.rpartition(".")[0])
+    return converted.parts(block, data, settings, converted.dtype)[0], settings
 
 
 def _product(x: mx.array, arrays: dict[str, mx.array], settings: QuantizationSettings | None) -> mx.array:

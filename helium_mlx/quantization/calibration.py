@@ -127,10 +127,10 @@ def _windows(ids: Sequence[int], length: int) -> list[mx.array]:
 def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            octets = file.read(MAX_TEXT_BYTES + 1)
-        if len(octets) > MAX_TEXT_BYTES:
+            data = file.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
             raise QuantizationError(f"calibration text {path} is over {MAX_TEXT_BYTES // 10**6} MB; give a part of it")
-        return octets.decode("utf-8").removeprefix("\ufeff")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise QuantizationError(f"calibration text {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

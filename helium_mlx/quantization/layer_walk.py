@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.checkpoint import Checkpoint
-from helium_mlx.checkpoint.row_blocks import Slab, all_finite, dequantized, places_of, read_ahead, slabs_of
+from helium_mlx.checkpoint.row_blocks import RowBlock, all_finite, dequantized, places_of, read_ahead, row_blocks_of
 from helium_mlx.errors import CheckpointError
 from helium_mlx.kv_cache.masks import causal_mask
 from helium_mlx.model.helium import HeliumDecoderLayer, HeliumForCausalLM
@@ -106,10 +106,10 @@ class LayerWalk:
 
     def rows(self, path: str) -> Iterator[mx.array]:
         """Yield a matrix of the source some rows at a time, float32. Raises CheckpointError unless all is finite."""
-        for slab, octets in read_ahead(slabs_of(self.checkpoint, self._places, f"{path}.weight")):
-            rows = _dense(slab, octets)
+        for block, data in read_ahead(row_blocks_of(self.checkpoint, self._places, f"{path}.weight")):
+            rows = _dense(block, data)
             if not all_finite(rows).item():
-                raise CheckpointError(f"{slab.name} has values that are not finite; take an intact source")
+                raise CheckpointError(f"{block.name} has values that are not finite; take an intact source")
             yield rows
 
     def begin(self, stream: Stream) -> None:
@@ -200,6 +200,6 @@ def _unchanged(x: mx.array) -> mx.array:
     return x
 
 
-def _dense(slab: Slab, octets: dict[str, bytes]) -> mx.array:
-    arrays = slab.arrays(octets)
-    return arrays["weight"].astype(mx.float32) if slab.settings is None else dequantized(arrays, slab.settings)
+def _dense(block: RowBlock, data: dict[str, bytes]) -> mx.array:
+    arrays = block.arrays(data)
+    return arrays["weight"].astype(mx.float32) if block.settings is None else dequantized(arrays, block.settings)

@@ -12,7 +12,7 @@ import mlx.core as mx
 from helium_mlx import backend
 from helium_mlx.checkpoint.checkpoint import Checkpoint
 from helium_mlx.checkpoint.quantization_settings import PARTS, ModuleSettings, QuantizationSettings
-from helium_mlx.checkpoint.row_blocks import Slab, all_finite, dequantized, places_of, read_ahead, slabs_of
+from helium_mlx.checkpoint.row_blocks import RowBlock, all_finite, dequantized, places_of, read_ahead, row_blocks_of
 from helium_mlx.errors import CheckpointError
 
 
@@ -32,15 +32,15 @@ def converted_rows(
     while it is read.
     """
     places = places_of(checkpoint)
-    slabs = (slab for name in places if is_wanted(name) for slab in slabs_of(checkpoint, places, name))
+    blocks = (block for name in places if is_wanted(name) for block in row_blocks_of(checkpoint, places, name))
     streams = backend.conversion_streams()
-    started: deque[tuple[Slab, dict[str, mx.array], mx.array]] = deque()
-    for (slab, octets), stream in zip(read_ahead(slabs), cycle(streams)):
-        path, _, suffix = slab.name.rpartition(".")
+    started: deque[tuple[RowBlock, dict[str, mx.array], mx.array]] = deque()
+    for (block, data), stream in zip(read_ahead(blocks), cycle(streams)):
+        path, _, suffix = block.name.rpartition(".")
         with mx.stream(stream):
-            rows, is_sound = converted_parts(slab, octets, settings(path) if suffix == "weight" else None, dtype)
+            rows, is_sound = converted_parts(block, data, settings(path) if suffix == "weight" else None, dtype)
         mx.async_eval(rows, is_sound)
-        started.append((slab, rows, is_sound))
+        started.append((block, rows, is_sound))
         if len(started) > 2 * len(streams):
             yield from _finish(*started.popleft(), dtype)
     while started:
@@ -50,12 +50,12 @@ def converted_rows(
 
 
 def converted_parts(
-    slab: Slab, octets: dict[str, bytes], packing: QuantizationSettings | None, dtype: mx.Dtype
+    block: RowBlock, data: dict[str, bytes], packing: QuantizationSettings | None, dtype: mx.Dtype
 ) -> tuple[dict[str, mx.array], mx.array]:
     """Return the parts that the rows become, keyed by suffix, and whether all is finite; nothing is evaluated."""
-    arrays = slab.arrays(octets)
+    arrays = block.arrays(data)
     suffix = next(iter(arrays))
-    weight = arrays[suffix] if slab.settings is None else dequantized(arrays, slab.settings)
+    weight = arrays[suffix] if block.settings is None else dequantized(arrays, block.settings)
     rows = {suffix: weight.astype(dtype)} if packing is None else quantized(weight, packing, dtype)
     is_sound = mx.array(True)
     for array in (*arrays.values(), *(rows.values() if packing is not None or weight.dtype != dtype else ())):
@@ -74,14 +74,14 @@ def quantized(weight: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) 
 
 
 def _finish(
-    slab: Slab, rows: dict[str, mx.array], is_sound: mx.array, dtype: mx.Dtype
+    block: RowBlock, rows: dict[str, mx.array], is_sound: mx.array, dtype: mx.Dtype
 ) -> Iterator[tuple[str, int, mx.array]]:
     if not is_sound.item():
         name = str(dtype).removeprefix("mlx.core.")
         raise CheckpointError(
-            f"{slab.name} has values that are not finite, in the source or in {name}; "
+            f"{block.name} has values that are not finite, in the source or in {name}; "
             "take an intact source, or try another --dtype"
         )
-    path = slab.name.rpartition(".")[0]
+    path = block.name.rpartition(".")[0]
     for suffix, array in rows.items():
-        yield f"{path}.{suffix}", slab.first_row, array
+        yield f"{path}.{suffix}", block.first_row, array

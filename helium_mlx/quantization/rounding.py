@@ -18,8 +18,6 @@ import mlx.core as mx
 from helium_mlx.checkpoint.quantization_settings import QuantizationSettings
 
 Rounding = Literal["nearest", "fitted", "gptq"]
-
-
 """How weights become codes: as `mx.quantize` does it, as this file does it, or as `gptq.py` does."""
 
 

@@ -17,16 +17,12 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 Piece = str | int | None
-
-
 """What one id stands for: text, one raw byte, or nothing."""
 
 
 WORD_SEPARATOR = "▁"
 _REPLACEMENT = "\ufffd"
 DummyPrefix = Literal["kept", "first", "every"]
-
-
 """Which separators SentencePiece drops while there is no text yet: none, the first one, or one from every piece."""
 
 

@@ -20,8 +20,8 @@ def test_rows_are_unpacked_as_mlx_does(mode: str, bits: int, group_size: int) ->
 def test_every_code_is_what_mlx_makes_of_it(mode: str) -> None:
     bits, group_size = (8, 32) if mode == "mxfp8" else (4, 16)
     # All codes but E4M3's two that stand for no number.
-    octets = mx.where(mx.arange(256) & 127 == 127, 0, mx.arange(256)).astype(mx.uint8)
-    weight = octets.view(mx.uint32)[None]
+    data = mx.where(mx.arange(256) & 127 == 127, 0, mx.arange(256)).astype(mx.uint8)
+    weight = data.view(mx.uint32)[None]
     scales = mx.full((1, 256 * 8 // bits // group_size), 120 if mode == "mxfp8" else 0x38, mx.uint8)
     expected = mx.dequantize(weight, scales, group_size=group_size, bits=bits, mode=mode)
     assert mx.array_equal(FloatCodes(mode, group_size, mx.bfloat16).unpack(weight, scales), expected)

@@ -172,8 +172,8 @@ def test_no_weight_is_in_a_function_file(load_case: CaseLoader, tmp_path: Path) 
     exported(model, tmp_path / "decode.mlxfn", length=1)
     data = (tmp_path / "decode.mlxfn").read_bytes()
     for name, tensor in model.tensors().items():
-        octets: object = mx.contiguous(tensor).view(mx.uint8)
-        assert bytes(cast(bytes, octets)) not in data, name
+        values: object = mx.contiguous(tensor).view(mx.uint8)
+        assert bytes(cast(bytes, values)) not in data, name
 
 
 def test_exporting_leaves_the_model_as_it_was(load_case: CaseLoader, tmp_path: Path) -> None:

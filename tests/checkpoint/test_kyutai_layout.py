@@ -367,12 +367,12 @@ def test_a_stranger_without_a_config_is_still_told_that_it_needs_one(tmp_path: P
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     _, kyutais = write_pair(tmp_path)
-    octets = (kyutais / FILE).read_bytes()
-    (kyutais / FILE).write_bytes(octets[:-2])
+    data = (kyutais / FILE).read_bytes()
+    (kyutais / FILE).write_bytes(data[:-2])
     assert "is cut short" in refusal(kyutais)
-    (kyutais / FILE).write_bytes(octets)
+    (kyutais / FILE).write_bytes(data)
     checkpoint = open_checkpoint(kyutais)
-    (kyutais / FILE).write_bytes(octets[:-2])
+    (kyutais / FILE).write_bytes(data[:-2])
     with pytest.raises(CheckpointError, match="was cut short while it was being read"):
         load_model(checkpoint)
 

@@ -5,29 +5,29 @@ import pytest
 from tiny_checkpoints import write_checkpoint
 
 import helium_mlx
-from helium_mlx.checkpoint import row_blocks as slabs
+from helium_mlx.checkpoint import row_blocks as blocks
 from helium_mlx.checkpoint.checkpoint import open_checkpoint, read_tensors
 from helium_mlx.checkpoint.quantization_settings import PARTS, QuantizationSettings
-from helium_mlx.checkpoint.row_blocks import all_finite, dequantized, places_of, read_ahead, slabs_of
+from helium_mlx.checkpoint.row_blocks import all_finite, dequantized, places_of, read_ahead, row_blocks_of
 from helium_mlx.files.safetensors_reader import as_array
 
 
 @pytest.mark.parametrize("quantize", [False, True])
-@pytest.mark.parametrize("slab_bytes", [1, 1000, 1 << 20])
-def test_slabs_put_together_are_the_tensors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: bool, slab_bytes: int
+@pytest.mark.parametrize("row_block_bytes", [1, 1000, 1 << 20])
+def test_row_blocks_put_together_are_the_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: bool, row_block_bytes: int
 ) -> None:
     helium_mlx.convert("demo", str(tmp_path / "x"), quantize=quantize, verify=False)
-    monkeypatch.setattr(slabs, "SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(blocks, "ROW_BLOCK_BYTES", row_block_bytes)
     checkpoint = open_checkpoint(tmp_path / "x")
     expected = read_tensors(checkpoint)
     found: dict[str, list[mx.array]] = {}
     places = places_of(checkpoint)
     names = [name for name in places if "embed" in name or "layers.2." in name or "norm" in name]
-    for slab, octets in read_ahead(slab for name in names for slab in slabs_of(checkpoint, places, name)):
-        for suffix, (_, info) in slab.stored.items():
-            name = f"{slab.name.rpartition('.')[0]}.{suffix}"
-            found.setdefault(name, []).append(as_array(octets[suffix], info))
+    for block, data in read_ahead(block for name in names for block in row_blocks_of(checkpoint, places, name)):
+        for suffix, (_, info) in block.stored.items():
+            name = f"{block.name.rpartition('.')[0]}.{suffix}"
+            found.setdefault(name, []).append(as_array(data[suffix], info))
     assert sorted(found) == sorted(names)
     for name, rows in found.items():
         assert mx.array_equal(mx.concatenate(rows), expected[name]), name
@@ -38,7 +38,7 @@ def test_an_error_while_reading_ahead_comes_up(tmp_path: Path) -> None:
     places = places_of(checkpoint)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(helium_mlx.CheckpointError, match="cut short"):
-        list(read_ahead(slab for name in places for slab in slabs_of(checkpoint, places, name)))
+        list(read_ahead(block for name in places for block in row_blocks_of(checkpoint, places, name)))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])

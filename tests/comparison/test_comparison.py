@@ -55,7 +55,7 @@ def windows_of(language: str) -> list[list[int]]:
     return windows
 
 
-def expected_figures(plain: Plain, octets: int) -> dict[str, float | None]:
+def expected_figures(plain: Plain, data: int) -> dict[str, float | None]:
     reference, candidate, kl = flat(plain.reference), flat(plain.candidate), flat(plain.divergences)
     n, m = len(reference), len(plain.reference)
     ranked, rank = sorted(kl), 0.99 * (n - 1)
@@ -73,10 +73,10 @@ def expected_figures(plain: Plain, octets: int) -> dict[str, float | None]:
         "candidate_perplexity": math.exp(sum(candidate) / n),
         "perplexity_ratio": math.exp(mean_loss),
         "perplexity_ratio_error": math.exp(mean_loss) * math.sqrt(m / (m - 1) * loss_squares) / n,
-        "reference_bits_per_byte": sum(reference) / octets / math.log(2),
-        "candidate_bits_per_byte": sum(candidate) / octets / math.log(2),
+        "reference_bits_per_byte": sum(reference) / data / math.log(2),
+        "candidate_bits_per_byte": sum(candidate) / data / math.log(2),
         "tokens": n,
-        "bytes": octets,
+        "bytes": data,
     }
 
 
@@ -87,13 +87,13 @@ def figures_of(figures: LanguageFigures) -> dict[str, float | None]:
 def test_every_figure_is_that_of_a_slow_and_obvious_comparison(pair: Pair, report: ComparisonReport) -> None:
     models = [load_model(path, dtype="float32") for path in pair]
     parts = {language: plain_comparison(models[0], models[1], windows_of(language)) for language in TEXTS}
-    octets = {language: len("".join(texts).encode()) for language, texts in TEXTS.items()}
+    data = {language: len("".join(texts).encode()) for language, texts in TEXTS.items()}
     assert list(report.languages) == list(TEXTS)
     for language, figures in report.languages.items():
-        expected = expected_figures(parts[language], octets[language])
+        expected = expected_figures(parts[language], data[language])
         assert figures_of(figures) == pytest.approx(expected, rel=2e-4), language
     whole = Plain(*(flat([getattr(part, field.name) for part in parts.values()]) for field in fields(Plain)))  # pyright: ignore
-    assert figures_of(report) == pytest.approx(expected_figures(whole, sum(octets.values())), rel=2e-4)
+    assert figures_of(report) == pytest.approx(expected_figures(whole, sum(data.values())), rel=2e-4)
     assert report.windows == len(whole.reference)
     assert report.window == WINDOW
     assert report.notes == ()
@@ -292,10 +292,10 @@ def test_other_tokenizers_are_compared_by_bytes(pair: Pair, other_tokenizer: Pat
         assert one.perplexity_ratio_error is None
         assert one.notes[1:] == ("there is a single window to compare, and so no standard error",)
         losses.append((math.log(one.perplexity_ratio) * one.bytes, one.bytes))
-    mean = sum(loss for loss, _ in losses) / sum(octets for _, octets in losses)
-    squares = 2 * sum((loss - octets * mean) ** 2 for loss, octets in losses)
+    mean = sum(loss for loss, _ in losses) / sum(data for _, data in losses)
+    squares = 2 * sum((loss - data * mean) ** 2 for loss, data in losses)
     assert english.perplexity_ratio_error == pytest.approx(
-        math.exp(mean) * math.sqrt(squares) / sum(octets for _, octets in losses), rel=1e-3
+        math.exp(mean) * math.sqrt(squares) / sum(data for _, data in losses), rel=1e-3
     )
 
 

@@ -47,7 +47,7 @@ def test_a_disk_too_small_is_one_line_before_anything_is_written(monkeypatch: py
 def test_a_disk_that_fills_up_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with LogitsFile(1) as file:
 
-        def write(octets: memoryview) -> int:
+        def write(data: memoryview) -> int:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(file, "_file", SimpleNamespace(write=write, close=file._file.close))

@@ -67,9 +67,9 @@ def test_the_same_picture_is_the_same_file(tmp_path: Path, suffix: str) -> None:
     paths = [tmp_path / f"{index}.{suffix}" for index in range(2)]
     for path in paths:
         draw(str(path), [REPORT])
-    octets = [path.read_bytes() for path in paths]
-    assert octets[0].startswith({"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}[suffix])
-    assert suffix == "pdf" or octets[0] == octets[1]
+    data = [path.read_bytes() for path in paths]
+    assert data[0].startswith({"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}[suffix])
+    assert suffix == "pdf" or data[0] == data[1]
 
 
 @pytest.mark.parametrize(

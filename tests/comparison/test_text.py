@@ -81,7 +81,7 @@ def test_a_file_is_a_document_under_its_name(tmp_path: Path, monkeypatch: pytest
         (tmp_path / folder / "x.txt").write_bytes("\ufeffÉté\r\n\r\nund so".encode())
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe\n")))
     one, two = str(tmp_path / "a/x.txt"), str(tmp_path / "b/x.txt")
-    digests = [hashlib.sha256(octets).hexdigest() for octets in (Path(one).read_bytes(), b"from a pipe\n")]
+    digests = [hashlib.sha256(data).hexdigest() for data in (Path(one).read_bytes(), b"from a pipe\n")]
     assert documents_of_files([one, "-"]) == [
         Document("x", "Été\r\n\r\nund so", OwnText("x.txt", digests[0])),
         Document("stdin", "from a pipe\n", OwnText("stdin", digests[1])),
@@ -93,7 +93,7 @@ def test_a_file_is_a_document_under_its_name(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("octets", "said"),
+    ("data", "said"),
     [
         (b"", "has no text in it"),
         (b" \n\t\n", "has no text in it"),
@@ -104,10 +104,10 @@ def test_a_file_is_a_document_under_its_name(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_files_that_are_no_text_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, octets: bytes, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, said: str
 ) -> None:
     monkeypatch.setattr(comparison_text, "MAX_TEXT_BYTES", 100)
-    (tmp_path / "x").write_bytes(octets)
+    (tmp_path / "x").write_bytes(data)
     with pytest.raises(ComparisonError, match=said):
         documents_of_files([str(tmp_path / "x")])
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tiny_checkpoints import CASES, write_checkpoint
 
 import helium_mlx
-from helium_mlx.checkpoint import row_blocks as slabs
+from helium_mlx.checkpoint import row_blocks as blocks
 from helium_mlx.checkpoint import weight_files
 from helium_mlx.checkpoint.checkpoint import open_checkpoint
 from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError, TokenizerError
@@ -420,7 +420,7 @@ def test_an_exception_while_writing_leaves_the_old_directory(tmp_path: Path) -> 
 def test_ctrl_c_in_the_command_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import sys, time
-from helium_mlx.checkpoint import row_blocks as slabs, weight_files
+from helium_mlx.checkpoint import row_blocks as blocks, weight_files
 from helium_mlx.convert import main
 original = weight_files.SafetensorsWriter.write
 def slow(self, name, tensor, **rows):
@@ -486,15 +486,15 @@ def test_the_result_does_not_depend_on_the_sources_shards(tmp_path: Path, option
     assert len(list((tmp_path / "many").glob("*.safetensors"))) == 57
 
 
-@pytest.mark.parametrize("slab_bytes", [1, 5000])
-def test_the_result_does_not_depend_on_the_slabs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab_bytes: int
+@pytest.mark.parametrize("row_block_bytes", [1, 5000])
+def test_the_result_does_not_depend_on_the_row_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_block_bytes: int
 ) -> None:
     source = write_checkpoint(tmp_path / "source", vocab_size=json_vocab_size())
     for name in TOKENIZER_FILES:
         shutil.copy(DEMO_DIRECTORY / name, source)
     expected = helium_mlx.convert(str(source), str(tmp_path / "x"), quantize=True, q_group_size=32)
-    monkeypatch.setattr(slabs, "SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(blocks, "ROW_BLOCK_BYTES", row_block_bytes)
     report = helium_mlx.convert(str(source), str(tmp_path / "y"), quantize=True, q_group_size=32)
     assert without_card(report) == without_card(expected)
 
@@ -542,7 +542,7 @@ def test_code_that_the_source_names_is_not_carried_on(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slabs, "SLAB_BYTES", 1 << 16)
+    monkeypatch.setattr(blocks, "ROW_BLOCK_BYTES", 1 << 16)
     peaks, sizes = [], []
     for layers in (2, 12):
         source = write_checkpoint(

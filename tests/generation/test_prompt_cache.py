@@ -440,8 +440,8 @@ def test_files_that_are_no_caches_are_refused(demo: Demo, tmp_path: Path) -> Non
         "longer": data + b"\0",
         "weights": (tmp_path / "weights.safetensors").read_bytes(),
     }
-    for name, octets in contents_of.items():
-        path.write_bytes(octets)
+    for name, data in contents_of.items():
+        path.write_bytes(data)
         with pytest.raises(CheckpointError, match="; name another file") as caught:
             PromptCache.open(path, *demo)
         assert "\n" not in str(caught.value), name

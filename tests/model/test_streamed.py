@@ -6,7 +6,7 @@ from measures import relative_error
 from tiny_checkpoints import CASES, config_values, write_checkpoint
 
 import helium_mlx
-from helium_mlx.checkpoint import row_blocks as slabs
+from helium_mlx.checkpoint import row_blocks as blocks
 from helium_mlx.checkpoint.checkpoint import open_checkpoint
 from helium_mlx.checkpoint.layout import Architecture
 from helium_mlx.diagnostics import selfcheck_cases
@@ -22,7 +22,7 @@ IDS = mx.array([[1, 10, 20, 30, 40], [1, 11, 21, 31, 41]])
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     write_checkpoint(tmp_path, **CASES[name])
-    monkeypatch.setattr(slabs, "SLAB_BYTES", 2000)
+    monkeypatch.setattr(blocks, "ROW_BLOCK_BYTES", 2000)
     with streamed_model(open_checkpoint(tmp_path)) as model:
         assert isinstance(model, HeliumForCausalLM)
         logits = model(IDS).logits
@@ -61,7 +61,7 @@ def test_every_head_is_streamed(tmp_path: Path, architecture: Architecture) -> N
 
 
 def test_weights_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slabs, "SLAB_BYTES", 1 << 19)
+    monkeypatch.setattr(blocks, "ROW_BLOCK_BYTES", 1 << 19)
     peaks, sizes = [], []
     for layers in (2, 12):
         directory = tmp_path / str(layers)
