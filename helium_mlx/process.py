@@ -2,21 +2,17 @@
 
 After a fork MLX's threads are gone, and its first use in the child would hang. At its end Python waits for all threads
 but daemons, and calls `atexit` only after that: a thread that waits for what will never come has to notice by itself.
+
+The package imports this file first, so it imports next to nothing itself.
 """
 
 import os
-import resource
 import sys
-import threading
 from contextlib import suppress
 
 _used_before = False
 _forked_after_use = False
-
-_ending = threading.Event()
-
-# How executors learn of it, where Python has it; else their threads are waited for while the main one counts as alive.
-_register = getattr(threading, "_register_atexit", None)
+_ending = False
 
 
 def watch_forks() -> None:
@@ -42,24 +38,36 @@ def _note_fork() -> None:
     _forked_after_use = _forked_after_use or _used_before
 
 
-def is_ending() -> bool:
-    """Return whether the main thread is through, and the interpreter waits for the others."""
-    return _ending.is_set() or not threading.main_thread().is_alive()
-
-
 def watch_end() -> None:
     """Have Python say when the interpreter ends. To be called before anything waits for an engine."""
     # Of what was registered, the last is told first; executors, told, wait for their threads.
     import concurrent.futures.thread  # noqa: F401
+    import threading
 
-    if _register is not None and not _ending.is_set():
-        # Imported when the end has come already.
+    # How executors learn of it, where Python has it; else their threads are waited for while the main one is alive.
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None and not _ending:
+        # Refused where the end has come already.
         with suppress(RuntimeError):
-            _register(_ending.set)
+            register(_note_end)
+
+
+def is_ending() -> bool:
+    """Return whether the main thread is through, and the interpreter waits for the others."""
+    import threading
+
+    return _ending or not threading.main_thread().is_alive()
+
+
+def _note_end() -> None:
+    global _ending
+    _ending = True
 
 
 def peak_resident_memory() -> int:
     """Return the most memory, in bytes, that this process has had in RAM since it began."""
+    import resource
+
     return resident_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

@@ -24,11 +24,29 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         helium_mlx.nonsense  # noqa: B018
 
 
-def test_importing_the_package_loads_nothing() -> None:
-    code = (
-        "import sys, helium_mlx; print([m for m in sys.modules if m.startswith(('mlx', 'tokenizers', 'huggingface'))])"
-    )
-    assert run(code) == "[]"
+def test_importing_the_package_loads_next_to_nothing() -> None:
+    code = """
+import sys
+before = set(sys.modules)
+import collections.abc, contextlib, functools, importlib, re, types, typing  # what a bare Python brings in anyway
+bare = set(sys.modules)
+import helium_mlx
+print(sorted(set(sys.modules) - bare))
+"""
+    assert run(code) == "['helium_mlx', 'helium_mlx.process', 'helium_mlx.version']"
+
+
+def test_a_completion_of_a_local_checkpoint_loads_nothing_that_it_does_not_use() -> None:
+    code = f"""
+import sys, helium_mlx
+model, tokenizer = helium_mlx.load("demo")
+helium_mlx.generate(model, tokenizer, "Once", max_tokens=2)
+unused = ("huggingface_hub", "sentencepiece", "yaml", "asyncio", "ctypes", "shutil", "tempfile", *{HEAVY!r})
+print([name for name in unused if name in sys.modules])
+print([name for name in sys.modules if name.startswith("helium_mlx.") and name.split(".")[1] in (
+    "conversion", "publishing", "model_card", "comparison", "diagnostics", "engine", "bundle", "quantization")])
+"""
+    assert run(code) == "[]\n[]"
 
 
 @pytest.mark.parametrize("name", ["generate", "convert", "compare", "upload", "export"])

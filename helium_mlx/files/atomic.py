@@ -3,13 +3,11 @@
 Two directories are swapped in one step where the system can: whoever looks, or is killed, meets one or the other.
 """
 
-import ctypes
 import fcntl
 import json
 import os
 import re
 import secrets
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,6 +24,9 @@ _RENAME_SWAP = 2
 
 def exchange(first: Path, second: Path) -> bool:
     """Swap what two names of one file system stand for; return False, with nothing done, where that is impossible."""
+    # Imported here, as shutil is below: a model is loaded without them.
+    import ctypes
+
     names = os.fsencode(first), os.fsencode(second)
     libc = ctypes.CDLL(None)
     if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
@@ -180,6 +181,8 @@ def _restore(replaced: Path, destination: Path) -> None:
 
 
 def _remove(directory: Path) -> None:
+    import shutil
+
     try:
         shutil.rmtree(directory, ignore_errors=True)
     except BaseException:

@@ -1,6 +1,5 @@
 """From a model in memory to a checkpoint directory that transformers opens, and on to the Hub."""
 
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +43,8 @@ def push_model(
     model: PretrainedModel, repo_id: str, *, private: bool | None = None, commit_message: str | None = None
 ) -> str:
     """Upload what `save_model` writes; see `HeliumPreTrainedModel.push_to_hub`."""
+    import tempfile
+
     from huggingface_hub import HfApi
 
     api = HfApi()
