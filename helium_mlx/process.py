@@ -1,18 +1,16 @@
-"""The process that MLX runs in: whether it was forked, whether it is ending, how much memory it has taken.
+"""The process that MLX runs in: whether it was forked, and how much memory it has taken.
 
-After a fork MLX's threads are gone, and its first use in the child would hang. At its end Python waits for all threads
-but daemons, and calls `atexit` only after that: a thread that waits for what will never come has to notice by itself.
-
-The package imports this file first, so it imports next to nothing itself.
+After a fork MLX's threads are gone, and its first use in the child would wait forever. The package imports this file
+first, so it imports next to nothing itself.
 """
 
 import os
 import sys
-from contextlib import suppress
 
 _used_before = False
 _forked_after_use = False
-_ending = False
+
+AFTER_A_FORK = "MLX cannot be used after a fork: start the process with spawn"
 
 
 def watch_forks() -> None:
@@ -38,30 +36,15 @@ def _note_fork() -> None:
     _forked_after_use = _forked_after_use or _used_before
 
 
-def watch_end() -> None:
-    """Have Python say when the interpreter ends. To be called before anything waits for an engine."""
-    # Of what was registered, the last is told first; executors, told, wait for their threads.
-    import concurrent.futures.thread  # noqa: F401
-    import threading
+def require_not_forked(remedy: str) -> None:
+    """Raise HeliumError in a fork of a process that had used MLX: its first use of MLX here would wait forever.
 
-    # How executors learn of it, where Python has it; else their threads are waited for while the main one is alive.
-    register = getattr(threading, "_register_atexit", None)
-    if register is not None and not _ending:
-        # Refused where the end has come already.
-        with suppress(RuntimeError):
-            register(_note_end)
+    `remedy` says what to do in a process that was started with spawn.
+    """
+    if _forked_after_use:
+        from helium_mlx.errors import HeliumError
 
-
-def is_ending() -> bool:
-    """Return whether the main thread is through, and the interpreter waits for the others."""
-    import threading
-
-    return _ending or not threading.main_thread().is_alive()
-
-
-def _note_end() -> None:
-    global _ending
-    _ending = True
+        raise HeliumError(f"this process is a fork of one that had used MLX; {AFTER_A_FORK}, and {remedy}")
 
 
 def peak_resident_memory() -> int:

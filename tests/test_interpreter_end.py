@@ -17,7 +17,7 @@ def test_threads_that_the_interpreter_waits_for_notice_its_end(start: str) -> No
     code = f"""
 import concurrent.futures, threading, time
 executor = concurrent.futures.ThreadPoolExecutor()
-from helium_mlx.process import is_ending, watch_end
+from helium_mlx.interpreter_end import is_ending, watch_end
 watch_end()
 def look():
     print(is_ending(), flush=True)

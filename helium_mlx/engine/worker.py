@@ -36,13 +36,14 @@ from helium_mlx.files.hub import resolve
 from helium_mlx.generation.decoding_batch import DecodingBatch, Parked, Prefilled, PromptRun, groups_of
 from helium_mlx.generation.prompt_cache import fingerprint_of
 from helium_mlx.generation.streaming import TOKENS_PER_CLEARING
+from helium_mlx.interpreter_end import is_ending, watch_end
 from helium_mlx.kv_cache.batch import BatchKVCache
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.make import copy_cache
 from helium_mlx.kv_cache.memory import bytes_per_token
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
-from helium_mlx.process import is_ending, is_forked_after_use, watch_end
+from helium_mlx.process import is_forked_after_use
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 T = TypeVar("T")
