@@ -35,7 +35,7 @@ from helium_mlx.bundle.tokenizer import write_tokenizer
 from helium_mlx.bundle.vectors import check_vectors, make_vectors
 from helium_mlx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.errors import BundleError, CheckpointError, HeliumError, OptionError
+from helium_mlx.errors import BundleError, CheckpointError, HeliumError, UsageError
 from helium_mlx.files.atomic import new_directory, write_json
 from helium_mlx.files.hub import resolve
 from helium_mlx.files.names import CONFIG_FILE
@@ -43,10 +43,9 @@ from helium_mlx.files.safetensors_writer import SafetensorsWriter
 from helium_mlx.generation.streaming import stream_generate
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
+from helium_mlx.option_values import OnProgress
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 from helium_mlx.version import __version__
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def export(
     `verify` runs the bundle over its own vectors before that. `on_progress(done, total)` counts the model's vectors,
     `on_verification(done, total)` the bundle's.
 
-    Raises CheckpointError, ConfigError, TokenizerError, OptionError or BundleError; nothing is left behind.
+    Raises CheckpointError, ConfigError, TokenizerError, UsageError or BundleError; nothing is left behind.
     """
     start = time.perf_counter()
     destination = Path(output)
@@ -156,7 +155,7 @@ def _checked_context(context: int | None, config: HeliumConfig) -> int:
     if context is None:
         return limit
     if not 2 <= context <= limit:
-        raise OptionError(f"context is {context}; it must be from 2 to the model's {limit}")
+        raise UsageError(f"context is {context}; it must be from 2 to the model's {limit}")
     return context
 
 
@@ -175,7 +174,7 @@ def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path
             num_hidden_layers=config.num_hidden_layers,
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            dtype=_dtype_name(dtype),
+            dtype=backend.dtype_name(dtype),
             bits_per_weight=round(8 * weights_bytes / model.num_parameters(), 3),
         ),
         context=context,
@@ -184,7 +183,9 @@ def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path
         eos_token_ids=tokenizer.eos_token_ids,
         reserved_ids=tuple(sorted(tokenizer.reserved_ids)),
         sampling=_sampling_defaults(),
-        weights=tuple(ArraySpec(name, tensor.shape, _dtype_name(tensor.dtype)) for name, tensor in tensors.items()),
+        weights=tuple(
+            ArraySpec(name, tensor.shape, backend.dtype_name(tensor.dtype)) for name, tensor in tensors.items()
+        ),
         functions=tuple(function_shapes(context)),
     )
     plans = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
@@ -196,10 +197,6 @@ def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path
         inputs = [mx.zeros(spec.shape, getattr(mx, spec.dtype)) for spec in manifest.model.inputs(shape)]
         BundleFunction(model, list(tensors), shape).write(directory / function_file(shape), inputs)
     return manifest
-
-
-def _dtype_name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")
 
 
 def _sampling_defaults() -> dict[str, object]:

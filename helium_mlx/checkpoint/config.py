@@ -290,7 +290,7 @@ class HeliumConfig:
             value = getattr(self, name)
             if name == "head_dim" and value is None:
                 continue
-            if not _is_int(value) or not 0 < value < 2**31:
+            if type(value) is not int or not 0 < value < 2**31:
                 raise ConfigError(f"{name} is {shown(value)}; it must be a whole number from 1 to 2^31 - 1")
 
     def _require_heads(self) -> None:
@@ -358,7 +358,7 @@ class HeliumConfig:
 
     def _settle_labels(self) -> None:
         # Each label gets a name, so their number is memory that no tensor vouches for yet.
-        if self.num_labels is not None and (not _is_int(self.num_labels) or not 0 < self.num_labels <= MAX_LABELS):
+        if self.num_labels is not None and (type(self.num_labels) is not int or not 0 < self.num_labels <= MAX_LABELS):
             raise ConfigError(
                 f"num_labels is {shown(self.num_labels)}; it must be a whole number from 1 to {MAX_LABELS}"
             )
@@ -386,7 +386,7 @@ class HeliumConfig:
             raise ConfigError(f"{name} lists {len(ids)} ids; at most {MAX_EOS_TOKENS} are read")
         for i in ids:
             # Helium's pad id, and Llama's -1, may lie outside of the vocabulary: they are never looked up.
-            if not isinstance(i, int) or isinstance(i, bool) or i >= 2**31 or (i < 0 and name != "pad_token_id"):
+            if type(i) is not int or i >= 2**31 or (i < 0 and name != "pad_token_id"):
                 raise ConfigError(f"{name} is {shown(value)}; it must be a token id (a whole number from 0 on)")
             if name != "pad_token_id" and i >= self.vocab_size:
                 raise ConfigError(f"{name} is {shown(value)}; ids must be below vocab_size = {self.vocab_size}")
@@ -419,10 +419,6 @@ def _field_names() -> list[str]:
 
 def _default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
