@@ -36,7 +36,7 @@ from helium_mlx.bundle.vectors import check_vectors, make_vectors
 from helium_mlx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import BundleError, CheckpointError, HeliumError, UsageError
-from helium_mlx.files.atomic import new_directory, write_json
+from helium_mlx.files.atomic import new_directory, require_free, write_json
 from helium_mlx.files.hub import resolve
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.safetensors_writer import SafetensorsWriter
@@ -88,13 +88,13 @@ def export(
     """
     start = time.perf_counter()
     destination = Path(output)
-    _require_free(destination, overwrite=overwrite)
+    require_free(destination, replace=overwrite, foreign=_foreign, error=BundleError)
     checkpoint = _causal_lm(resolve(model, revision=revision))
     tokens = _checked_context(context, checkpoint.config)
     tokenizer = HeliumTokenizer.from_pretrained(checkpoint.directory)
     loaded = load_model(checkpoint, dtype=dtype)
 
-    with new_directory(destination, replace=overwrite) as directory:
+    with new_directory(destination, replace=overwrite, foreign=_foreign, error=BundleError) as directory:
         manifest = _write(loaded, tokenizer, directory, tokens)
         known = make_vectors(loaded, tokenizer, context=tokens, on_progress=on_progress)
         write_json(directory / VECTORS_FILE, asdict(known))
@@ -106,9 +106,6 @@ def export(
             error = _verified(
                 directory, destination, lambda runner: check_vectors(runner, known, on_progress=on_verification)
             )
-        if overwrite:
-            # Again: somebody may have put a file there meanwhile.
-            _require_free(destination, overwrite=True)
         sizes = {name: (directory / name).stat().st_size for name in bundle_files(directory)}
     return ExportReport(
         output=str(destination),
@@ -124,20 +121,13 @@ def export(
     )
 
 
-def _require_free(destination: Path, *, overwrite: bool) -> None:
-    """Raise BundleError where a directory is in the way; links and files are `new_directory`'s to refuse."""
-    if destination.is_symlink() or not destination.is_dir():
-        return
-    if not overwrite:
-        raise BundleError(f"{destination} is there already; choose another name, or replace it with --overwrite")
-    strangers = [
-        name for name in bundle_files(destination) if name != MANIFEST_FILE and not BUNDLE_FILE.fullmatch(name)
-    ]
-    if strangers:
-        raise BundleError(
-            f"{destination} holds {strangers[0]}, which is no part of a bundle, so --overwrite leaves it alone; "
-            "choose another name, or move that away"
-        )
+def _foreign(directory: Path) -> str | None:
+    """Return what of a directory is not a bundle's, None if all is."""
+    names = [name for name in bundle_files(directory) if name != MANIFEST_FILE and not BUNDLE_FILE.fullmatch(name)]
+    if names:
+        return f"holds {names[0]}, which is no part of a bundle"
+    is_bundle = (directory / MANIFEST_FILE).is_file() or not any(directory.iterdir())
+    return None if is_bundle else f"has no {MANIFEST_FILE}, and so is not a bundle"
 
 
 def _causal_lm(directory: Path) -> Checkpoint:

@@ -8,7 +8,6 @@ Two model types are known: `helium` (interleaved RoPE, no bias on `o_proj`) and 
 what the published Helium-1-2b checkpoints are.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import cast
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.checkpoint.rope_parameters import validate_rope_parameters
 from helium_mlx.errors import CheckpointError, ConfigError, one_line, shown
+from helium_mlx.files.atomic import write_json
 from helium_mlx.files.hub import resolve_file
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.untrusted import MalformedFile, UnreadableFile, read_json_object
@@ -242,7 +242,7 @@ class HeliumConfig:
         path = Path(directory) / CONFIG_FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(path, self.to_dict())
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
 

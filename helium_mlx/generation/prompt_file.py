@@ -39,6 +39,7 @@ from helium_mlx.generation.batching import Completion, Request, batch_generate, 
 from helium_mlx.generation.completion import StopStrings
 from helium_mlx.generation.prompt_cache import fingerprint_of
 from helium_mlx.generation.sampling import SamplingOptions
+from helium_mlx.json_writer import to_json
 from helium_mlx.kv_cache.memory import require_batch_fits
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.option_values import OnProgress, plain, require_whole
@@ -387,5 +388,4 @@ def result_fields(completion: Completion, *, several: bool, own_id: bytes | None
 
 
 def _as_json(value: object) -> bytes:
-    # Half a surrogate pair, which JSON can spell and UTF-8 cannot, stays spelled out.
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return to_json(value).encode()
