@@ -30,6 +30,11 @@ def name() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """Return what a dtype is called, such as "float32", in files as in `mlx.core`."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
 def has_fused_kernels() -> bool:
     """Return whether `mx.fast` runs as one kernel an operation (Metal, CUDA) rather than as a chain of primitives."""
     return not is_cpu()

@@ -13,7 +13,6 @@ What is measured stands in `benchmark_measures`, what is done in the measured pr
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ from importlib.metadata import version
 from typing import cast
 
 from helium_mlx.diagnostics.measures import Figure, Report, benchmark
+from helium_mlx.json_writer import to_json
 from helium_mlx.terminal import Progress, flags_of, run_command
 from helium_mlx.version import __version__
 
@@ -77,7 +77,7 @@ def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> N
         draw(plot, report.figures, against=against, caption=f"{options['model']} on {place}")
     if as_json:
         rows = [asdict(figure) | {"name": figure.name, "ratio": figure.ratio} for figure in report.figures]
-        print(json.dumps({
+        print(to_json({
             "options": dict(options), "machine": machine, "versions": versions,
             "bandwidth": report.bandwidth, "left_out": report.left_out,
             "measured_once": report.measured_once, "figures": rows,

@@ -4,7 +4,6 @@ The table is Markdown, with a row a language; KL is in nats a token, and what st
 """
 
 import argparse
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.comparison.report import ComparisonReport
 from helium_mlx.comparison.tables import summary, table
 from helium_mlx.errors import UsageError
+from helium_mlx.json_writer import to_json
 from helium_mlx.terminal import Progress, flags_of, run_command
 
 SIDES = "checkpoint directory, Hub repository, 'demo', or mlx-lm:NAME for what mlx-lm opens"
@@ -111,19 +111,9 @@ def _print(report: ComparisonReport, *, as_json: bool, is_first: bool) -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     if as_json:
-        import json
-
-        # JSON has no infinity, which a perplexity can be.
-        print(json.dumps(_finite(asdict(report)), ensure_ascii=False, allow_nan=False), flush=True)
+        print(to_json(asdict(report)), flush=True)
         return
     print(("" if is_first else "\n") + "\n".join(table(report)), flush=True)
-
-
-def _finite(value: object) -> object:
-    """Return what JSON can hold: None for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

@@ -1,10 +1,54 @@
-"""The errors that a user can act on. A command prints one as a single line; anything else is a bug."""
+"""The errors that a user can act on. A command prints one as a single line; anything else is a bug.
+
+    HeliumError                        what all of them are; a command ends with status 1
+    ├── UsageError                     options out of range, or that exclude each other; status 2
+    │   └── OptionError                such an option of generation (a GenerationError too)
+    ├── GenerationError                text that cannot be generated or scored
+    │   ├── OptionError
+    │   └── ContextOverflowError       a prompt, or a prompt and its completion, is too long
+    ├── ArgumentError                  an argument of a model's forward pass
+    ├── ConfigError                    config.json, or a field of HeliumConfig
+    ├── CheckpointError                a directory, file or tensor
+    ├── TokenizerError                 a tokenizer's file, or text and ids that it cannot take
+    ├── QuantizationError              bits, group size, mode, calibration
+    ├── ComparisonError                two models that cannot be compared
+    ├── UploadError                    the Hub, or what may not go there
+    ├── BundleError                    a bundle for programs without Python
+    └── EngineError                    an engine that is closed, dead or forked
+        └── EngineMemoryError          more than its memory_limit
+
+Those about values are ValueErrors: UsageError, GenerationError, ArgumentError, ConfigError, TokenizerError,
+QuantizationError and ComparisonError.
+"""
 
 from collections.abc import Sequence
 
 
 class HeliumError(Exception):
     """Something the user can mend: the message names what came, what was expected and what to do."""
+
+
+class UsageError(HeliumError, ValueError):
+    """Options, of whatever command or function, that are out of range or exclude each other: exit status 2.
+
+    The message begins with the option's name where it is about one.
+    """
+
+
+class GenerationError(HeliumError, ValueError):
+    """Text that cannot be generated or scored: options, prompt or cache do not fit, or logits are not numbers."""
+
+
+class OptionError(UsageError, GenerationError):
+    """An option of generation that is out of range; the message begins with its name."""
+
+
+class ContextOverflowError(GenerationError):
+    """A prompt, or a prompt with its completion, longer than the model's context."""
+
+
+class ArgumentError(HeliumError, ValueError):
+    """An argument of a model's forward pass that does not fit the model or the other arguments."""
 
 
 class ConfigError(HeliumError, ValueError):
@@ -17,26 +61,6 @@ class CheckpointError(HeliumError):
 
 class TokenizerError(HeliumError, ValueError):
     """A tokenizer file that is missing or malformed, or text and ids that it cannot take."""
-
-
-class ArgumentError(HeliumError, ValueError):
-    """An argument of a model's forward pass that does not fit the model or the other arguments."""
-
-
-class GenerationError(HeliumError, ValueError):
-    """Generation options that are out of range or exclude each other."""
-
-
-class UsageError(HeliumError, ValueError):
-    """Options, whatever they are to act on, that are out of range or exclude each other: exit status 2."""
-
-
-class OptionError(GenerationError, UsageError):
-    """An option that is out of range; the message begins with its name."""
-
-
-class ContextOverflowError(GenerationError):
-    """A prompt, or a prompt with its completion, longer than the model's context."""
 
 
 class QuantizationError(HeliumError, ValueError):

@@ -1,11 +1,11 @@
 """The command `export`: a checkpoint as a bundle without Python. `python -m helium_mlx.export --help`."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
 from helium_mlx.checkpoint.config import DTYPES
+from helium_mlx.json_writer import to_json
 from helium_mlx.terminal import Progress, flags_of, run_command
 
 
@@ -49,7 +49,7 @@ def _export(*, as_json: bool, **options: object) -> None:
         on_verification=Progress("Verifying"),
     )
     if as_json:
-        print(json.dumps(asdict(report), indent=2))
+        print(to_json(asdict(report), indent=2))
     checked = "not verified" if report.error is None else f"verified with {report.vectors} prompts"
     print(
         f"{report.output}: {report.functions} functions for {report.backend}, a context of {report.context}, "

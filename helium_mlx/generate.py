@@ -1,7 +1,6 @@
 """The command `generate`: streams a completion to standard output. `python -m helium_mlx.generate --help`."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.errors import GenerationError, OptionError
+from helium_mlx.json_writer import to_json
 from helium_mlx.terminal import Progress, flags_of, run_command
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def _print_json(chunks: "Iterator[GenerationChunk]") -> None:
 def _print_object(values: dict[str, object]) -> None:
     # Where a character cannot be printed, JSON has another way to write it.
     printable = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
-    print(json.dumps(values, ensure_ascii=not printable), flush=True)
+    print(to_json(values, ascii_only=not printable), flush=True)
 
 
 def _print_text(chunks: "Iterator[GenerationChunk]", *, quiet: bool, guesses: bool) -> None:

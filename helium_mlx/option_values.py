@@ -1,7 +1,8 @@
-"""The values of generation's options: each is taken, as a plain Python number, or refused in one line that names it.
+"""The values of options: each is taken, as a plain Python number, or refused in one line that names it.
 
-numpy's and MLX's numbers are as good as Python's; truths are no numbers, and text is neither. What an option may be is
-said where it is used; here is only how that is checked.
+numpy's and MLX's numbers are as good as Python's; booleans are not numbers, and neither is text. What an option may be
+is said where it is used; here is only how that is checked. What is raised is an OptionError, for generation, unless the
+caller names another `error`.
 """
 
 import os
@@ -13,6 +14,9 @@ from helium_mlx.errors import CheckpointError, GenerationError, OptionError, sho
 
 OnProgress = Callable[[int, int], None]
 
+# Makes the error of a message: a class of errors, in most cases.
+ErrorOf = Callable[[str], Exception]
+
 
 def plain(value: object) -> object:
     """Return the Python number in a scalar of numpy or MLX; anything else as it is."""
@@ -21,18 +25,26 @@ def plain(value: object) -> object:
 
 
 def real(value: object) -> int | float | None:
-    """Return the Python number in a number, None if it is none."""
+    """Return the Python number in a number, None for anything else."""
     number = plain(value)
     return number if isinstance(number, (int, float)) and not isinstance(number, bool) else None
 
 
-def require_whole(name: str, value: object, least: int, most: int | None = None, *, allowed: str = "") -> int:
-    """Return a whole number from `least` to `most`. Raises OptionError, which says that it must be `allowed`."""
+def whole(value: object) -> int | None:
+    """Return the Python number in a whole number, None for anything else."""
     number = plain(value)
-    if type(number) is int and least <= number and (most is None or number <= most):
+    return number if type(number) is int else None
+
+
+def require_whole(
+    name: str, value: object, least: int, most: int | None = None, *, allowed: str = "", error: ErrorOf = OptionError
+) -> int:
+    """Return a whole number from `least` to `most`. Raises `error`, which says that it must be `allowed`."""
+    number = whole(value)
+    if number is not None and least <= number and (most is None or number <= most):
         return number
     range_ = f", at least {least}" if most is None else f" from {least} to {most}"
-    raise OptionError(f"{name} is {shown(number)}; it must be {allowed or f'a whole number{range_}'}")
+    raise error(f"{name} is {shown(plain(value))}; it must be {allowed or f'a whole number{range_}'}")
 
 
 def require_number(
@@ -63,7 +75,7 @@ def require_call(name: str, value: object, method: str = "__call__") -> None:
 def token_ids(name: str, ids: object, vocab_size: int) -> list[int]:
     """Return ids of a sequence or of an array of numpy or MLX, in its order.
 
-    Raises GenerationError for what is no flat sequence of ids below `vocab_size`.
+    Raises GenerationError for anything but a flat sequence of ids below `vocab_size`.
     """
     to_list = getattr(ids, "tolist", None)
     listed = to_list() if callable(to_list) else ids

@@ -6,7 +6,6 @@ reference| / max |reference|. The parity grid (`tests/parity/grid.py`) measures 
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ import mlx.core as mx
 
 from helium_mlx.diagnostics.selfcheck_runs import Feature, by_feature, limits, stored_half, suspects
 from helium_mlx.errors import HeliumError
+from helium_mlx.json_writer import to_json
 from helium_mlx.terminal import flags_of, run_command
 
 
@@ -78,7 +78,7 @@ def _print_json(features: list[Feature], seconds: float) -> None:
         "passed": not any(feature.failed for feature in features),
         "features": [asdict(feature) for feature in features],
     }
-    print(json.dumps(report, ensure_ascii=False, indent=2))
+    print(to_json(report, indent=2))
 
 
 def _device() -> str:

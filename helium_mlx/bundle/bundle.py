@@ -44,7 +44,7 @@ from helium_mlx.files.untrusted import FileProblem, open_file, read_json_object
 from helium_mlx.option_values import real
 
 # Of MLX's dtypes, those that a bundle's arrays can have, and their names in safetensors files.
-_DTYPES = {str(dtype).removeprefix("mlx.core."): name for dtype, name in DTYPE_NAMES.items()}
+_DTYPES = {backend.dtype_name(dtype): name for dtype, name in DTYPE_NAMES.items()}
 _MAX_CONTEXT = 2**20
 _MAX_LAYERS = 1000
 
@@ -212,7 +212,7 @@ def _array(name: object, shape: object, dtype: object, where: Path) -> ArraySpec
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and value >= 0
 
 
 def _is_number(value: object) -> bool:

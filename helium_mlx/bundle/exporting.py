@@ -35,18 +35,17 @@ from helium_mlx.bundle.tokenizer import write_tokenizer
 from helium_mlx.bundle.vectors import check_vectors, make_vectors
 from helium_mlx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.errors import BundleError, CheckpointError, HeliumError, OptionError
-from helium_mlx.files.atomic import new_directory, write_json
+from helium_mlx.errors import BundleError, CheckpointError, HeliumError, UsageError
+from helium_mlx.files.atomic import new_directory, require_free, write_json
 from helium_mlx.files.hub import resolve
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.safetensors_writer import SafetensorsWriter
 from helium_mlx.generation.streaming import stream_generate
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
+from helium_mlx.option_values import OnProgress
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 from helium_mlx.version import __version__
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,17 @@ def export(
     `verify` runs the bundle over its own vectors before that. `on_progress(done, total)` counts the model's vectors,
     `on_verification(done, total)` the bundle's.
 
-    Raises CheckpointError, ConfigError, TokenizerError, OptionError or BundleError; nothing is left behind.
+    Raises CheckpointError, ConfigError, TokenizerError, UsageError or BundleError; nothing is left behind.
     """
     start = time.perf_counter()
     destination = Path(output)
-    _require_free(destination, overwrite=overwrite)
+    require_free(destination, replace=overwrite, foreign=_foreign, error=BundleError)
     checkpoint = _causal_lm(resolve(model, revision=revision))
     tokens = _checked_context(context, checkpoint.config)
     tokenizer = HeliumTokenizer.from_pretrained(checkpoint.directory)
     loaded = load_model(checkpoint, dtype=dtype)
 
-    with new_directory(destination, replace=overwrite) as directory:
+    with new_directory(destination, replace=overwrite, foreign=_foreign, error=BundleError) as directory:
         manifest = _write(loaded, tokenizer, directory, tokens)
         known = make_vectors(loaded, tokenizer, context=tokens, on_progress=on_progress)
         write_json(directory / VECTORS_FILE, asdict(known))
@@ -107,9 +106,6 @@ def export(
             error = _verified(
                 directory, destination, lambda runner: check_vectors(runner, known, on_progress=on_verification)
             )
-        if overwrite:
-            # Again: somebody may have put a file there meanwhile.
-            _require_free(destination, overwrite=True)
         sizes = {name: (directory / name).stat().st_size for name in bundle_files(directory)}
     return ExportReport(
         output=str(destination),
@@ -125,20 +121,13 @@ def export(
     )
 
 
-def _require_free(destination: Path, *, overwrite: bool) -> None:
-    """Raise BundleError where a directory is in the way; links and files are `new_directory`'s to refuse."""
-    if destination.is_symlink() or not destination.is_dir():
-        return
-    if not overwrite:
-        raise BundleError(f"{destination} is there already; choose another name, or replace it with --overwrite")
-    strangers = [
-        name for name in bundle_files(destination) if name != MANIFEST_FILE and not BUNDLE_FILE.fullmatch(name)
-    ]
-    if strangers:
-        raise BundleError(
-            f"{destination} holds {strangers[0]}, which is no part of a bundle, so --overwrite leaves it alone; "
-            "choose another name, or move that away"
-        )
+def _foreign(directory: Path) -> str | None:
+    """Return what of a directory is not a bundle's, None if all is."""
+    names = [name for name in bundle_files(directory) if name != MANIFEST_FILE and not BUNDLE_FILE.fullmatch(name)]
+    if names:
+        return f"holds {names[0]}, which is no part of a bundle"
+    is_bundle = (directory / MANIFEST_FILE).is_file() or not any(directory.iterdir())
+    return None if is_bundle else f"has no {MANIFEST_FILE}, and so is not a bundle"
 
 
 def _causal_lm(directory: Path) -> Checkpoint:
@@ -156,7 +145,7 @@ def _checked_context(context: int | None, config: HeliumConfig) -> int:
     if context is None:
         return limit
     if not 2 <= context <= limit:
-        raise OptionError(f"context is {context}; it must be from 2 to the model's {limit}")
+        raise UsageError(f"context is {context}; it must be from 2 to the model's {limit}")
     return context
 
 
@@ -175,7 +164,7 @@ def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path
             num_hidden_layers=config.num_hidden_layers,
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            dtype=_dtype_name(dtype),
+            dtype=backend.dtype_name(dtype),
             bits_per_weight=round(8 * weights_bytes / model.num_parameters(), 3),
         ),
         context=context,
@@ -184,7 +173,9 @@ def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path
         eos_token_ids=tokenizer.eos_token_ids,
         reserved_ids=tuple(sorted(tokenizer.reserved_ids)),
         sampling=_sampling_defaults(),
-        weights=tuple(ArraySpec(name, tensor.shape, _dtype_name(tensor.dtype)) for name, tensor in tensors.items()),
+        weights=tuple(
+            ArraySpec(name, tensor.shape, backend.dtype_name(tensor.dtype)) for name, tensor in tensors.items()
+        ),
         functions=tuple(function_shapes(context)),
     )
     plans = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
@@ -196,10 +187,6 @@ def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path
         inputs = [mx.zeros(spec.shape, getattr(mx, spec.dtype)) for spec in manifest.model.inputs(shape)]
         BundleFunction(model, list(tensors), shape).write(directory / function_file(shape), inputs)
     return manifest
-
-
-def _dtype_name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")
 
 
 def _sampling_defaults() -> dict[str, object]:

@@ -5,17 +5,19 @@ prove itself against the model: token ids, greedy ids, the pieces of text that e
 a model seldom says, such as an emoji byte by byte, is among the streams: ids and the pieces that they give.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import mlx.core as mx
 
+from helium_mlx.backend import dtype_name
 from helium_mlx.bundle.runner import BundleRunner
 from helium_mlx.errors import BundleError
 from helium_mlx.generation.streaming import prefill
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.option_values import OnProgress
 from helium_mlx.tokenizer.detokenizer import StreamingDetokenizer
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -43,7 +45,6 @@ BROKEN_BYTES = (("<0xC3>", "<0x28>"), ("<0xF0>", "<0x9F>", "<0x98>"), ("<0xE4>",
 
 # Lengths in tokens of the longer prompts: they end in the middle of a prefill length, and text goes over a capacity.
 LONG_PROMPTS = (75, 200, 500)
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def make_vectors(
         vectors.append(_vector(prompt, ids, list(_greedy(model, ids, tokenizer.eos_token_ids, count)), tokenizer))
         if on_progress:
             on_progress(done, len(fitting))
-    dtype = str(model.model.norm.weight.dtype).removeprefix("mlx.core.")
+    dtype = dtype_name(model.model.norm.weight.dtype)
     return Vectors(TOLERANCE[dtype], vectors, list(_streams(tokenizer)))
 
 

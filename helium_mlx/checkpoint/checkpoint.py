@@ -230,7 +230,7 @@ def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> mx.Dt
 def _parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     if dtype is None:
         return None
-    dtype = str(dtype).removeprefix("mlx.core.") if isinstance(dtype, mx.Dtype) else dtype
+    dtype = backend.dtype_name(dtype) if isinstance(dtype, mx.Dtype) else dtype
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
     return getattr(mx, dtype)

@@ -8,7 +8,6 @@ Two model types are known: `helium` (interleaved RoPE, no bias on `o_proj`) and 
 what the published Helium-1-2b checkpoints are.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import cast
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.checkpoint.rope_parameters import validate_rope_parameters
 from helium_mlx.errors import CheckpointError, ConfigError, one_line, shown
+from helium_mlx.files.atomic import write_json
 from helium_mlx.files.hub import resolve_file
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.untrusted import MalformedFile, UnreadableFile, read_json_object
@@ -242,7 +242,7 @@ class HeliumConfig:
         path = Path(directory) / CONFIG_FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(path, self.to_dict())
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -290,7 +290,7 @@ class HeliumConfig:
             value = getattr(self, name)
             if name == "head_dim" and value is None:
                 continue
-            if not _is_int(value) or not 0 < value < 2**31:
+            if type(value) is not int or not 0 < value < 2**31:
                 raise ConfigError(f"{name} is {shown(value)}; it must be a whole number from 1 to 2^31 - 1")
 
     def _require_heads(self) -> None:
@@ -358,7 +358,7 @@ class HeliumConfig:
 
     def _settle_labels(self) -> None:
         # Each label gets a name, so their number is memory that no tensor vouches for yet.
-        if self.num_labels is not None and (not _is_int(self.num_labels) or not 0 < self.num_labels <= MAX_LABELS):
+        if self.num_labels is not None and (type(self.num_labels) is not int or not 0 < self.num_labels <= MAX_LABELS):
             raise ConfigError(
                 f"num_labels is {shown(self.num_labels)}; it must be a whole number from 1 to {MAX_LABELS}"
             )
@@ -386,7 +386,7 @@ class HeliumConfig:
             raise ConfigError(f"{name} lists {len(ids)} ids; at most {MAX_EOS_TOKENS} are read")
         for i in ids:
             # Helium's pad id, and Llama's -1, may lie outside of the vocabulary: they are never looked up.
-            if not isinstance(i, int) or isinstance(i, bool) or i >= 2**31 or (i < 0 and name != "pad_token_id"):
+            if type(i) is not int or i >= 2**31 or (i < 0 and name != "pad_token_id"):
                 raise ConfigError(f"{name} is {shown(value)}; it must be a token id (a whole number from 0 on)")
             if name != "pad_token_id" and i >= self.vocab_size:
                 raise ConfigError(f"{name} is {shown(value)}; ids must be below vocab_size = {self.vocab_size}")
@@ -419,10 +419,6 @@ def _field_names() -> list[str]:
 
 def _default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

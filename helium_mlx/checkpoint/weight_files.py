@@ -8,10 +8,11 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx.checkpoint.checkpoint import MAX_SHARDS
-from helium_mlx.errors import ArgumentError, CheckpointError
+from helium_mlx.errors import ArgumentError, CheckpointError, shown
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.names import INDEX_FILE, WEIGHTS_FILE
 from helium_mlx.files.safetensors_writer import SafetensorsWriter, TensorPlan, plan_bytes, shards
+from helium_mlx.option_values import whole
 
 # What mlx-lm and Hugging Face cut at.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -72,6 +73,6 @@ def parse_size(size: int | str) -> int:
     if found:
         number, prefix, binary = found.groups("")
         size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ArgumentError(f"max_shard_size is {size!r}; expected a number of bytes, or text such as '5GB'")
-    return size
+    if (count := whole(size)) is None or count < 1:
+        raise ArgumentError(f"max_shard_size is {shown(size)}; expected a number of bytes, or text such as '5GB'")
+    return count

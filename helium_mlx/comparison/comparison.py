@@ -16,7 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx.checkpoint.config import DTYPES
-from helium_mlx.comparison.passes import CandidateRun, LogitsFile, OnProgress, Pass, run_candidate, run_reference
+from helium_mlx.comparison.passes import CandidateRun, LogitsFile, Pass, run_candidate, run_reference
 from helium_mlx.comparison.report import ComparisonReport, LanguageFigures, Measured, figures
 from helium_mlx.comparison.sides import (
     MLX_LM_PREFIX,
@@ -28,8 +28,8 @@ from helium_mlx.comparison.sides import (
     require_same_shape,
 )
 from helium_mlx.comparison.text import Document, EncodedText, bundled_documents, documents_of, encoded_text
-from helium_mlx.errors import ComparisonError, OptionError, UsageError
-from helium_mlx.option_values import require_whole
+from helium_mlx.errors import ComparisonError, UsageError
+from helium_mlx.option_values import OnProgress, require_whole
 
 __all__ = ["ComparisonReport", "LanguageFigures", "compare", "compare_all"]
 DEFAULT_WINDOW = 512
@@ -84,7 +84,7 @@ def compare_all(
     on_progress: OnProgress | None = None,
 ) -> Iterator[ComparisonReport]:
     """Yield the report of each of `candidates`, as `compare` returns it; the reference runs once for all of them."""
-    batch_size = require_whole("batch_size", batch_size, 1)
+    batch_size = require_whole("batch_size", batch_size, 1, error=UsageError)
     ours = open_side(str(reference), revision=reference_revision)
     others = [open_side(str(candidate), revision=candidate_revision) for candidate in candidates]
     size = _window_size(window, [ours, *others])
@@ -121,16 +121,16 @@ def _window_size(window: int | None, sides: Sequence[Side]) -> int:
     contexts = [(side.context, side.name) for side in sides if side.context is not None]
     if window is None:
         return min([DEFAULT_WINDOW, *(context for context, _ in contexts)])
-    window = require_whole("window", window, 1)
+    window = require_whole("window", window, 1, error=UsageError)
     for context, name in contexts:
         if window > context:
-            raise OptionError(f"window is {window}; expected at most {context}, the context of {name}")
+            raise UsageError(f"window is {window}; expected at most {context}, the context of {name}")
     return window
 
 
 def _common_dtype(dtype: str | None, sides: Sequence[Side]) -> mx.Dtype:
     if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+        raise UsageError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
     dtypes = {side.dtype for side in sides} if dtype is None else {getattr(mx, dtype)}
     return dtypes.pop() if len(dtypes) == 1 else mx.float32
 

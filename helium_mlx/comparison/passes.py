@@ -15,16 +15,15 @@ from typing import cast
 
 import mlx.core as mx
 
+from helium_mlx.backend import dtype_name
 from helium_mlx.checkpoint.row_blocks import all_finite
-from helium_mlx.comparison.sides import Loadable, dtype_name
+from helium_mlx.comparison.sides import Loadable
 from helium_mlx.comparison.text import EncodedText
 from helium_mlx.errors import ComparisonError, one_line
 from helium_mlx.files.safetensors_header import FLOAT_DTYPES
 from helium_mlx.files.safetensors_reader import TensorReader
 from helium_mlx.generation.sampling import token_logprobs
 from helium_mlx.model.losses import kl_divergence
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,28 @@
-"""Draws a comparison: KL by group of layers, or, of several candidates, KL over bits a weight.
-
-matplotlib is no dependency: `pip install 'helium-mlx[plot]'`.
-"""
+"""Draws a comparison: KL by group of layers, or, of several candidates, KL over bits a weight."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from helium_mlx.comparison.report import ComparisonReport
 from helium_mlx.errors import ComparisonError
+from helium_mlx.plotting import drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 _COLOR = "#0b6e4f"
-_GREY = "#666666"
 
 
 def draw(path: str, reports: Sequence[ComparisonReport]) -> None:
     """Write the picture of one report with `layers`, or of several. Raises ComparisonError for an empty one."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    # Without these two, the same picture would be another file every time.
-    matplotlib.rcParams["svg.hashsalt"] = "helium_mlx"
-    metadata = {"Date": None} if path.endswith(".svg") else None
-    from matplotlib import pyplot
-
     first = reports[0]
-    drawing, axes = pyplot.subplots(figsize=(7, 3.8), layout="constrained")
-    if len(reports) == 1:
-        _draw_layers(axes, first)
-    else:
-        _draw_sizes(axes, reports)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
     text = f"{first.tokens:,} tokens of {', '.join(first.languages)}; windows of up to {first.window} tokens"
-    drawing.supxlabel(f"A: {_short(first.reference.name)}; {text}", fontsize=7, color=_GREY, x=0.01, ha="left")
-    drawing.savefig(path, dpi=160, metadata=metadata)
-    pyplot.close(drawing)
+    with drawing(path, f"A: {_short(first.reference.name)}; {text}") as axes:
+        if len(reports) == 1:
+            _draw_layers(axes, first)
+        else:
+            _draw_sizes(axes, reports)
 
 
 def _draw_layers(axes: "Axes", report: ComparisonReport) -> None:

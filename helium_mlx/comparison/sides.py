@@ -236,11 +236,6 @@ def parameter_count(checkpoint: Checkpoint) -> int:
     return sum(math.prod(shape) for _, shape in shapes)
 
 
-def dtype_name(dtype: mx.Dtype) -> str:
-    """Return a dtype's name as config.json has it."""
-    return str(dtype).removeprefix("mlx.core.")
-
-
 def _positive(value: object) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
@@ -256,7 +251,7 @@ def _chunks(x: mx.array, lengths: Sequence[int]) -> Iterator[mx.array]:
 def _described(name: str, program: str, dtype: mx.Dtype, infos: Iterable[TensorInfo], parameters: int) -> ComparedModel:
     weight_bytes = sum(info.end - info.start for info in infos)
     bits = 8 * weight_bytes / parameters
-    return ComparedModel(name, program, dtype_name(dtype), weight_bytes, bits)
+    return ComparedModel(name, program, backend.dtype_name(dtype), weight_bytes, bits)
 
 
 def _refused(name: str, what: str, error: Exception) -> ComparisonError:

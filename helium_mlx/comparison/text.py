@@ -7,15 +7,16 @@ blank line ends a document there. Text of one's own is a document a file, under 
 
 import hashlib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from helium_mlx.comparison.report import OwnText
 from helium_mlx.errors import ComparisonError, UsageError, shown
+from helium_mlx.files.text import read_text
+from helium_mlx.files.untrusted import FileProblem
 
 Value = TypeVar("Value")
 LANGUAGES = ("en", "fr", "de", "it", "pt", "es")
@@ -74,7 +75,7 @@ def bundled_documents(languages: Sequence[str] | None = None) -> list[Document]:
 def documents_of_files(names: Sequence[str]) -> list[Document]:
     """Return each file as a document under its name, "-" being standard input.
 
-    Raises ComparisonError for a file that cannot be read, has no text, is too large, or is no UTF-8.
+    Raises ComparisonError for a file that cannot be read, has no text, is too large, or is not UTF-8.
     """
     named = {name if name == "-" else os.path.abspath(name): name for name in names}
     names = list(named.values())
@@ -109,7 +110,7 @@ def documents_of(texts: Mapping[str, str | Sequence[str]]) -> list[Document]:
             raise ComparisonError(f"a text of {shown(document.language)} is empty; leave it out")
     if not documents:
         raise ComparisonError("there is no text to compare on; give some, or leave texts out for the package's own")
-    return [replace(each, own=_own(each.language, each.text.encode())) for each in documents]
+    return [replace(each, own=_own(each.language, each.text)) for each in documents]
 
 
 @dataclass(frozen=True)
@@ -142,33 +143,15 @@ def encoded_text(ids_of_documents: Sequence[Sequence[int]], *, first: int, size:
     return EncodedText(sorted(windows, key=lambda window: -window.length))
 
 
-def _own(name: str, data: bytes) -> OwnText:
-    return OwnText(name, hashlib.sha256(data).hexdigest())
+def _own(name: str, text: str) -> OwnText:
+    return OwnText(name, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _read(name: str, label: str) -> Document:
-    if name == "-":
-        if sys.stdin is None:
-            raise ComparisonError("standard input is closed; give a file with --text FILE")
-        data = _read_capped(sys.stdin.buffer)
-    else:
-        try:
-            with open(name, "rb") as file:
-                data = _read_capped(file)
-        except OSError as error:
-            raise ComparisonError(f"--text {name}: cannot be read ({error.strerror})") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise ComparisonError(f"--text {name}: has over {MAX_TEXT_BYTES >> 20} MB; give a part of it")
     try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ComparisonError(
-            f"--text {name}: is no UTF-8 (byte 0x{data[error.start]:02x} at position {error.start}); convert it first"
-        ) from None
-    if not text.strip():
+        file = read_text(name, MAX_TEXT_BYTES)
+    except FileProblem as problem:
+        raise ComparisonError(f"--text {name}: {problem}") from None
+    if not file.text.strip():
         raise ComparisonError(f"--text {name}: has no text in it")
-    return Document(label, text, _own("stdin" if name == "-" else Path(name).name, data))
-
-
-def _read_capped(file: BinaryIO) -> bytes:
-    return file.read(MAX_TEXT_BYTES + 1)
+    return Document(label, file.text, OwnText("stdin" if name == "-" else Path(name).name, file.sha256))

@@ -2,17 +2,17 @@
 
 Tensors are read, converted and written some rows at a time; the model is never built. The directory is written beside
 its destination, verified, and renamed, so that it is there whole or not at all. Names and shapes on disk are
-transformers' (see `layout.py`), and mlx-lm and mlx-swift-lm open the result.
+transformers' (see `checkpoint/layout.py`), and mlx-lm and mlx-swift-lm open the result.
 """
 
 import platform
-import re
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 
@@ -22,13 +22,15 @@ from helium_mlx.checkpoint.weight_files import open_weights
 from helium_mlx.comparison.comparison import compare
 from helium_mlx.conversion.options import ConversionOptions
 from helium_mlx.conversion.plan import ConversionPlan, plan_conversion
+from helium_mlx.conversion.replaceable import foreign
 from helium_mlx.conversion.verification import NOTE, Expected
 from helium_mlx.conversion.verification import verify as compare_with_source
 from helium_mlx.errors import CheckpointError, HeliumError, TokenizerError
-from helium_mlx.files.atomic import new_directory, write_json
+from helium_mlx.files.atomic import new_directory, require_free, write_json
 from helium_mlx.files.hashes import file_hashes, hashing
 from helium_mlx.files.hub import resolve
-from helium_mlx.files.names import GENERATION_CONFIG_FILE
+from helium_mlx.files.local_paths import without_local_paths
+from helium_mlx.files.names import relative_name
 from helium_mlx.files.safetensors_header import FLOAT_DTYPES
 from helium_mlx.model_card.card import CardFacts, interoperability_warnings, model_card
 from helium_mlx.model_card.quality import update_card
@@ -42,11 +44,6 @@ from helium_mlx.quantization.calibration import CalibrationReport, Windows
 from helium_mlx.quantization.plain import converted_rows
 from helium_mlx.tokenizer.tokenizer import JSON_FILE
 from helium_mlx.version import __version__
-
-# What a checkpoint directory may hold: --overwrite replaces nothing else.
-_CHECKPOINT_FILE = re.compile(
-    r".*\.safetensors|.*\.json|tokenizer.*\.model|.*\.jinja|README\.md|LICEN[CS]E.*|NOTICE.*|\.gitattributes|\.DS_Store"
-)
 
 
 @dataclass(frozen=True)
@@ -110,23 +107,23 @@ def convert(
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
     `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, `q_mode` "affine"; the modes mxfp4, mxfp8 and
-    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`); `target_bpw`
+    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `quantization/recipes.py`); `target_bpw`
     chooses bits and group size of each module so that the result takes at most so many bits per weight (see
-    `bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files of
-    the same form and size (see `calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file, or
+    `quantization/bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files of
+    the same form and size (see `quantization/calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file, or
     the package's own text. `dequantize` undoes a quantization. `dtype` (bfloat16, float16, float32) is what the other
     tensors, scales and biases are stored in; None keeps the source's. `to` "hf" writes what transformers reads,
     dequantized if need be. Weight files are cut at `max_shard_size`, a number of bytes or text such as "2GB", 5 GB by
     default.
 
     An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
-    was written and compares it with the source before that (see `verification.py`). `on_progress(done, total)` counts
+    was written and compares it with the source before that (see `conversion/verification.py`). `on_progress(done, total)` counts
     bytes written, `on_allocation(done, total)` stages of layers in which modules are measured for `target_bpw`,
     `on_verification(done, total)` steps of the verification.
 
-    `measure` compares the result with its source (see `comparison.py`; minutes for 2 billion parameters) and writes
+    `measure` compares the result with its source (see `comparison/comparison.py`; minutes for 2 billion parameters) and writes
     the table into the card; `on_comparison(done, total)` counts tokens then.
-    `upload_repo` is the Hub's repository to publish the result in afterwards (see `publishing.py`); `on_upload(done,
+    `upload_repo` is the Hub's repository to publish the result in afterwards (see `publishing/upload.py`); `on_upload(done,
     total)` counts bytes then. The directory is kept if that fails.
 
     Raises CheckpointError, ConfigError, QuantizationError or TokenizerError; nothing is left behind then. Raises
@@ -141,7 +138,7 @@ def convert(
     start = time.perf_counter()
     mx.reset_peak_memory()
     destination = Path(mlx_path)
-    _require_free(destination, overwrite=overwrite)
+    require_free(destination, replace=overwrite, foreign=foreign)
     source = open_checkpoint(resolve(hf_path, revision=revision), architecture=None)
     if measure and source.architecture != "ForCausalLM":
         raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
@@ -151,11 +148,14 @@ def convert(
     config = plan.config
 
     # The source is hashed while its tensors are converted, which reads the same bytes.
-    with new_directory(destination, replace=overwrite) as directory, hashing(plan.source_files) as source_hashes:
+    with (
+        new_directory(destination, replace=overwrite, foreign=foreign) as directory,
+        hashing(plan.source_files, within=source.directory) as source_hashes,
+    ):
         _require_space(directory, plan.total_bytes, destination)
         _write_configs(plan, directory, destination)
         calibration = _write_weights(plan, directory, on_progress)
-        files = file_hashes(sorted(directory.iterdir()))
+        files = file_hashes(_files_of(directory), within=directory)
         figures = None
         if verify:
             is_plain = calibration is None or calibration.is_plain
@@ -176,8 +176,9 @@ def convert(
             rounding="nearest" if calibration is None or calibration.is_plain else plan.options.rounding_kind,
             dequantized_from=source.config.quantization if source.is_quantized else None,
         )
-        card = model_card(facts, source.directory, config)
-        # "replace": a path that is no UTF-8 may be in it.
+        local = (source.directory, destination)
+        card = str(without_local_paths(model_card(facts, source.directory, config), *local))
+        # "replace": a name that is not UTF-8 may be in it.
         (directory / CARD_FILE).write_text(card, encoding="utf-8", errors="replace")
         report = ConversionReport(
             mlx_path=str(destination),
@@ -199,12 +200,8 @@ def convert(
             calibration=calibration,
             warnings=list(facts.warnings),
         )
-        record = asdict(report)
-        del record["mlx_path"]
-        write_json(directory / CONVERSION_FILE, record)
-        if overwrite:
-            # Again: somebody may have put a file there meanwhile.
-            _require_free(destination, overwrite=True)
+        record = {name: value for name, value in asdict(report).items() if name != "mlx_path"}
+        write_json(directory / CONVERSION_FILE, cast("dict[str, object]", without_local_paths(record, *local)))
     if measure:
         report = _measured(report, source, on_comparison)
     if upload_repo is not None:
@@ -218,20 +215,6 @@ def _measured(report: ConversionReport, source: Checkpoint, on_progress: OnProgr
     comparison = compare(source.directory, destination, on_progress=on_progress)
     update_card(destination, comparison, reference=report.source if report.revision else None)
     return replace(report, files=report.files | file_hashes([destination / CARD_FILE]))
-
-
-def _require_free(destination: Path, *, overwrite: bool) -> None:
-    """Raise CheckpointError where a directory is in the way; links and files are `new_directory`'s to refuse."""
-    if destination.is_symlink() or not destination.is_dir():
-        return
-    if not overwrite:
-        raise CheckpointError(f"{destination} is there already; choose another name, or replace it with --overwrite")
-    strangers = sorted(p.name for p in destination.iterdir() if p.is_dir() or not _CHECKPOINT_FILE.fullmatch(p.name))
-    if strangers:
-        raise CheckpointError(
-            f"{destination} holds {strangers[0]}, which is no part of a checkpoint, so --overwrite leaves it alone; "
-            "choose another name, or move that away"
-        )
 
 
 def _require_space(directory: Path, total_bytes: int, destination: Path) -> None:
@@ -249,11 +232,17 @@ def _write_configs(plan: ConversionPlan, directory: Path, destination: Path) -> 
     except TokenizerError as error:
         # What is named is the directory that the user knows.
         raise TokenizerError(str(error).replace(str(directory), str(destination))) from None
+    for path in plan.copies:
+        target = directory / relative_name(path, plan.source.directory)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
     for name, values in plan.json_files.items():
         write_json(directory / name, values)
     copy_licences(plan.source.directory, plan.source.config, directory)
-    if GENERATION_CONFIG_FILE not in plan.json_files:
-        shutil.copyfile(plan.source.directory / GENERATION_CONFIG_FILE, directory / GENERATION_CONFIG_FILE)
+
+
+def _files_of(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def _write_weights(plan: ConversionPlan, directory: Path, on_progress: OnProgress | None) -> CalibrationReport | None:
@@ -325,9 +314,9 @@ def _write_rows(
 
 
 def _expected(plan: ConversionPlan, files: dict[str, str], source_files: dict[str, str], *, is_plain: bool) -> Expected:
-    names = [path.name for path in (*plan.tokenizer.files, *licence_files(plan.source.directory))]
-    names += [] if GENERATION_CONFIG_FILE in plan.json_files else [GENERATION_CONFIG_FILE]
-    copies = {name: source_files[name] for name in names}
+    copied = [*plan.tokenizer.files, *plan.copies, *licence_files(plan.source.directory)]
+    names = [relative_name(path, plan.source.directory) for path in copied]
+    copies = {name: source_files[name] for name in names if name not in plan.json_files}
     if needs_notice(plan.source.directory, plan.source.config):
         copies[NOTICE_FILE] = GEMMA_NOTICE_HASH
     return Expected(plan.tensors, plan.settings, plan.dtype, plan.json_files, copies, files, is_plain)
@@ -347,7 +336,7 @@ def _warnings(
     plan: ConversionPlan, figures: dict[str, object] | None, calibration: CalibrationReport | None
 ) -> list[str]:
     source, config = plan.source, plan.config
-    warnings = list(source.warnings)
+    warnings = [*source.warnings, *plan.warnings]
     others = {FLOAT_DTYPES[info.dtype] for info in source.tensors.values() if info.dtype in FLOAT_DTYPES}
     if plan.options.dtype is None and len(others) > 1:
         warnings.append(

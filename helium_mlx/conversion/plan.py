@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 
@@ -15,14 +16,23 @@ from helium_mlx.checkpoint.quantization_settings import ModuleSettings, config_e
 from helium_mlx.conversion.options import ConversionOptions
 from helium_mlx.conversion.verification import prompt_ids
 from helium_mlx.errors import TokenizerError
-from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE
+from helium_mlx.files.local_paths import without_local_paths
+from helium_mlx.files.names import (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    INDEX_FILE,
+    TOKENIZER_CONFIG_FILE,
+    companion_files,
+)
 from helium_mlx.files.safetensors_reader import MLX_DTYPES
 from helium_mlx.files.safetensors_writer import TensorPlan, plan_bytes
+from helium_mlx.files.untrusted import FileProblem, read_json_object, require_file
 from helium_mlx.model_card.source import licence_files
 from helium_mlx.option_values import OnProgress
 from helium_mlx.quantization.bit_allocation import Allocation, allocate
 from helium_mlx.quantization.calibration import Windows, calibration_windows
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class ConversionPlan:
     parameters: int
     windows: Windows | None
     allocation: Allocation | None
+    companions: list[Path]
+    rewritten: dict[str, dict[str, object]]
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -51,18 +63,33 @@ class ConversionPlan:
 
     @property
     def json_files(self) -> dict[str, dict[str, object]]:
-        """What is written as JSON, by file name; a generation config that the source has is copied instead."""
-        files = {CONFIG_FILE: self.config.to_dict()}
-        if not (self.source.directory / GENERATION_CONFIG_FILE).is_file():
-            files[GENERATION_CONFIG_FILE] = generation_values(self.source.config)
-        return files
+        """What is written as JSON, by file name: the configs, and the source's settings that held a local path."""
+        return {
+            CONFIG_FILE: cast("dict[str, object]", without_local_paths(self.config.to_dict(), self.source.directory)),
+            **({} if self._has_generation_config else {GENERATION_CONFIG_FILE: generation_values(self.source.config)}),
+            **self.rewritten,
+        }
+
+    @property
+    def copies(self) -> list[Path]:
+        """What is copied as it is, beside the tokenizer's own files and the licences."""
+        paths = [path for path in self.companions if path not in self.tokenizer.files]
+        return [*paths, self.source.directory / GENERATION_CONFIG_FILE] if self._has_generation_config else paths
 
     @property
     def source_files(self) -> list[Path]:
         """What the result is made from."""
-        names = [CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE]
-        beside = [path for name in names if (path := self.source.directory / name).is_file()]
-        return [*beside, *licence_files(self.source.directory), *self.tokenizer.files, *self.source.files]
+        beside = [path for name in (CONFIG_FILE, INDEX_FILE) if (path := self.source.directory / name).is_file()]
+        return [*beside, *self.copies, *licence_files(self.source.directory), *self.tokenizer.files, *self.source.files]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know of files that are not as the source has them."""
+        return [f"{name} named a path, of which the last part is left" for name in self.rewritten]
+
+    @property
+    def _has_generation_config(self) -> bool:
+        return (self.source.directory / GENERATION_CONFIG_FILE).is_file()
 
 
 def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None) -> ConversionPlan:
@@ -86,7 +113,45 @@ def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocatio
     config = _converted_config(source, settings, options.dtype)
     tensors = _tensor_plans(config, settings, source.architecture)
     parameters = sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized, source.architecture))
-    return ConversionPlan(source, tokenizer, options, settings, config, tensors, parameters, windows, allocation)
+    companions = _readable_companions(source.directory)
+    return ConversionPlan(
+        source=source,
+        tokenizer=tokenizer,
+        options=options,
+        settings=settings,
+        config=config,
+        tensors=tensors,
+        parameters=parameters,
+        windows=windows,
+        allocation=allocation,
+        companions=companions,
+        rewritten=_with_local_paths(source.directory),
+    )
+
+
+def _readable_companions(directory: Path) -> list[Path]:
+    """Return what stands beside the tokenizer. Raises TokenizerError for a file that is not to be opened."""
+    paths = companion_files(directory)
+    for path in paths:
+        try:
+            require_file(path, MAX_TOKENIZER_BYTES)
+        except FileProblem as problem:
+            raise TokenizerError(f"{path} {problem}") from None
+    return paths
+
+
+def _with_local_paths(directory: Path) -> dict[str, dict[str, object]]:
+    """Return the settings that hold a path of some machine, which is not to be published, without it."""
+    rewritten: dict[str, dict[str, object]] = {}
+    for name in (TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE):
+        try:
+            values = read_json_object(directory / name)
+        except FileProblem:
+            continue
+        cleaned = cast("dict[str, object]", without_local_paths(values, directory))
+        if cleaned != values:
+            rewritten[name] = cleaned
+    return rewritten
 
 
 def _require_encodable(tokenizer: HeliumTokenizer, source: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from typing import cast
 
 import mlx.core as mx
 
+from helium_mlx.backend import dtype_name
 from helium_mlx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, QuantizationSettings
@@ -34,6 +35,7 @@ from helium_mlx.kv_cache.make import new_cache
 from helium_mlx.model.helium import HeliumForCausalLM, HeliumForTokenClassification, HeliumModel
 from helium_mlx.model.pretrained import HeliumPreTrainedModel
 from helium_mlx.model.streamed import Converted, streamed_model
+from helium_mlx.option_values import OnProgress
 from helium_mlx.quantization.plain import converted_parts
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -96,7 +98,7 @@ class Expected:
 
 
 def verify(
-    directory: Path, source: Checkpoint, expected: Expected, *, on_progress: Callable[[int, int], None] | None = None
+    directory: Path, source: Checkpoint, expected: Expected, *, on_progress: OnProgress | None = None
 ) -> dict[str, object]:
     """Compare `directory` with its source; return each check's figure. `on_progress(done, total)` counts steps.
 
@@ -161,7 +163,7 @@ def _check_eos(result: Checkpoint) -> list[int]:
     return list(in_config)
 
 
-def _counter(total: int, on_progress: Callable[[int, int], None] | None) -> Callable[[], None]:
+def _counter(total: int, on_progress: OnProgress | None) -> Callable[[], None]:
     done = count(1)
 
     def report() -> None:
@@ -258,7 +260,7 @@ def _values(block: RowBlock, arrays: dict[str, mx.array], first: int, step: int)
 def _require_sound(name: str, blocks: list[_Compared], expected: Expected, n_dims: int) -> float:
     """Return the error of a tensor over its size; raise CheckpointError for one that is not what it should be."""
     packing = expected.settings(name.rpartition(".")[0]) if name.endswith(".weight") else None
-    dtype = str(expected.dtype).removeprefix("mlx.core.")
+    dtype = dtype_name(expected.dtype)
     if not all(block.is_finite for block in blocks):
         raise CheckpointError(f"{name} has values that are not finite")
     if all(block.is_zero for block in blocks):
@@ -364,7 +366,7 @@ def _relative_error(outputs: mx.array, reference: mx.array) -> float:
 def _logits_bound(expected: Expected) -> float:
     packings = [packing for name in expected.plans if (packing := expected.settings(name.rpartition(".")[0]))]
     if not packings:
-        return LOGITS_ERROR[str(expected.dtype).removeprefix("mlx.core.")]
+        return LOGITS_ERROR[dtype_name(expected.dtype)]
     return max(LOGITS_ERROR[str(packing.bits) if packing.has_biases else packing.mode] for packing in packings)
 
 

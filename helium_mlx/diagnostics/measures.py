@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import cast
 
 from helium_mlx.errors import HeliumError, UsageError
+from helium_mlx.option_values import OnProgress
 from helium_mlx.process import resident_bytes
 
 OURS = "helium_mlx"
@@ -180,7 +181,7 @@ def benchmark(
     generation_tokens: int = 100,
     against: str | None = None,
     runs: int = 5,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Measure a checkpoint directory, Hub repository or "demo"; `against` is None or "mlx-lm".
 
@@ -248,9 +249,7 @@ def _rows(
     return rows, [f"{row.name}: the model's context is {limit:,}" for row in left_out]
 
 
-def _take_turns(
-    workers: list[Worker], rows: list[Row], runs: int, on_progress: Callable[[int, int], None] | None
-) -> None:
+def _take_turns(workers: list[Worker], rows: list[Row], runs: int, on_progress: OnProgress | None) -> None:
     """Fill the rows' values: a round to warm up, then `runs` that count."""
     starts = [
         Row(START, None, "s", False, lambda worker: 0.0),

@@ -120,7 +120,7 @@ def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: Hel
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise MalformedFile(f"its {name} is {shown(value)}")
     count = record.get("max_tokens")
-    if isinstance(count, bool) or not isinstance(count, int) or not len(generated) < count <= 2**30:
+    if type(count) is not int or not len(generated) < count <= 2**30:
         raise MalformedFile(f"its max_tokens is {shown(count)}, behind {len(generated)} generated ones")
     bias = options["logit_bias"]
     if bias is not None:

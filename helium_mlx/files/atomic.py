@@ -4,17 +4,18 @@ Two directories are swapped in one step where the system can: whoever looks, or 
 """
 
 import fcntl
-import json
 import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from helium_mlx.errors import CheckpointError
 from helium_mlx.files.names import INDEX_FILE
+from helium_mlx.json_writer import to_json
+from helium_mlx.option_values import ErrorOf
 
 # <fcntl.h> and <linux/fs.h>; <sys/stdio.h> on macOS.
 _AT_FDCWD = -100
@@ -60,32 +61,52 @@ def require_writable(path: Path) -> None:
     """Raise CheckpointError if a new file could not be put there, before an hour's work is."""
     directory = Path(os.path.realpath(path)).parent
     if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
-        reason = "may not be written to" if directory.is_dir() else "is no directory"
+        reason = "may not be written to" if directory.is_dir() else "is not a directory"
         raise CheckpointError(f"{path}: cannot be written, since {directory} {reason}; name another place")
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON file as people like to read it."""
-    # "replace": a path that is no UTF-8 may be among the values.
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+    path.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
+
+
+# Says what of a directory is not ours to replace, such as "holds x, which ..."; None if all of it is.
+Foreign = Callable[[Path], str | None]
+
+
+def require_free(
+    destination: Path, *, replace: bool, foreign: Foreign | None = None, error: ErrorOf = CheckpointError
+) -> None:
+    """Raise `error` unless a directory can be made there or, with `replace` and nothing `foreign` in it, replaced."""
+    if not os.path.lexists(destination):
+        return
+    if destination.is_symlink() or not destination.is_dir():
+        raise error(f"{destination} is there already and not a directory; choose another name")
+    if not replace:
+        raise error(f"{destination} is there already; choose another name, or replace it with --overwrite")
+    if foreign is not None and (problem := foreign(destination)):
+        raise error(f"{destination} {problem}, so --overwrite leaves it alone; choose another name, or move that away")
 
 
 @contextmanager
-def new_directory(destination: Path, *, replace: bool) -> Iterator[Path]:
+def new_directory(
+    destination: Path, *, replace: bool, foreign: Foreign | None = None, error: ErrorOf = CheckpointError
+) -> Iterator[Path]:
     """Give a directory to write into; it becomes `destination` if all goes well, and is removed if not.
 
     With `replace`, it takes the place of a directory that is there already, at the end and in one step where the
-    system can. Raises CheckpointError for a destination that cannot be written or, without `replace`, that is there,
-    if only since an earlier run, which was killed, is undone (see `_reclaim`).
+    system can. What earlier runs left that were killed is undone first (see `_reclaim`). Raises CheckpointError for a
+    destination that cannot be written, and `error` where `require_free` does, at the start or at the end.
     """
     if destination.name in ("", "..") or "\0" in destination.name:
-        raise CheckpointError(f"{str(destination)!r} is no name for a new directory; choose another one")
+        raise CheckpointError(f"{str(destination)!r} is not a name for a new directory; choose another one")
     with _working_directory(destination) as directory:
-        _require_free(destination, replace=replace)
+        require_free(destination, replace=replace, foreign=foreign, error=error)
         yield directory
         _flush(directory)
         with _locked(destination.parent, wait=True):
-            _require_free(destination, replace=replace)
+            # Again: somebody may have put something there meanwhile.
+            require_free(destination, replace=replace, foreign=foreign, error=error)
             if destination.exists():
                 _exchange(directory, destination)
             else:
@@ -189,15 +210,6 @@ def _remove(directory: Path) -> None:
         # Ctrl-C, of which most come while there is something to wait for, such as this.
         shutil.rmtree(directory, ignore_errors=True)
         raise
-
-
-def _require_free(destination: Path, *, replace: bool) -> None:
-    if not os.path.lexists(destination):
-        return
-    if destination.is_symlink() or not destination.is_dir():
-        raise CheckpointError(f"{destination} is there already and no directory; choose another name")
-    if not replace:
-        raise CheckpointError(f"{destination} is there already, and left as it is; choose another name")
 
 
 @contextmanager

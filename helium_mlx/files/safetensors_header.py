@@ -104,7 +104,7 @@ def _metadata(path: Path, metadata: object) -> dict[str, str]:
 
 def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
     def is_size(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+        return type(value) is int and 0 <= value < 2**62
 
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise CheckpointError(

@@ -23,9 +23,10 @@ from typing import TypeVar, cast
 
 import mlx.core as mx
 
+from helium_mlx.backend import dtype_name
 from helium_mlx.files.atomic import require_writable
 from helium_mlx.kv_cache.cache import KVCache
-from helium_mlx.kv_cache.disk import dtype_name, load_fitting, require_tokens, save_cache
+from helium_mlx.kv_cache.disk import load_fitting, require_tokens, save_cache
 from helium_mlx.kv_cache.make import copy_cache, make_cache
 from helium_mlx.model.pretrained import HeliumPreTrainedModel
 from helium_mlx.option_values import path_of

@@ -39,9 +39,10 @@ from helium_mlx.generation.batching import Completion, Request, batch_generate, 
 from helium_mlx.generation.completion import StopStrings
 from helium_mlx.generation.prompt_cache import fingerprint_of
 from helium_mlx.generation.sampling import SamplingOptions
+from helium_mlx.json_writer import to_json
 from helium_mlx.kv_cache.memory import require_batch_fits
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.option_values import plain
+from helium_mlx.option_values import OnProgress, plain, require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 SYNC_SECONDS = 1.0
@@ -79,7 +80,7 @@ def run_prompt_file(
     path: str | Path,
     output: str | Path | None = None,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
     on_notice: Callable[[str], None] | None = None,
     **options: object,
 ) -> PromptFileReport:
@@ -172,8 +173,8 @@ def _parsed(index: int, line: str) -> FilePrompt:
     prompt, max_tokens = value.get("prompt"), value.get("max_tokens")
     if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
         raise _BadLine(f"prompt is {shown(prompt)}; expected text or a list of token ids")
-    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-        raise _BadLine(f"max_tokens is {shown(max_tokens)}; it must be a whole number, at least 1")
+    if max_tokens is not None:
+        max_tokens = require_whole("max_tokens", max_tokens, 1, error=_BadLine)
     own_id = _as_json(value["id"]) if "id" in value else None
     return FilePrompt(index, prompt, max_tokens, own_id)
 
@@ -387,5 +388,4 @@ def result_fields(completion: Completion, *, several: bool, own_id: bytes | None
 
 
 def _as_json(value: object) -> bytes:
-    # Half a surrogate pair, which JSON can spell and UTF-8 cannot, stays spelled out.
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return to_json(value).encode()

@@ -27,6 +27,7 @@ from helium_mlx.generation.ngram_index import SIZES, NgramIndex
 from helium_mlx.generation.sampling import Sampler, token_logprobs
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.option_values import require_whole
 
 SHORTEST_MATCH = SIZES[-1]
 """Tokens that have to have occurred before for what followed them to be a draft, while drafts are accepted."""
@@ -45,8 +46,7 @@ def check_draft_tokens(draft_tokens: int, cache: list[KVCache], tokens: int) -> 
 
     `tokens`: how many there may be in all, with prompt and completion, and what the cache holds already.
     """
-    if isinstance(draft_tokens, bool) or not isinstance(draft_tokens, int) or draft_tokens < 1:
-        raise GenerationError(f"prompt_lookup is {draft_tokens!r}; it must be a whole number of tokens, at least 1")
+    draft_tokens = require_whole("prompt_lookup", draft_tokens, 1, allowed="a whole number of tokens, at least 1")
     for layer in cache:
         # A cache without a size keeps every token. One with a size that will be full keeps a few more than that.
         size = cast(int | None, getattr(layer, "max_size", None))

@@ -30,7 +30,7 @@ from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.memory import require_run_fits
 from helium_mlx.model.argument_checks import length_of_past
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.option_values import require_call, require_switch, require_whole, token_ids
+from helium_mlx.option_values import OnProgress, require_call, require_switch, require_whole, token_ids
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def stream_generate(
     prefill_step_size: int = 512,
     prompt_lookup: int = 0,
     cancel: threading.Event | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Generator[GenerationChunk, None, None]:
     """Yield the completion of `prompt` (text, or token ids that are used as they are), a chunk a token.
 
@@ -219,7 +219,7 @@ def prefill(
     *,
     step_size: int,
     cancel: threading.Event | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> mx.array:
     """Run a prompt through the model, `step_size` tokens at a time; return the last logits, (1, vocab_size), lazily.
 
@@ -293,7 +293,7 @@ def _stream(
     tokens_before: int,
     prefill_step_size: int,
     cancel: threading.Event,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: OnProgress | None,
 ) -> Generator[GenerationChunk, None, None]:
     start, prompt_seconds, generated, accepted = time.perf_counter(), 0.0, 0, 0
     _claim(decoding.cache, held)

@@ -14,6 +14,7 @@ from typing import cast
 
 import mlx.core as mx
 
+from helium_mlx.backend import dtype_name
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import CheckpointError, GenerationError, shown
 from helium_mlx.files.atomic import replacing
@@ -24,7 +25,7 @@ from helium_mlx.files.untrusted import MalformedFile, parse_json_object
 from helium_mlx.kv_cache.cache import KVCache, QuantizedKVCache
 from helium_mlx.kv_cache.make import CachedModel
 from helium_mlx.kv_cache.rotating import MAX_SIZE, SPARE, RotatingKVCache
-from helium_mlx.option_values import path_of, token_ids
+from helium_mlx.option_values import path_of, require_whole, token_ids
 
 RECORD = "helium_mlx_cache"
 
@@ -256,7 +257,7 @@ def _checked_kind(kind: object) -> dict[str, int]:
 def _checked_tokens(tokens: object, offset: int) -> tuple[int, ...]:
     if not isinstance(tokens, list) or len(tokens) not in (0, offset):
         raise MalformedFile(f"its tokens are {shown(tokens)}; expected {offset} ids, or none")
-    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in tokens):
+    if not all(type(token) is int and 0 <= token < 2**31 for token in tokens):
         raise MalformedFile("its tokens are not all ids")
     return tuple(tokens)
 
@@ -277,10 +278,7 @@ def _is_place(cache: KVCache, offset: int, written: int) -> bool:
 
 
 def _whole(values: Mapping[str, object], name: str, low: int, high: int) -> int:
-    value = values.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise MalformedFile(f"its {name} is {shown(value)}; it must be a whole number from {low} to {high}")
-    return value
+    return require_whole(f"its {name}", values.get(name), low, high, error=MalformedFile)
 
 
 def _require_same(path: Path, saved: _Saved, fingerprint: Mapping[str, str], empty: Sequence[KVCache]) -> None:
@@ -316,8 +314,3 @@ def _require_fit(path: Path, saved: _Saved, config: HeliumConfig) -> None:
             f"{path}: holds {', '.join(dtypes)}, and its fingerprint says {saved.fingerprint['dtype']}; delete it, or "
             "name another file"
         )
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    """Return the name of a dtype as `config.json` has it: bfloat16, float16, float32."""
-    return str(dtype).removeprefix("mlx.core.")

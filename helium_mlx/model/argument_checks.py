@@ -10,10 +10,12 @@ from typing import cast
 
 import mlx.core as mx
 
+from helium_mlx.backend import dtype_name
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import ArgumentError
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.losses import IGNORE_INDEX, infer_problem_type
+from helium_mlx.option_values import whole
 
 Shape = tuple[int, ...]
 
@@ -38,7 +40,9 @@ def check_inputs(
         _require_range("input_ids", input_ids, 0, config.vocab_size, "vocab_size")
     elif inputs_embeds is not None:
         if not mx.issubdtype(inputs_embeds.dtype, mx.floating):
-            raise ArgumentError(f"inputs_embeds has dtype {_name(inputs_embeds.dtype)}; expected a floating-point one")
+            raise ArgumentError(
+                f"inputs_embeds has dtype {dtype_name(inputs_embeds.dtype)}; expected a floating-point one"
+            )
         if inputs_embeds.shape[-1] != config.hidden_size:
             raise ArgumentError(
                 f"inputs_embeds has shape {inputs_embeds.shape}; its last size must be hidden_size {config.hidden_size}"
@@ -139,7 +143,7 @@ def check_logits_to_keep(
         if logits_to_keep.ndim != 1 or logits_to_keep.size == 0:
             raise ArgumentError(f"logits_to_keep has shape {logits_to_keep.shape}; expected indices (count,)")
         _require_range("logits_to_keep", logits_to_keep, -L, L, "the number of positions")
-    elif isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int) or not 0 <= logits_to_keep <= L:
+    elif (count := whole(logits_to_keep)) is None or not 0 <= count <= L:
         raise ArgumentError(f"logits_to_keep is {logits_to_keep!r}; expected a number from 0 to {L}, or an index array")
     # Indices in another order would put logits beside the labels of other tokens.
     if labels is not None and (isinstance(logits_to_keep, mx.array) or logits_to_keep not in (0, L)):
@@ -179,7 +183,7 @@ def check_dtypes(past_key_values: list[KVCache] | None, inputs_embeds: mx.array 
     came += [("past_key_values", entry.dtype) for entry in past_key_values or []]
     for name, given in came:
         if given is not None and given != dtype:
-            raise ArgumentError(f"{name} has dtype {_name(given)}; the model computes in {_name(dtype)}")
+            raise ArgumentError(f"{name} has dtype {dtype_name(given)}; the model computes in {dtype_name(dtype)}")
 
 
 def _check_mask(mask: mx.array, B: int, L: int, T: int, heads: int) -> None:
@@ -194,7 +198,8 @@ def _check_mask(mask: mx.array, B: int, L: int, T: int, heads: int) -> None:
     _require_shape("attention_mask", mask, [(b, h, L, T) for b in (B, 1) for h in (1, heads)])
     if mask.dtype != mx.bool_ and not mx.issubdtype(mask.dtype, mx.floating):
         raise ArgumentError(
-            f"attention_mask has dtype {_name(mask.dtype)}; a 4-D one must be boolean (true = attend) or floats (added)"
+            f"attention_mask has dtype {dtype_name(mask.dtype)}; a 4-D one must be boolean (true = attend) or floats "
+            "(added)"
         )
     if mask.dtype != mx.bool_ and not (mask < math.inf).all().item():
         raise ArgumentError("attention_mask has NaN or +inf in it; expected numbers to add, -inf at the least")
@@ -218,12 +223,12 @@ def _require_array(name: str, value: object) -> None:
 
 def _require_integers(name: str, array: mx.array) -> None:
     if not mx.issubdtype(array.dtype, mx.integer):
-        raise ArgumentError(f"{name} has dtype {_name(array.dtype)}; expected integers")
+        raise ArgumentError(f"{name} has dtype {dtype_name(array.dtype)}; expected integers")
 
 
 def _require_floats(name: str, array: mx.array, purpose: str) -> None:
     if not mx.issubdtype(array.dtype, mx.floating):
-        raise ArgumentError(f"{name} has dtype {_name(array.dtype)}; {purpose} expects floating-point numbers")
+        raise ArgumentError(f"{name} has dtype {dtype_name(array.dtype)}; {purpose} expects floating-point numbers")
 
 
 def _require_shape(name: str, array: mx.array, allowed: list[Shape]) -> None:
@@ -254,7 +259,3 @@ def _came(value: int | mx.array) -> str:
         return repr(value)
     items = [str(item) for item in cast(list[int], value.tolist())]
     return f"[{', '.join(items if len(items) <= 8 else [*items[:3], '...', *items[-3:]])}]"
-
-
-def _name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")

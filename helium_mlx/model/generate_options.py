@@ -105,7 +105,7 @@ _FLAG: tuple[Callable[[object], bool], str] = (lambda value: isinstance(value, b
 
 
 def _whole_from(least: int) -> tuple[Callable[[object], bool], str]:
-    return lambda value: _is_whole(value) and cast(int, value) >= least, f"a whole number from {least} on"
+    return lambda value: type(value) is int and cast(int, value) >= least, f"a whole number from {least} on"
 
 
 _RANGES: dict[str, tuple[Callable[[object], bool], str]] = {
@@ -300,7 +300,7 @@ def _check(name: str, value: object, vocab_size: int) -> None:
     if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         is_eos = name == "eos_token_id"
         ids = cast(list[object], value) if is_eos and isinstance(value, (list, tuple)) else [value]
-        holds = all(_is_whole(i) and (0 <= cast(int, i) < vocab_size or (is_eos and i == -1)) for i in ids)
+        holds = all(type(i) is int and (0 <= cast(int, i) < vocab_size or (is_eos and i == -1)) for i in ids)
         expected = f"an id from 0 to {vocab_size - 1}" + (", a list of them, or -1 for never" if is_eos else "")
     elif name == "stop_strings":
         strings = [value] if isinstance(value, str) else value
@@ -310,10 +310,6 @@ def _check(name: str, value: object, vocab_size: int) -> None:
         holds, expected = _RANGES[name][0](value), _RANGES[name][1]
     if not holds:
         raise GenerationError(f"{name} is {value!r}; it must be {expected}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _warn(message: str, *, deeper: int = 0) -> None:

@@ -18,6 +18,7 @@ from helium_mlx.model.activations import XIELU
 from helium_mlx.model.generate import GenerationMixin
 from helium_mlx.model.interfaces import Decoder
 from helium_mlx.model.serialization import load_pretrained, push_model, save_model
+from helium_mlx.option_values import require_whole
 
 Model = TypeVar("Model", bound="HeliumPreTrainedModel")
 
@@ -96,8 +97,7 @@ class HeliumPreTrainedModel(nn.Module):
 
         New rows are the mean of the old ones, as transformers' default has them but for noise of 1e-9.
         """
-        if isinstance(new_num_tokens, bool) or not isinstance(new_num_tokens, int) or new_num_tokens < 1:
-            raise ArgumentError(f"new_num_tokens is {new_num_tokens!r}; expected a whole number from 1 on")
+        new_num_tokens = require_whole("new_num_tokens", new_num_tokens, 1, error=ArgumentError)
         config = self.config
         special = [i for i in (*config.eos_token_ids, config.bos_token_id, config.pad_token_id) if i is not None]
         if new_num_tokens <= max(special, default=0):

@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=PretrainedModel)
 def save_model(model: PretrainedModel, directory: Path, *, max_shard_bytes: int | None = None) -> None:
     """Write a model's config and weights into `directory`; see `HeliumPreTrainedModel.save_pretrained`."""
     tensors = tensors_on_disk(model)
-    dtypes = [str(tensor.dtype).removeprefix("mlx.core.") for tensor in tensors.values()]
+    dtypes = [backend.dtype_name(tensor.dtype) for tensor in tensors.values()]
     config = model.config.to_dict()
     config["architectures"] = [architecture_name(model.config, model.architecture)]
     config["dtype"] = max(DTYPES, key=dtypes.count)

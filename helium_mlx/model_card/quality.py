@@ -1,7 +1,6 @@
 """The part of a card that says how far a conversion is from its source: measured, or how to measure it."""
 
 import hashlib
-import math
 import os
 import re
 import shlex
@@ -111,9 +110,7 @@ def _figures(comparison: ComparisonReport) -> dict[str, object]:
     """Return what the record keeps; names are left out, which may be paths of this machine."""
     rows = {"all": comparison, **comparison.languages}
     names = LanguageFigures.__dataclass_fields__
-    figures = {
-        name: {key: _finite(value) for key, value in asdict(row).items() if key in names} for name, row in rows.items()
-    }
+    figures = {name: {key: value for key, value in asdict(row).items() if key in names} for name, row in rows.items()}
     return {
         "text": comparison.text,
         "texts": [asdict(text) for text in comparison.texts],
@@ -121,11 +118,6 @@ def _figures(comparison: ComparisonReport) -> dict[str, object]:
         "windows": comparison.windows,
         "figures": figures,
     }
-
-
-def _finite(value: object) -> object:
-    # JSON has no infinity, which a perplexity can be.
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(source: str) -> str:

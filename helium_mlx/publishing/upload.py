@@ -7,14 +7,14 @@ goes on with the next file, or with Xet the next piece of a file.
 
 import re
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helium_mlx.errors import OptionError, UploadError, UsageError, shown
+from helium_mlx.errors import UploadError, UsageError, shown
 from helium_mlx.files.hub import client_errors, explained, may_have_been_done
 from helium_mlx.model_card.record import recorded_hashes
+from helium_mlx.option_values import OnProgress
 from helium_mlx.publishing.publication import PUBLISHABLE, LocalFile, Publication, publication
 from helium_mlx.publishing.repository import (
     RemoteState,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
 
-OnProgress = Callable[[int, int], None]
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
 
@@ -142,7 +141,7 @@ def _require_names(repo: str, revision: str | None) -> None:
         return
     require_branch_name(revision)
     if re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise OptionError(f"revision is the commit {revision}, which cannot change; name a branch, or leave it out")
+        raise UsageError(f"revision is the commit {revision}, which cannot change; name a branch, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -304,8 +303,8 @@ def _client(*, needs_token: bool) -> "HfApi":
 
 
 def require_branch_name(name: str) -> None:
-    """Raise OptionError for a revision that can be no branch, nor a reference such as "refs/pr/3"."""
+    """Raise UsageError for a revision that can be no branch, nor a reference such as "refs/pr/3"."""
     if _FORBIDDEN.search(name):
-        raise OptionError(
+        raise UsageError(
             f"revision is {shown(name)}, which git takes for no branch; expected a name such as 4bit or q/4-bit"
         )

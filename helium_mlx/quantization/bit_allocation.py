@@ -14,7 +14,7 @@ Last, bits are dealt out: from the smallest setting of all, one after the other 
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -25,14 +25,13 @@ from helium_mlx.checkpoint.quantization_settings import MODES, QuantizationSetti
 from helium_mlx.checkpoint.row_blocks import dequantized
 from helium_mlx.errors import QuantizationError
 from helium_mlx.model.losses import RunningDivergence
+from helium_mlx.option_values import OnProgress
 from helium_mlx.quantization import gptq
 from helium_mlx.quantization.calibrated_rounding import cross_moments
 from helium_mlx.quantization.calibration import Windows
 from helium_mlx.quantization.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, Stream, walk
 from helium_mlx.quantization.plain import quantized
 from helium_mlx.quantization.rounding import Rounding, fitted
-
-OnProgress = Callable[[int, int], None]
 
 # What a module alone is rounded to, plainly: coarse enough to be measured, fine enough to be small.
 MEASURED_BITS = 3

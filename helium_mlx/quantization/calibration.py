@@ -13,6 +13,8 @@ import mlx.core as mx
 
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import QuantizationError
+from helium_mlx.files.text import read_text
+from helium_mlx.files.untrusted import FileProblem
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 TEXTS_DIRECTORY = Path(__file__).parent / "calibration_texts"
@@ -95,10 +97,10 @@ class CalibrationReport:
 def calibration_windows(tokenizer: HeliumTokenizer, config: HeliumConfig, text: str | Path | None = None) -> Windows:
     """Cut a text file, or those of the package, into windows for a model.
 
-    Raises QuantizationError for a file that cannot be read, that is no text, or too short to calibrate with.
+    Raises QuantizationError for a file that cannot be read, that is not text, or too short to calibrate with.
     """
     files = sorted(TEXTS_DIRECTORY.glob("*.txt")) if text is None else [Path(text)]
-    documents = [document for path in files for document in _read_text(path).split(DOCUMENT_BREAK) if document.strip()]
+    documents = [document for path in files for document in _text_of(path).split(DOCUMENT_BREAK) if document.strip()]
     length = min(WINDOW_TOKENS, config.max_position_embeddings)
     encoded = [tokenizer.encode(document.strip()) for document in documents]
     if any(tokenizer.bos_token_id in ids[1:] for ids in encoded):
@@ -124,14 +126,8 @@ def _windows(ids: Sequence[int], length: int) -> list[mx.array]:
     return [mx.array([[bos, *tokens[first : first + step]]]) for first in range(0, len(tokens), step)]
 
 
-def _read_text(path: Path) -> str:
+def _text_of(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise QuantizationError(f"calibration text {path} is over {MAX_TEXT_BYTES // 10**6} MB; give a part of it")
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise QuantizationError(f"calibration text {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise QuantizationError(f"calibration text {path} is not UTF-8; give a plain text file") from None
+        return read_text(path, MAX_TEXT_BYTES).text
+    except FileProblem as problem:
+        raise QuantizationError(f"calibration text {path}: {problem}") from None

@@ -77,9 +77,8 @@ def _finish(
     block: RowBlock, rows: dict[str, mx.array], is_sound: mx.array, dtype: mx.Dtype
 ) -> Iterator[tuple[str, int, mx.array]]:
     if not is_sound.item():
-        name = str(dtype).removeprefix("mlx.core.")
         raise CheckpointError(
-            f"{block.name} has values that are not finite, in the source or in {name}; "
+            f"{block.name} has values that are not finite, in the source or in {backend.dtype_name(dtype)}; "
             "take an intact source, or try another --dtype"
         )
     path = block.name.rpartition(".")[0]

@@ -402,7 +402,7 @@ def _read_model_ids(directory: Path) -> _ModelIds:
     if not eos:
         raise TokenizerError(f"{where} has no eos_token_id, so generation could not stop; add it (Helium's is 2)")
     vocab_size = config.get("vocab_size")
-    if vocab_size is not None and (isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 1):
+    if vocab_size is not None and (type(vocab_size) is not int or vocab_size < 1):
         raise TokenizerError(f"{where} has vocab_size {shown(vocab_size)}; expected a positive integer")
     # Llama configs say -1 for none.
     return _ModelIds(bos[0], eos, pad[0] if pad and pad[0] >= 0 else None, vocab_size)
@@ -437,7 +437,7 @@ def _check_model_ids(ids: _ModelIds, size: int, directory: Path) -> None:
 def _ids_of(path: Path, name: str, value: object) -> tuple[int, ...]:
     """One id or a list of them, or none, as a tuple without repetitions."""
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if any(isinstance(index, bool) or not isinstance(index, int) for index in values):
+    if any(type(index) is not int for index in values):
         raise TokenizerError(f"{path} has {name} {shown(value)}; expected an integer or a list of integers")
     return tuple(dict.fromkeys(cast("list[int]", values)))
 

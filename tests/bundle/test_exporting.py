@@ -14,7 +14,7 @@ from helium_mlx.bundle.runner import BundleRunner
 from helium_mlx.bundle.vectors import make_vectors
 from helium_mlx.diagnostics import selfcheck_cases
 from helium_mlx.diagnostics.selfcheck_cases import config_values
-from helium_mlx.errors import BundleError, CheckpointError, OptionError, TokenizerError
+from helium_mlx.errors import BundleError, CheckpointError, TokenizerError, UsageError
 from helium_mlx.generation.sampling import SamplingOptions
 
 
@@ -62,7 +62,7 @@ def test_the_context_is_the_models_unless_told(source: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("context", [0, 1, 257])
 def test_a_context_that_the_model_has_not_is_refused(source: Path, tmp_path: Path, context: int) -> None:
-    with pytest.raises(OptionError, match=f"context is {context}; it must be from 2 to the model's 256"):
+    with pytest.raises(UsageError, match=f"context is {context}; it must be from 2 to the model's 256"):
         export(source, tmp_path / "bundle", context=context)
     assert list(tmp_path.iterdir()) == []
 

@@ -104,7 +104,7 @@ def test_an_interrupted_removal_is_finished(tmp_path: Path, monkeypatch: pytest.
 def test_what_is_no_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
-    with pytest.raises(CheckpointError, match="is no name for a new directory"):
+    with pytest.raises(CheckpointError, match="is not a name for a new directory"):
         write(Path(name), "new", replace=True)
     assert listing(tmp_path) == ["there"]
     assert listing(tmp_path / "there") == []
@@ -123,7 +123,7 @@ def test_what_is_no_directory_is_left_alone(tmp_path: Path, kind: str, replace: 
     else:
         (tmp_path / "x").symlink_to(leftover(tmp_path, "y") if kind == "link" else tmp_path / "nowhere")
     before = listing(tmp_path)
-    with pytest.raises(CheckpointError, match=r"x is there already and no directory; choose another name$"):
+    with pytest.raises(CheckpointError, match=r"x is there already and not a directory; choose another name$"):
         write(tmp_path / "x", "new", replace=replace)
     assert listing(tmp_path) == before
 
@@ -166,7 +166,9 @@ def test_an_error_of_the_system_names_the_file_that_it_is_about(tmp_path: Path) 
 
 def test_two_runs_to_one_new_place_leave_the_first_result(tmp_path: Path) -> None:
     with (
-        pytest.raises(CheckpointError, match=r"x is there already, and left as it is; choose another name$"),
+        pytest.raises(
+            CheckpointError, match=r"x is there already; choose another name, or replace it with --overwrite$"
+        ),
         new_directory(tmp_path / "x", replace=False) as slow,
     ):
         (slow / "a").write_text("slow")
@@ -192,7 +194,7 @@ def test_two_runs_that_replace_one_place_both_succeed(
 
 
 def test_a_file_that_appears_in_place_of_the_directory_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no directory"), new_directory(tmp_path / "x", replace=True):
+    with pytest.raises(CheckpointError, match="not a directory"), new_directory(tmp_path / "x", replace=True):
         (tmp_path / "x").write_text("a file")
     assert listing(tmp_path) == ["x"]
     assert (tmp_path / "x").read_text() == "a file"

@@ -98,8 +98,8 @@ def test_a_file_is_a_document_under_its_name(tmp_path: Path, monkeypatch: pytest
         (b"", "has no text in it"),
         (b" \n\t\n", "has no text in it"),
         (b"\xef\xbb\xbf", "has no text in it"),
-        (b"caf\xe9", r"is no UTF-8 \(byte 0xe9 at position 3\); convert it first"),
-        (b"\xef\xbb\xbfcaf\xe9", r"is no UTF-8 \(byte 0xe9 at position 6\)"),
+        (b"caf\xe9", r"is not UTF-8 \(byte 0xe9 at position 3\); convert it first"),
+        (b"\xef\xbb\xbfcaf\xe9", r"is not UTF-8 \(byte 0xe9 at position 6\)"),
         (b"a" * 101, "give a part of it"),
     ],
 )

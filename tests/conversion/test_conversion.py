@@ -305,7 +305,7 @@ def test_overwrite_leaves_alone_what_holds_the_source(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_named_as_one(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("a file")
     for overwrite in (False, True):
-        with pytest.raises(CheckpointError, match="no directory; choose another name"):
+        with pytest.raises(CheckpointError, match="not a directory; choose another name"):
             helium_mlx.convert("demo", str(tmp_path / "x"), overwrite=overwrite)
 
 

@@ -36,7 +36,7 @@ AT_OPERATION = """
 import os, signal, sys
 from helium_mlx.conversion import conversion
 from helium_mlx import terminal
-from helium_mlx.checkpoint import weight_files
+from helium_mlx.files import atomic
 from helium_mlx.convert import main
 
 action, number, *arguments = sys.argv[1:]
@@ -52,7 +52,7 @@ def count_operations(event, values):
 
 if arguments[0] == "--without-exchange":
     del arguments[0]
-    weight_files.exchange = lambda first, second: False
+    atomic.exchange = lambda first, second: False
 sys.addaudithook(count_operations)
 status = main(arguments)
 print(count)
@@ -450,7 +450,7 @@ def test_a_signal_at_any_operation_on_files_leaves_old_or_new(
         elif overwrite:
             # Between two renames: the next run puts the old one back, even if it then fails itself.
             error = error_of(run(command(source, output, overwrite=False)))
-            assert error.endswith("x is there already, and left as it is; choose another name")
+            assert error.endswith("x is there already; choose another name, or replace it with --overwrite")
             assert contents(output) == contents(old)
         require_sound(output.parent, source, old, new, overwrite=overwrite)
 
@@ -562,7 +562,10 @@ def test_two_runs_to_one_place_do_not_disturb_each_other(
         assert is_new(output, old, new)
     else:
         assert slow.returncode == 1
-        assert errors.splitlines()[-1] == f"error: {output} is there already, and left as it is; choose another name"
+        assert (
+            errors.splitlines()[-1]
+            == f"error: {output} is there already; choose another name, or replace it with --overwrite"
+        )
         assert contents(output) == fast
 
 

@@ -10,7 +10,7 @@ from hub_standin import Fault, HubStandIn, Repository, serve
 from hub_standin.client import TOKEN, Clock, set_token, use
 
 import helium_mlx
-from helium_mlx.errors import OptionError, UploadError, UsageError
+from helium_mlx.errors import UploadError, UsageError
 from helium_mlx.publishing.session import prepare_session
 from helium_mlx.publishing.upload import upload
 
@@ -435,7 +435,7 @@ def test_a_pull_request_can_be_gone_on_with(hub: HubStandIn, converted: Path, tm
 def test_a_revision_that_is_no_name_is_wrong_usage_and_nothing_is_asked(
     hub: HubStandIn, converted: Path, revision: str
 ) -> None:
-    with pytest.raises(OptionError, match=r"^revision is '.*', which git takes for no branch"):
+    with pytest.raises(UsageError, match=r"^revision is '.*', which git takes for no branch"):
         upload(converted, REPO, revision=revision)
     assert hub.requests == []
 

@@ -1,0 +1,48 @@
+"""A text that a user names: read under a cap, as UTF-8, without a byte order mark.
+
+What is wrong with it is said without its name, which each reader puts in front, in an error of its own kind.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from helium_mlx.files.untrusted import MalformedFile, UnreadableFile
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """The text, and the SHA-256 of the bytes that it was read from."""
+
+    text: str
+    sha256: str
+
+
+def read_text(name: str | Path, max_bytes: int) -> TextFile:
+    """Return the text of a file, of standard input where the name is "-".
+
+    Raises UnreadableFile for one that cannot be read or is larger than `max_bytes`, MalformedFile for one that is not
+    UTF-8.
+    """
+    data = _read(name, max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UnreadableFile(f"has over {max_bytes // 10**6} MB; give a part of it")
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{data[error.start]:02x} at position {error.start}"
+        raise MalformedFile(f"is not UTF-8 ({byte}); convert it first") from None
+    return TextFile(text, hashlib.sha256(data).hexdigest())
+
+
+def _read(name: str | Path, size: int) -> bytes:
+    if str(name) == "-" and sys.stdin is None:
+        raise UnreadableFile("cannot be read (standard input is closed); name a file")
+    try:
+        if str(name) == "-":
+            return sys.stdin.buffer.read(size)
+        with open(name, "rb") as file:
+            return file.read(size)
+    except (OSError, ValueError) as error:
+        raise UnreadableFile(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None

@@ -1,0 +1,45 @@
+"""The hierarchy of errors: as `errors.py` draws it, and as callers meet it."""
+
+import inspect
+import re
+
+import pytest
+
+import helium_mlx
+from helium_mlx import errors
+from helium_mlx.errors import GenerationError, HeliumError, OptionError, UsageError
+
+
+def test_the_hierarchy_is_drawn_as_it_is() -> None:
+    drawn: dict[str, set[str]] = {}
+    ancestors: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"( +(?:[│├└─]+ |[│ ]+[├└]── )?)([A-Z]\w+Error)\b", line)
+        if found:
+            column, name = found.start(2), found[2]
+            ancestors = [(at, parent) for at, parent in ancestors if at < column]
+            drawn.setdefault(name, set()).update(parent for _, parent in ancestors[-1:])
+            ancestors.append((column, name))
+    classes = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
+    own = {
+        name: {base.__name__ for base in kind.__bases__ if issubclass(base, HeliumError)}
+        for name, kind in classes.items()
+        if issubclass(kind, HeliumError)
+    }
+    assert drawn == own
+
+
+def test_every_error_is_public() -> None:
+    own = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, HeliumError)}
+    assert own <= set(helium_mlx.__all__)
+
+
+def test_only_options_of_generation_raise_a_kind_of_generation_error(tmp_path: object) -> None:
+    with pytest.raises(UsageError) as uploading:
+        helium_mlx.upload(str(tmp_path), "user/name", revision="a..b")
+    with pytest.raises(UsageError) as comparing:
+        helium_mlx.compare("demo", "demo", window=0)
+    with pytest.raises(UsageError) as exporting:
+        helium_mlx.export("demo", f"{tmp_path}/bundle", context=1)
+    assert not any(isinstance(caught.value, GenerationError) for caught in (uploading, comparing, exporting))
+    assert issubclass(OptionError, GenerationError)
