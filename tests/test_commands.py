@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import run_command, run_python
 
 from helium_mlx import cli
 from helium_mlx import convert as convert_function
@@ -18,14 +19,9 @@ from helium_mlx.cli import COMMANDS
 PROMPT = ["--model", "demo", "--prompt", "Once upon a time"]
 
 
-def helium(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "helium_mlx", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, **options)  # pyright: ignore
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_every_flag(command: str) -> None:
-    result = helium(command, "--help")
+    result = run_command(command, "--help")
     assert result.returncode == 0
     parser = sys.modules.get(f"helium_mlx.{command}") or __import__(f"helium_mlx.{command}", fromlist=["main"])
     for action in parser.build_parser()._actions:
@@ -35,13 +31,13 @@ def test_every_command_explains_every_flag(command: str) -> None:
 
 def test_the_script_lists_its_commands() -> None:
     assert cli.main(["--help"]) == 0
-    result = helium()
+    result = run_command()
     assert result.returncode == 2
     assert all(command in result.stderr for command in COMMANDS)
 
 
 def test_text_goes_to_standard_output_and_statistics_to_standard_error() -> None:
-    result = helium("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos")
+    result = run_command("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos")
     assert result.returncode == 0
     assert "tokens/s" in result.stderr
     assert "Peak memory" in result.stderr
@@ -50,13 +46,13 @@ def test_text_goes_to_standard_output_and_statistics_to_standard_error() -> None
 
 
 def test_quiet_says_nothing_but_the_text() -> None:
-    result = helium("generate", *PROMPT, "--max-tokens", "12", "--quiet")
+    result = run_command("generate", *PROMPT, "--max-tokens", "12", "--quiet")
     assert result.stderr == ""
 
 
 def test_json_is_an_object_a_line_and_nothing_else() -> None:
-    plain = helium("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos")
-    result = helium("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos", "--json")
+    plain = run_command("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos")
+    result = run_command("generate", *PROMPT, "--max-tokens", "12", "--ignore-eos", "--json")
     chunks = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(chunks) == 12
     assert "".join(chunk["text"] for chunk in chunks) == plain.stdout.removesuffix("\n")
@@ -64,28 +60,28 @@ def test_json_is_an_object_a_line_and_nothing_else() -> None:
 
 
 def test_a_prompt_comes_from_standard_input() -> None:
-    piped = helium("generate", "--model", "demo", "--prompt", "-", "-m", "8", input="Once upon a time\n")
-    assert piped.stdout == helium("generate", *PROMPT, "-m", "8").stdout
+    piped = run_command("generate", "--model", "demo", "--prompt", "-", "-m", "8", input="Once upon a time\n")
+    assert piped.stdout == run_command("generate", *PROMPT, "-m", "8").stdout
 
 
 def test_sampling_flags_reach_the_sampler() -> None:
     base = ["generate", *PROMPT, "-m", "30", "--ignore-eos", "--temp", "1.5", "--seed", "3"]
-    sampled = helium(*base).stdout
-    assert sampled == helium(*base).stdout
+    sampled = run_command(*base).stdout
+    assert sampled == run_command(*base).stdout
     for flag in (["--top-k", "1"], ["--top-p", "0.01"], ["--min-p", "1"], ["--repetition-penalty", "1.9"]):
-        assert helium(*base, *flag).stdout != sampled, flag
-    greedy = helium("generate", *PROMPT, "-m", "30", "--ignore-eos").stdout
-    assert helium(*base, "--top-k", "1").stdout == greedy
+        assert run_command(*base, *flag).stdout != sampled, flag
+    greedy = run_command("generate", *PROMPT, "-m", "30", "--ignore-eos").stdout
+    assert run_command(*base, "--top-k", "1").stdout == greedy
 
 
 def test_stop_may_be_given_repeatedly() -> None:
-    whole = helium("generate", *PROMPT, "-m", "40", "--ignore-eos").stdout
-    result = helium("generate", *PROMPT, "-m", "40", "--ignore-eos", "--stop", "§", "--stop", whole[10:14])
+    whole = run_command("generate", *PROMPT, "-m", "40", "--ignore-eos").stdout
+    result = run_command("generate", *PROMPT, "-m", "40", "--ignore-eos", "--stop", "§", "--stop", whole[10:14])
     assert result.stdout == whole[: whole.find(whole[10:14])] + "\n"
 
 
 def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
-    assert "space" in helium("generate", "--model", "demo", "--prompt", "Once upon ", "-m", "1").stderr
+    assert "space" in run_command("generate", "--model", "demo", "--prompt", "Once upon ", "-m", "1").stderr
 
 
 @pytest.mark.parametrize(
@@ -107,7 +103,7 @@ def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
 def test_a_users_mistake_is_one_line_and_status_1_or_2(
     tmp_path: Path, arguments: list[str], status: int, said: str
 ) -> None:
-    result = helium(*arguments, cwd=tmp_path)
+    result = run_command(*arguments, cwd=tmp_path)
     assert result.returncode == status
     assert result.stdout == ""
     lines = result.stderr.strip().splitlines()
@@ -175,7 +171,7 @@ def test_a_flag_out_of_range_is_one_line_with_its_name_and_status_2(
     "arguments", [["generate"], ["generate", *PROMPT, "--nonsense"], ["nonsense"], ["generate", *PROMPT, "-m", "few"]]
 )
 def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
-    result = helium(*arguments)
+    result = run_command(*arguments)
     assert result.returncode == 2
     assert "usage:" in result.stderr
     assert "Traceback" not in result.stderr
@@ -255,7 +251,7 @@ def test_closed_streams_are_no_traceback() -> None:
 def test_a_terminal_without_utf_8_gets_question_marks() -> None:
     arguments = ["generate", "--model", "demo", "--prompt", "Es war einmal ein Mädchen", "-m", "120"]
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    result = helium(*arguments, env=ascii_only)
+    result = run_command(*arguments, env=ascii_only)
     assert result.returncode == 0, result.stderr
     assert "?" in result.stdout
 
@@ -263,7 +259,10 @@ def test_a_terminal_without_utf_8_gets_question_marks() -> None:
 def test_json_loses_no_character_on_a_terminal_without_utf_8() -> None:
     arguments = ["generate", "--model", "demo", "--prompt", "Es war einmal ein Mädchen", "-m", "120", "--json"]
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    lines, escaped = helium(*arguments).stdout.splitlines(), helium(*arguments, env=ascii_only).stdout.splitlines()
+    lines, escaped = (
+        run_command(*arguments).stdout.splitlines(),
+        run_command(*arguments, env=ascii_only).stdout.splitlines(),
+    )
     assert [json.loads(line)["text"] for line in escaped] == [json.loads(line)["text"] for line in lines]
     assert any("\\u" in line for line in escaped)
 
@@ -271,7 +270,7 @@ def test_json_loses_no_character_on_a_terminal_without_utf_8() -> None:
 def test_the_prompt_is_utf_8_whatever_the_locale() -> None:
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     arguments = ["generate", "--model", "demo", "--prompt", "Il était une fois", "-m", "5", "--quiet", "--json"]
-    runs = [helium(*arguments, env=env).stdout.splitlines() for env in (environment, None)]
+    runs = [run_command(*arguments, env=env).stdout.splitlines() for env in (environment, None)]
     first, second = ([json.loads(line)["token"] for line in run] for run in runs)
     assert first == second
 
@@ -290,7 +289,7 @@ def test_the_dtype_flag_reaches_the_model(capsys: pytest.CaptureFixture[str], mo
 
 def test_without_a_model_the_published_one_is_asked_for(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    result = helium("generate", "--prompt", "Bonjour", env=environment)
+    result = run_command("generate", "--prompt", "Bonjour", env=environment)
     assert result.returncode == 1
     errors = result.stderr.strip().splitlines()[-1]
     assert "mlx-community/helium-1-preview-2b-4bit" in errors
@@ -298,7 +297,7 @@ def test_without_a_model_the_published_one_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_json_keeps_accents_as_they_are() -> None:
-    result = helium("generate", "--model", "demo", "--prompt", "Il était une fois", "-m", "120", "--json")
+    result = run_command("generate", "--model", "demo", "--prompt", "Il était une fois", "-m", "120", "--json")
     assert any(letter in result.stdout for letter in "éèàç")
 
 
@@ -326,7 +325,7 @@ def on_terminal(arguments: list[str]) -> str:
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
     arguments = ["convert", "--hf-path", "demo", "--overwrite", "--mlx-path", str(tmp_path / "x")]
     assert "\r" in on_terminal(arguments)
-    plain = helium(*arguments)
+    plain = run_command(*arguments)
     assert "\r" not in plain.stderr
     assert "Converting: 100%" in plain.stderr
 
@@ -334,7 +333,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> 
 def test_convert_py_is_the_same_command(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "convert.py"
     arguments = ["--hf-path", "demo", "--mlx-path", str(tmp_path / "x"), "-q"]
-    result = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
+    result = run_python(script, *arguments)
     assert result.returncode == 0
     assert (tmp_path / "x" / "model.safetensors").exists()
 
@@ -352,10 +351,10 @@ def test_parsers_name_the_functions_options() -> None:
 
 def test_a_prompt_cache_is_gone_on_with(tmp_path: Path) -> None:
     arguments = ["generate", "--model", "demo", "-m", "8", "--ignore-eos"]
-    cold = helium(*arguments, "--prompt", "Once upon a time there was a girl").stdout
+    cold = run_command(*arguments, "--prompt", "Once upon a time there was a girl").stdout
     cached = [*arguments, "--prompt-cache", str(tmp_path / "x.safetensors")]
-    assert helium(*cached, "--prompt", "Once upon a time there was a boy").returncode == 0
-    warm = helium(*cached, "--prompt", "Once upon a time there was a girl")
+    assert run_command(*cached, "--prompt", "Once upon a time there was a boy").returncode == 0
+    warm = run_command(*cached, "--prompt", "Once upon a time there was a girl")
     assert warm.stdout == cold
     assert re.search(r"Prompt cache: 13 of 16 tokens", warm.stderr)
 
@@ -364,13 +363,13 @@ def test_a_warm_prompt_cache_changes_no_text_under_a_penalty(tmp_path: Path) -> 
     prompt = "Once upon a time there was a boy called Arthur who lived near the harbour."
     arguments = ["generate", "--model", "demo", "-m", "20", "--repetition-penalty", "1.4", "--dtype", "float32"]
     arguments += ["--prompt", prompt, "--prompt-cache", str(tmp_path / "x")]
-    cold, warm = helium(*arguments), helium(*arguments)
+    cold, warm = run_command(*arguments), run_command(*arguments)
     assert warm.stdout == cold.stdout
     assert "Prompt cache: " in warm.stderr
 
 
 def test_a_bias_that_is_none_is_wrong_usage() -> None:
-    result = helium("generate", *PROMPT, "--logit-bias", "abc")
+    result = run_command("generate", *PROMPT, "--logit-bias", "abc")
     assert result.returncode == 2
     assert "'abc' is not ID=VALUE" in result.stderr
 
@@ -378,18 +377,18 @@ def test_a_bias_that_is_none_is_wrong_usage() -> None:
 def test_prompt_lookup_reports_what_it_guessed() -> None:
     prompt = "Once upon a time there was a boy called Arthur. Once upon a time there was a boy called Arthur. Once upon"
     arguments = ["generate", "--model", "demo", "--prompt", prompt, "-m", "20", "--ignore-eos"]
-    plain, guessed = helium(*arguments), helium(*arguments, "--prompt-lookup", "6")
+    plain, guessed = run_command(*arguments), run_command(*arguments, "--prompt-lookup", "6")
     assert guessed.stdout == plain.stdout
     assert re.search(r"Guessed: \d+ tokens, and \d+ in vain, \d\.\d\d tokens a pass", guessed.stderr)
     assert "Guessed" not in plain.stderr
-    lines = helium(*arguments, "--prompt-lookup", "6", "--json").stdout.splitlines()
+    lines = run_command(*arguments, "--prompt-lookup", "6", "--json").stdout.splitlines()
     chunks = [json.loads(line) for line in lines]
     assert sum(chunk["from_draft"] for chunk in chunks) == chunks[-1]["accepted_tokens"] > 0
     assert chunks[-1]["drafted_tokens"] >= chunks[-1]["accepted_tokens"]
 
 
 def test_a_long_run_says_what_its_cache_takes() -> None:
-    result = helium("generate", *PROMPT, "-m", "2000", "--kv-bits", "8", "--max-kv-size", "64", "--stop", " ")
+    result = run_command("generate", *PROMPT, "-m", "2000", "--kv-bits", "8", "--max-kv-size", "64", "--stop", " ")
     assert result.returncode == 0
     assert re.search(r"KV cache: 1,728 bytes a token, 0\.2 MB for the 96 of 20\d\d tokens that it keeps", result.stderr)
 
@@ -398,18 +397,20 @@ def test_prompts_of_a_file_are_completed_as_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "prompts").write_text("Once upon a time\n\nEs war einmal\n")
     output = tmp_path / "out.jsonl"
     arguments = ["generate", "--model", "demo", "-m", "6", "--ignore-eos", "--prompt-file", str(tmp_path / "prompts")]
-    result = helium(*arguments, "--output", str(output))
+    result = run_command(*arguments, "--output", str(output))
     assert result.returncode == 0, result.stderr
     records = {record["index"]: record for record in map(json.loads, output.read_text().splitlines())}
-    solo = helium("generate", "--model", "demo", "-m", "6", "--ignore-eos", "--prompt", "Es war einmal", "-q").stdout
+    solo = run_command(
+        "generate", "--model", "demo", "-m", "6", "--ignore-eos", "--prompt", "Es war einmal", "-q"
+    ).stdout
     assert sorted(records) == [0, 2]
     assert records[2]["text"] == solo.removesuffix("\n")
-    again = helium(*arguments, "--output", str(output))
+    again = run_command(*arguments, "--output", str(output))
     assert "0 completions of 0 tokens, 2 were there already" in again.stderr
 
 
 def test_samples_share_a_prompt_and_differ() -> None:
-    result = helium("generate", *PROMPT, "-m", "8", "--num-samples", "3", "--temp", "1", "--seed", "1", "--json")
+    result = run_command("generate", *PROMPT, "-m", "8", "--num-samples", "3", "--temp", "1", "--seed", "1", "--json")
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [record["sample"] for record in records] == [0, 1, 2]
     assert len({record["text"] for record in records}) >= 2
@@ -418,8 +419,8 @@ def test_samples_share_a_prompt_and_differ() -> None:
 def test_all_of_jsons_records_of_completions_have_the_same_fields(tmp_path: Path) -> None:
     (tmp_path / "prompts").write_text("Once upon a time\n")
     arguments = ["generate", "--model", "demo", "-m", "3", "--num-samples", "2", "--json"]
-    samples = helium(*arguments, "--prompt", "Once upon a time").stdout.splitlines()
-    filed = helium(*arguments, "--prompt-file", str(tmp_path / "prompts")).stdout.splitlines()
+    samples = run_command(*arguments, "--prompt", "Once upon a time").stdout.splitlines()
+    filed = run_command(*arguments, "--prompt-file", str(tmp_path / "prompts")).stdout.splitlines()
     for sample, record in zip(map(json.loads, samples), map(json.loads, filed), strict=True):
         assert list(record) == [*sample, "digest", "model"]
         assert {name: record[name] for name in sample} == sample
@@ -429,6 +430,6 @@ def test_a_prompt_file_that_could_be_either_says_what_it_was_taken_for(tmp_path:
     for content, said in (('"A"\n', "taken for text"), ('{"prompt": "A"}\n', "taken for JSON lines")):
         (tmp_path / "prompts").write_text(content)
         arguments = ["generate", "--model", "demo", "-m", "1", "--prompt-file", str(tmp_path / "prompts")]
-        shown = helium(*arguments).stderr
+        shown = run_command(*arguments).stderr
         assert shown.count(said) == 1
-        assert helium(*arguments, "--quiet").stderr == ""
+        assert run_command(*arguments, "--quiet").stderr == ""

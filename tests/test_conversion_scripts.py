@@ -1,25 +1,18 @@
 """The scripts that write a random checkpoint and measure its conversion, on a shape that takes no time."""
 
 import json
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from processes import EXAMPLES, run_code, run_example
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = "--hidden-size 64 --intermediate-size 128 --heads 4 --kv-heads 2 --head-dim 16 --vocab-size 2048 --layers 2"
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def write(output: Path, *arguments: object) -> Path:
-    result = run("write_random_checkpoint.py", "--output", output, *TINY.split(), *arguments)
+    result = run_example("write_random_checkpoint.py", "--output", output, *TINY.split(), *arguments)
     assert result.returncode == 0, result.stderr
     return output
 
@@ -59,7 +52,7 @@ def test_it_has_the_published_shape_where_nothing_else_is_said() -> None:
         "from math import prod; print([sum(prod(s) for _, s in tensor_shapes(HeliumConfig.from_dict(w.SHAPES[name]), "
         "unquantized)) for name in ('preview', '1-2b')])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=EXAMPLES)
+    result = run_code(code, check=True, cwd=EXAMPLES)
     assert json.loads(result.stdout) == [2_172_643_840, 2_023_868_416]
 
 
@@ -99,14 +92,14 @@ def test_shards_and_the_llama_shape(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_left_alone(written: Path) -> None:
-    result = run("write_random_checkpoint.py", "--output", written, *TINY.split())
+    result = run_example("write_random_checkpoint.py", "--output", written, *TINY.split())
     assert result.returncode == 1
     assert result.stderr == f"error: {written} is there already; choose another name, or remove it\n"
 
 
 def test_the_benchmark_prints_a_table_and_leaves_nothing(written: Path) -> None:
     before = sorted(written.parent.iterdir())
-    result = run("benchmark_conversion.py", "--checkpoint", written, "--runs", 1)
+    result = run_example("benchmark_conversion.py", "--checkpoint", written, "--runs", 1)
     assert result.returncode == 0, result.stderr
     rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[1::3]] == ["| 4-bit", "| 8-bit", "| unquantized"]
@@ -115,7 +108,9 @@ def test_the_benchmark_prints_a_table_and_leaves_nothing(written: Path) -> None:
 
 
 def test_the_sweep_has_the_checkpoints_shape_and_other_layers(written: Path) -> None:
-    result = run("benchmark_conversion.py", "--checkpoint", written, "--runs", 1, "--layers-sweep", "1,3", "--json")
+    result = run_example(
+        "benchmark_conversion.py", "--checkpoint", written, "--runs", 1, "--layers-sweep", "1,3", "--json"
+    )
     assert result.returncode == 0, result.stderr
     measurements = json.loads(result.stdout)["measurements"]
     assert [m["case"] for m in measurements] == ["1 layers"] * 2 + ["3 layers"] * 2
@@ -126,7 +121,7 @@ def test_the_sweep_has_the_checkpoints_shape_and_other_layers(written: Path) -> 
 
 
 def test_a_failing_conversion_is_one_line(tmp_path: Path) -> None:
-    result = run("benchmark_conversion.py", "--checkpoint", tmp_path / "nowhere")
+    result = run_example("benchmark_conversion.py", "--checkpoint", tmp_path / "nowhere")
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
 

@@ -1,18 +1,16 @@
 """The examples run as they are, on the demo; here on a few rows, so that it takes seconds."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from processes import EXAMPLES, run_example
 
 
 def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result = run_example(script, *arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """The end of the interpreter is noticed in the threads that it waits for, and not before."""
 
-import subprocess
-import sys
-
 import pytest
+from processes import run_code
 
 STARTS = {
     "thread": "threading.Thread(target=look).start()",
@@ -30,5 +28,5 @@ go_on = threading.Event()
 {STARTS[start]}
 go_on.wait()
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    ended = run_code(code)
     assert (ended.stdout, ended.stderr) == ("False\nTrue\n", "")

@@ -1,7 +1,5 @@
-import subprocess
-import sys
-
 import pytest
+from processes import run_code
 
 import helium_mlx
 
@@ -9,7 +7,7 @@ HEAVY = ("transformers", "torch", "mlx_lm", "numpy", "jinja2")
 
 
 def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return run_code(code, check=True).stdout.strip()
 
 
 def test_every_public_name_is_there() -> None:
@@ -84,7 +82,7 @@ from helium_mlx.generate import main
 status = main(["--model", "demo", "--prompt", "Bonjour", "--max-tokens", "3"])
 print(status, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 """
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    result = run_code(code, check=True)
     assert result.stderr.strip().splitlines()[-1] == "0 []"
 
 

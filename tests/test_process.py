@@ -1,10 +1,9 @@
 """A fork is known as one in which MLX cannot be used, where it cannot."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+from processes import run_code
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
@@ -36,14 +35,10 @@ USES = {
 }
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
-
-
 @pytest.mark.parametrize("use", USES)
 def test_an_engine_after_a_fork_of_what_had_used_mlx_is_refused_in_one_line(use: str) -> None:
-    assert run(USES[use] + IN_A_FORK) == REFUSED
+    assert run_code(USES[use] + IN_A_FORK).stdout == REFUSED
 
 
 def test_an_engine_after_a_fork_of_what_had_only_imported_it_works() -> None:
-    assert run("from helium_mlx import HeliumEngine\nimport mlx.core" + IN_A_FORK) == "3\n"
+    assert run_code("from helium_mlx import HeliumEngine\nimport mlx.core" + IN_A_FORK).stdout == "3\n"

@@ -1,12 +1,11 @@
 """The stored half of the parity grid: every case against what transformers computed, without torch."""
 
 import json
-import subprocess
-import sys
 from itertools import combinations, product
 
 import mlx.core as mx
 import pytest
+from processes import run_code
 
 from helium_mlx import selfcheck
 from helium_mlx.diagnostics import selfcheck_runs
@@ -83,7 +82,7 @@ def test_the_command_passes_and_loads_no_torch() -> None:
         "import sys; from helium_mlx import selfcheck; status = selfcheck.main(['--json']);"
         "assert not {'torch', 'transformers', 'mlx_lm'} & set(sys.modules); sys.exit(status)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = run_code(code)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["passed"]

@@ -1,21 +1,17 @@
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from processes import EXAMPLES, run_example
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.insert(0, str(EXAMPLES))
 
 import soak
 from soak import Sample, growing
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
 
 def test_a_few_hundred_tokens_leave_nothing_behind() -> None:
-    command = [sys.executable, str(EXAMPLES / "soak.py"), "--tokens", "360", "--request-tokens", "30"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_example("soak.py", "--tokens", "360", "--request-tokens", "30")
     assert result.returncode == 0, result.stdout + result.stderr
     heading, *rows, last = result.stdout.splitlines()
     assert heading.split() == ["tokens", "active", "cache", "resident", "arrays"]

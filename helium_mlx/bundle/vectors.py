@@ -1,6 +1,6 @@
 """What a bundle's `vectors.json` holds: prompts, and what the model in Python makes of them.
 
-The model's numbers are proven against transformers elsewhere (see the README); these here let any host of a bundle
+The model's numbers are proven against transformers elsewhere (docs/correctness.md); these here let any host of a bundle
 prove itself against the model: token ids, greedy ids, the pieces of text that each token gives, and a few logits. What
 a model seldom says, such as an emoji byte by byte, is among the streams: ids and the pieces that they give.
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from measures import relative_error
+from processes import run_code
 from safetensors import safe_open
 from tiny_checkpoints import CASES, write_checkpoint
 
@@ -603,7 +604,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 helium_mlx.convert("demo", sys.argv[1] + "/many", max_shard_size=1)
 helium_mlx.convert(sys.argv[1] + "/many", sys.argv[1] + "/again", max_shard_size=1, quantize=True)
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    run_code(code, tmp_path, check=True)
     assert len(list((tmp_path / "again").glob("*.safetensors"))) == 145
 
 

@@ -6,8 +6,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from pathlib import Path
 import fuzzing
 import mlx.core as mx
 import pytest
+from processes import run_python
 from tiny_checkpoints import config_values
 
 from helium_mlx import convert
@@ -81,8 +80,8 @@ def refusal(directory: Path, reader: Callable[[Path], object] = open_checkpoint)
 
 def run_batch(bases: Path, at: Path, first: int, count: int) -> str:
     """Try cases in a process of their own; return what went wrong."""
-    command = [sys.executable, fuzzing.__file__, "--bases", bases, "--at", at, "--first", str(first)]
-    done = subprocess.run([*map(str, command), "--count", str(count)], capture_output=True, text=True)
+    words = ["--bases", bases, "--at", at, "--first", first, "--count", count]
+    done = run_python(fuzzing.__file__, *words, timeout=None)
     if done.returncode:
         done.stdout += (
             f"\ncase {at.read_text().strip()} ended the process with {done.returncode}: {done.stderr[-2000:]}"

@@ -4,8 +4,6 @@ import asyncio
 import concurrent.futures
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from typing import cast
 
 import mlx.core as mx
 import pytest
+from processes import run_code
 
 import helium_mlx
 from helium_mlx import EngineError, GenerationError, HeliumEngine, HeliumError
@@ -425,10 +424,6 @@ def test_an_engine_that_nobody_holds_ends_its_thread() -> None:
     wait_for(lambda: threading.active_count() == before)
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-
-
 def test_the_interpreter_ends_without_a_close() -> None:
     code = """
 from helium_mlx import HeliumEngine
@@ -436,7 +431,7 @@ engine = HeliumEngine("demo", dtype="float32")
 streams = [engine.stream("A", max_tokens=4000, ignore_eos=True) for _ in range(3)]
 print(next(streams[0]).generated_tokens)
 """
-    ended = run(code)
+    ended = run_code(code)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")
 
 
@@ -463,7 +458,7 @@ def read(wait=lambda: engine.complete("A")):
         print(error, flush=True)
 {READERS[reader]}
 """
-    ended = run(code)
+    ended = run_code(code)
     assert ended.stdout == "the program is ending, and the engine is paused; resume it or close it before the end\n"
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -478,7 +473,7 @@ def read():
     print(engine.stream("A", max_tokens=30, ignore_eos=True).result().generated_tokens, flush=True)
 threading.Thread(target=read).start()
 """
-    ended = run(code)
+    ended = run_code(code)
     assert (ended.stdout, ended.returncode, ended.stderr) == ("30\n", 0, "")
 
 
@@ -502,7 +497,7 @@ if process == 0:
 assert os.waitpid(process, 0)[1] == 7 << 8
 print(stream.result().generated_tokens)
 """
-    ended = run(code)
+    ended = run_code(code)
     said, count = ended.stdout.splitlines()
     assert said.startswith("this engine belongs to process ") and "start the process with spawn" in said
     assert (count, ended.returncode, ended.stderr) == ("3", 0, "")
@@ -510,5 +505,7 @@ print(stream.result().generated_tokens)
 
 def test_importing_an_engine_loads_nothing_heavy() -> None:
     heavy = "('transformers', 'torch', 'mlx_lm', 'numpy')"
-    ended = run(f"import sys; from helium_mlx import HeliumEngine; print([m for m in {heavy} if m in sys.modules])")
+    ended = run_code(
+        f"import sys; from helium_mlx import HeliumEngine; print([m for m in {heavy} if m in sys.modules])"
+    )
     assert ended.stdout == "[]\n"

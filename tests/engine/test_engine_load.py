@@ -1,24 +1,20 @@
 """The load and fault test of `examples/engine_load.py`, bounded; and that it finds what it looks for."""
 
-import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
+from processes import EXAMPLES, run_example
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(EXAMPLES))
 
 from engine_load import Case, Tally, judge, part_problem, whole_problem
 
 from helium_mlx import HeliumError
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 def test_hundreds_of_requests_with_faults_are_all_as_alone_and_leave_nothing() -> None:
-    command = [sys.executable, str(EXAMPLES / "engine_load.py"), "--seconds", "6", "--wave", "60", "--seed", "100"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    result = run_example("engine_load.py", "--seconds", "6", "--wave", "60", "--seed", "100")
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     *_, last = result.stdout.splitlines()
     count, said = last.split(" requests, ")

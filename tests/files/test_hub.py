@@ -1,12 +1,12 @@
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub_standin import COMMIT, HubStandIn, serve
+from hub_standin.client import environment, run
+from processes import run_code
 
 from helium_mlx.errors import CheckpointError
 from helium_mlx.files.hub import DEMO_DIRECTORY, resolve
@@ -23,15 +23,8 @@ def hub(tmp_path: Path) -> Iterator[HubStandIn]:
         yield hub
 
 
-def run(home: Path, endpoint: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-    kept |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    command = [sys.executable, "-m", "helium_mlx", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=kept, cwd=home.parent, timeout=120)
-
-
-def generate(home: Path, endpoint: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run(home, endpoint, "generate", "--model", REPO, "--prompt", "Bonjour", "-m", "3", *arguments, **environment)
+def generate(home: Path, endpoint: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return run(endpoint, home, "generate", "--model", REPO, "--prompt", "Bonjour", "-m", "3", *arguments, **more)
 
 
 def test_a_repository_is_downloaded_once_and_says_how_large_it_is(tmp_path: Path, hub: HubStandIn) -> None:
@@ -62,9 +55,7 @@ def test_a_cached_repository_opens_without_a_network(tmp_path: Path, hub: HubSta
 
 def test_a_cache_that_holds_the_config_only_is_completed(tmp_path: Path, hub: HubStandIn) -> None:
     code = f"import helium_mlx; helium_mlx.HeliumConfig.from_pretrained({REPO!r})"
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-    kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-    subprocess.run([sys.executable, "-c", code], check=True, env=kept)
+    run_code(code, check=True, env=environment(hub.url, tmp_path / "home"))
     result = generate(tmp_path / "home", hub.url)
     assert result.returncode == 0, result.stderr
 
@@ -76,7 +67,7 @@ def test_a_revision_is_asked_for_by_name(tmp_path: Path, hub: HubStandIn) -> Non
 
 def test_a_conversion_from_the_hub_records_the_commit(tmp_path: Path, hub: HubStandIn) -> None:
     destination = tmp_path / "converted"
-    result = run(tmp_path / "home", hub.url, "convert", "--hf-path", REPO, "--mlx-path", str(destination), "-q")
+    result = run(hub.url, tmp_path / "home", "convert", "--hf-path", REPO, "--mlx-path", str(destination), "-q")
     assert result.returncode == 0, result.stderr
     assert COMMIT in (destination / "conversion.json").read_text()
     card = (destination / "README.md").read_text()

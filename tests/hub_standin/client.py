@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import run_command
 
 from hub_standin.server import HubStandIn
 
@@ -24,9 +24,7 @@ def environment(hub_url: str, home: Path, **more: str) -> dict[str, str]:
 
 def run(hub_url: str, home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the package in a process of its own."""
-    command = [sys.executable, "-m", "helium_mlx", *arguments]
-    env = environment(hub_url, home, **more)
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    return run_command(*arguments, env=environment(hub_url, home, **more), cwd=home.parent)
 
 
 class Clock:

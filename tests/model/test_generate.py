@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from typing import cast
 
 import mlx.core as mx
 import pytest
+from processes import run_code
 from tiny_checkpoints import CaseLoader
 
 import helium_mlx
@@ -469,7 +468,7 @@ model = helium_mlx.HeliumForCausalLM.from_pretrained("demo")
 model.generate(mx.array([[1, 5]]), max_new_tokens=2, do_sample=True)
 print([name for name in ("transformers", "torch", "mlx_lm", "numpy", "tokenizers") if name in sys.modules])
 """
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+    assert run_code(code, check=True).stdout == "[]\n"
 
 
 def test_every_setting_is_a_field() -> None:

@@ -1,9 +1,6 @@
 """What all models share: reading, writing, embeddings, size, modes; against transformers in tests/parity."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from hub_standin import HubStandIn, serve
+from hub_standin.client import environment
 from mlx.utils import tree_flatten
+from processes import run_code
 from tiny_checkpoints import config_values, random_weights, write_tensors
 
 import helium_mlx
@@ -455,17 +454,7 @@ def hub() -> Iterator[HubStandIn]:
 
 def with_hub(hub: HubStandIn, home: Path, code: str) -> str:
     """Run Python code whose Hub is the stand-in; return what it prints."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-    kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "hf_of_a_stand_in"}
-    # The stand-in has no Xet.
-    kept |= {"HF_HUB_DISABLE_XET": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", f"from helium_mlx import *\n{code}"],
-        capture_output=True,
-        text=True,
-        env=kept,
-        timeout=120,
-    )
+    result = run_code(f"from helium_mlx import *\n{code}", env=environment(hub.url, home))
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 

@@ -1,7 +1,5 @@
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict, cast
@@ -12,6 +10,7 @@ import tokenizer_samples as samples
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_code
 from tokenizers import decoders, processors
 
 from helium_mlx.errors import TokenizerError
@@ -574,10 +573,8 @@ def test_only_the_library_that_is_needed_is_imported(tmp_path: Path, name: str, 
         tokenizer.detokenizer().add_token(tokenizer.encode("the")[1])
         print(*sorted(heavy & sys.modules.keys()))
     """
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(write(tmp_path))], capture_output=True, text=True, cwd=samples.DEMO.parents[1]
-    )
-    assert (run.stdout.split(), run.stderr) == ([name], "")
+    ended = run_code(code, write(tmp_path), cwd=samples.DEMO.parents[1])
+    assert (ended.stdout.split(), ended.stderr) == ([name], "")
 
 
 def test_a_pad_id_of_minus_one_is_none(tmp_path: Path) -> None:
