@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from bundle_samples import write_text_checkpoint
+from processes import EXAMPLES
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(EXAMPLES))
 
 import benchmark_bundle
 

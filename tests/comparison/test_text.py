@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import EXAMPLES
 
 from helium_mlx import ComparisonError
 from helium_mlx.comparison import text as comparison_text
@@ -21,8 +22,6 @@ from helium_mlx.comparison.text import (
     documents_of_files,
     encoded_text,
 )
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @given(st.lists(st.integers(2, 900), min_size=1, max_size=200), st.integers(1, 50))

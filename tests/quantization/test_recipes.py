@@ -1,9 +1,9 @@
 import sys
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from processes import EXAMPLES
 from tiny_checkpoints import BASE, config_values
 
 from helium_mlx.checkpoint import layout
@@ -22,7 +22,7 @@ from helium_mlx.checkpoint.quantization_settings import (
 from helium_mlx.errors import QuantizationError
 from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, recipe_settings, weight_bytes
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(EXAMPLES))
 
 import precision_table
 from write_random_checkpoint import SHAPES
