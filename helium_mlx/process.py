@@ -6,9 +6,11 @@ but daemons, and calls `atexit` only after that: a thread that waits for what wi
 
 import os
 import resource
+import signal
 import sys
 import threading
 from contextlib import suppress
+from itertools import pairwise
 
 _used_before = False
 _forked_after_use = False
@@ -17,6 +19,32 @@ _ending = threading.Event()
 
 # How executors learn of it, where Python has it; else their threads are waited for while the main one counts as alive.
 _register = getattr(threading, "_register_atexit", None)
+
+
+def is_command() -> bool:
+    """Return whether Python was started for one of this package's commands, as a module or by the script."""
+    words = getattr(sys, "orig_argv", [])
+    is_module = any(flag == "-m" and name.partition(".")[0] == "helium_mlx" for flag, name in pairwise(words))
+    return is_module or any(os.path.basename(word) == "helium-mlx" for word in words[:2])
+
+
+def end_quietly_on_interrupt() -> None:
+    """Have Ctrl-C end the process at once, without a traceback, until a command begins that has something to undo."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, _end)
+
+
+def interrupt_as_usual() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt again, if `end_quietly_on_interrupt` was called."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: object) -> None:
+    with suppress(OSError):
+        os.write(2, b"\n")
+    os._exit(130)
 
 
 def watch_forks() -> None:
