@@ -48,13 +48,26 @@ def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = N
         # Python flushes standard output again at exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        place = _place(error)
+        print(f"error: {error.strerror or error}{f': {place}' if place else ''}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
         for number, handler in signals.items():
             signal.signal(number, handler)
     return 0
+
+
+def _place(error: OSError) -> str | None:
+    """Return what an error of the system is about; a full disk under standard output has no name of its own."""
+    if error.filename is not None:
+        return one_line(str(error.filename))
+    try:
+        # What could not be written is still there to be written.
+        sys.stdout.flush()
+    except OSError:
+        return "standard output"
+    return None
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:

@@ -27,9 +27,7 @@ _ROUNDED: dict[Rounding, str] = {
 }
 
 _CONTINUES = "A base model: it continues text, follows no instructions, and has no chat template."
-_CHATS = (
-    "A chat template came with it, which mlx-lm and transformers apply; `helium_mlx` continues text as it is given."
-)
+_CHATS = "A chat template came with it, which mlx-lm and transformers apply; `helium_mlx` continues text as it is."
 
 # How a card's commands name the model, in a shell, in Python and in Swift.
 _SHELL_NAME = re.compile(r"""(?<=--model |ndidate )(?:'[^'\n]*'|"'"|[^\s'])+""")
