@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 _process.watch_forks()
+if _process.is_command():
+    # Before the imports that take a while.
+    _process.end_quietly_on_interrupt()
 
 # public name -> the module that it lives in
 _HOMES = {

@@ -6,11 +6,44 @@ first, so it imports next to nothing itself.
 
 import os
 import sys
+from contextlib import suppress
+from itertools import pairwise
 
 _used_before = False
 _forked_after_use = False
 
 AFTER_A_FORK = "MLX cannot be used after a fork: start the process with spawn"
+
+
+def is_command() -> bool:
+    """Return whether Python was started for one of this package's commands, as a module or by the script."""
+    words = getattr(sys, "orig_argv", [])
+    is_module = any(flag == "-m" and name.partition(".")[0] == "helium_mlx" for flag, name in pairwise(words))
+    return is_module or any(os.path.basename(word) == "helium-mlx" for word in words[:2])
+
+
+def end_quietly_on_interrupt() -> None:
+    """Have Ctrl-C end the process at once, without a traceback, until a command begins that has something to undo."""
+    # Imported here: only commands need it.
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, _end)
+
+
+def interrupt_as_usual() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt again, if `end_quietly_on_interrupt` was called."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: object) -> None:
+    with suppress(OSError):
+        os.write(2, b"\n")
+    os._exit(130)
 
 
 def watch_forks() -> None:

@@ -10,7 +10,11 @@ import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-from helium_mlx.errors import HeliumError, UsageError
+from helium_mlx.errors import HeliumError, UsageError, one_line
+from helium_mlx.process import interrupt_as_usual
+
+# Of an error; a path has at most 4096 characters.
+_LONGEST = 6000
 
 
 class _TerminatedError(BaseException):
@@ -26,13 +30,14 @@ def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = N
     A closed pipe on standard output is silent: the reader has what it wanted. Characters that the terminal's encoding
     lacks are shown as "?".
     """
+    interrupt_as_usual()
     _prepare_streams()
     signals = _raise_on_termination()
     try:
         command()
         sys.stdout.flush()
     except HeliumError as error:
-        print(f"error: {in_flags(error, flags or {})}", file=sys.stderr)
+        print(f"error: {one_line(in_flags(error, flags or {}), _LONGEST)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -43,13 +48,26 @@ def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = N
         # Python flushes standard output again at exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        place = _place(error)
+        print(f"error: {error.strerror or error}{f': {place}' if place else ''}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
         for number, handler in signals.items():
             signal.signal(number, handler)
     return 0
+
+
+def _place(error: OSError) -> str | None:
+    """Return what an error of the system is about; a full disk under standard output has no name of its own."""
+    if error.filename is not None:
+        return one_line(str(error.filename))
+    try:
+        # What could not be written is still there to be written.
+        sys.stdout.flush()
+    except OSError:
+        return "standard output"
+    return None
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:

@@ -238,6 +238,8 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert "Traceback" not in result.stderr
     assert result.returncode == (1 if os.path.exists("/dev/full") else 0)
+    if os.path.exists("/dev/full"):
+        assert result.stderr.splitlines()[-1] == "error: No space left on device: standard output"
 
 
 def test_closed_streams_are_no_traceback() -> None:

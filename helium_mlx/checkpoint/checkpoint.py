@@ -203,6 +203,8 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, mx.array]:
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: MLX cannot read it ({error})") from None
         assert isinstance(loaded, dict)
+        if {name: tensor.shape for name, tensor in loaded.items()} != {name: infos[name].shape for name in infos}:
+            raise CheckpointError(f"{path}: was replaced while the checkpoint was being read; try again")
         tensors |= {
             checkpoint.name_of(name): tensor for name, tensor in loaded.items() if not checkpoint.is_ignored(name)
         }

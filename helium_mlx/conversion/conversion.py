@@ -107,24 +107,24 @@ def convert(
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
     `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, `q_mode` "affine"; the modes mxfp4, mxfp8 and
-    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `quantization/recipes.py`); `target_bpw`
-    chooses bits and group size of each module so that the result takes at most so many bits per weight (see
-    `quantization/bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is `mx.quantize`, in files of
-    the same form and size (see `quantization/calibrated_rounding.py`). These two run a causal LM over `calibration_text`, a file, or
-    the package's own text. `dequantize` undoes a quantization. `dtype` (bfloat16, float16, float32) is what the other
-    tensors, scales and biases are stored in; None keeps the source's. `to` "hf" writes what transformers reads,
-    dequantized if need be. Weight files are cut at `max_shard_size`, a number of bytes or text such as "2GB", 5 GB by
-    default.
+    nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `quantization/recipes.py`);
+    `target_bpw` chooses bits and group size of each module so that the result takes at most so many bits per weight
+    (see `quantization/bit_allocation.py`). `rounding` "fitted" or "gptq" errs less than "nearest", which is
+    `mx.quantize`, in files of the same form and size (see `quantization/calibrated_rounding.py`). These two run a
+    causal LM over `calibration_text`, a file, or the package's own text. `dequantize` undoes a quantization. `dtype`
+    (bfloat16, float16, float32) is what the other tensors, scales and biases are stored in; None keeps the source's.
+    `to` "hf" writes what transformers reads, dequantized if need be. Weight files are cut at `max_shard_size`, a number
+    of bytes or text such as "2GB", 5 GB by default.
 
     An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
-    was written and compares it with the source before that (see `conversion/verification.py`). `on_progress(done, total)` counts
-    bytes written, `on_allocation(done, total)` stages of layers in which modules are measured for `target_bpw`,
-    `on_verification(done, total)` steps of the verification.
+    was written and compares it with the source before that (see `conversion/verification.py`). `on_progress(done,
+    total)` counts bytes written, `on_allocation(done, total)` stages of layers in which modules are measured for
+    `target_bpw`, `on_verification(done, total)` steps of the verification.
 
-    `measure` compares the result with its source (see `comparison/comparison.py`; minutes for 2 billion parameters) and writes
-    the table into the card; `on_comparison(done, total)` counts tokens then.
-    `upload_repo` is the Hub's repository to publish the result in afterwards (see `publishing/upload.py`); `on_upload(done,
-    total)` counts bytes then. The directory is kept if that fails.
+    `measure` compares the result with its source (see `comparison/comparison.py`; minutes for 2 billion parameters) and
+    writes the table into the card; `on_comparison(done, total)` counts tokens then. `upload_repo` is the Hub's
+    repository to publish the result in afterwards (see `publishing/upload.py`); `on_upload(done, total)` counts bytes
+    then. The directory is kept if that fails.
 
     Raises CheckpointError, ConfigError, QuantizationError or TokenizerError; nothing is left behind then. Raises
     UploadError for an upload that is bound to fail, before any work, or that failed.
@@ -138,12 +138,12 @@ def convert(
     start = time.perf_counter()
     mx.reset_peak_memory()
     destination = Path(mlx_path)
+    _require_other(destination, Path(hf_path))
     require_free(destination, replace=overwrite, foreign=foreign)
     source = open_checkpoint(resolve(hf_path, revision=revision), architecture=None)
+    _require_other(destination, source.directory)
     if measure and source.architecture != "ForCausalLM":
         raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
-    if destination.resolve() == source.directory.resolve():
-        raise CheckpointError(f"{destination} is the source itself; write to another directory")
     plan = plan_conversion(source, options, on_allocation)
     config = plan.config
 
@@ -215,6 +215,11 @@ def _measured(report: ConversionReport, source: Checkpoint, on_progress: OnProgr
     comparison = compare(source.directory, destination, on_progress=on_progress)
     update_card(destination, comparison, reference=report.source if report.revision else None)
     return replace(report, files=report.files | file_hashes([destination / CARD_FILE]))
+
+
+def _require_other(destination: Path, source: Path) -> None:
+    if destination.is_dir() and destination.resolve() == source.resolve():
+        raise CheckpointError(f"{destination} is the source itself; write to another directory")
 
 
 def _require_space(directory: Path, total_bytes: int, destination: Path) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -39,17 +40,28 @@ def exchange(first: Path, second: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; the file takes the place of `path` if all goes well."""
+    """Give a name beside `path` to write to; the file takes the place of `path` if all goes well.
+
+    For what a user typed: a new file is for its owner alone, and one that was there keeps its mode. What killed runs
+    left beside it is removed.
+    """
     # What a link names is replaced, not the link.
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         if target.is_dir():
             raise CheckpointError(f"{path}: is a directory; name a file")
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with ExitStack() as stack:
+            with _locked(target.parent, wait=True):
+                _reclaim_files(target)
+                mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
+                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                stack.enter_context(_locked(temporary, wait=False))
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -164,17 +176,30 @@ def _reclaim(destination: Path) -> None:
 
     Called with the parent locked. What a live process works on is locked, too, and left alone.
     """
-    leftover = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}\.(partial|replaced)")
     # What cannot be listed or renamed is another user's, and no reason to stop.
     with suppress(OSError):
-        for path in sorted(destination.parent.iterdir()):
-            if not leftover.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
-                continue
+        for path in filter(Path.is_dir, _leftovers(destination)):
             with _locked(path, wait=False) as is_dead:
                 if is_dead and path.suffix == ".replaced":
                     _restore(path, destination)
                 elif is_dead:
                     _remove(path)
+
+
+def _reclaim_files(target: Path) -> None:
+    """Remove what killed runs left beside a file; as `_reclaim`."""
+    with suppress(OSError):
+        for path in filter(Path.is_file, _leftovers(target)):
+            with _locked(path, wait=False) as is_dead:
+                if is_dead:
+                    path.unlink()
+
+
+def _leftovers(target: Path) -> list[Path]:
+    """Return what stands beside an output under the names that are given to one in the making."""
+    leftover = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|replaced)")
+    found = [path for path in target.parent.iterdir() if leftover.fullmatch(path.name)]
+    return sorted(path for path in found if not path.is_symlink())
 
 
 def _exchange(directory: Path, destination: Path) -> None:
@@ -213,13 +238,13 @@ def _remove(directory: Path) -> None:
 
 
 @contextmanager
-def _locked(directory: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a lock on a directory, which ends with the process at the latest; give whether it was to be had.
+def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock on a file or directory, which ends with the process at the latest; give whether it was to be had.
 
     It is not while another process has it and `wait` is not said, or on a file system without locks.
     """
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         yield False
         return

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import cast
 
 _MAY_BE_PATH = re.compile(r"path|file|dir|source|text|name|cache", re.IGNORECASE)
-_PATH = re.compile(r"(?:file:/|~[\w.-]*|\.\.?)?(?:/[^/\n]+)+/?")
+_PATH = re.compile(r"(?:file:(?://)?|~[\w.-]*|\.\.?)?(?:/[^/\n]+)+/?")
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/][^\n]*|\\\\[^\n]+")
 
 # What ends a path within a sentence.

@@ -11,6 +11,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+LEGACY_CHAT_TEMPLATE_FILE = "chat_template.json"
 
 # Where transformers saves the templates that have a name, one a file.
 CHAT_TEMPLATES_DIRECTORY = "additional_chat_templates"
@@ -24,7 +25,7 @@ COMPANION_FILES = (
     "vocab.txt",
     "merges.txt",
     CHAT_TEMPLATE_FILE,
-    "chat_template.json",
+    LEGACY_CHAT_TEMPLATE_FILE,
 )
 _NAMED_TEMPLATE = re.compile(rf"{CHAT_TEMPLATES_DIRECTORY}/[\w-][\w.-]*\.jinja")
 

@@ -57,7 +57,7 @@ def open_file(path: Path) -> BinaryIO:
     if stat.S_ISREG(mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    kind = "Is a directory" if stat.S_ISDIR(mode) else "Is no regular file"
+    kind = "Is a directory" if stat.S_ISDIR(mode) else "Is not a regular file"
     raise UnreadableFile(f"cannot be read ({kind}); copy the file there from the checkpoint")
 
 
@@ -84,7 +84,7 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, o
 
 def parse_json_object(text: bytes) -> dict[str, object]:
     """Return the object that UTF-8 JSON holds. Raises MalformedFile for anything else, or deeper than `MAX_DEPTH`."""
-    if _depth(text) > MAX_DEPTH:
+    if bracket_depth(text) > MAX_DEPTH:
         raise MalformedFile(f"is not JSON as expected: nested more than {MAX_DEPTH} deep; fetch it again")
     try:
         value = json.loads(
@@ -95,7 +95,7 @@ def parse_json_object(text: bytes) -> dict[str, object]:
             parse_int=_whole,
         )
     except UnicodeDecodeError as error:
-        raise MalformedFile(f"is not JSON: byte {error.start} is no UTF-8; fetch it again") from None
+        raise MalformedFile(f"is not JSON: byte {error.start} is not UTF-8; fetch it again") from None
     except ValueError as error:
         raise MalformedFile(f"is not JSON: {error}; fetch it again") from None
     if not isinstance(value, dict):
@@ -124,8 +124,8 @@ def _size(file: BinaryIO, max_bytes: int) -> int:
     return size
 
 
-def _depth(text: bytes) -> int:
-    """Return how deep brackets nest outside of strings, without recursion."""
+def bracket_depth(text: bytes) -> int:
+    """Return how deep brackets nest outside of strings in double quotes, without recursion."""
     unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     brackets = _STRING.sub(b"", unescaped).translate(None, _NOT_BRACKETS)
     return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
@@ -141,7 +141,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON's")
+    raise ValueError(f"{text} is not a number of JSON's")
 
 
 def _finite(text: str) -> float:

@@ -26,6 +26,9 @@ _ROUNDED: dict[Rounding, str] = {
     "gptq": "rounded with GPTQ on calibration text (`--rounding gptq`)",
 }
 
+_CONTINUES = "A base model: it continues text, follows no instructions, and has no chat template."
+_CHATS = "A chat template came with it, which mlx-lm and transformers apply; `helium_mlx` continues text as it is."
+
 # How a card's commands name the model, in a shell, in Python and in Swift.
 _SHELL_NAME = re.compile(r"""(?<=--model |ndidate )(?:'[^'\n]*'|"'"|[^\s'])+""")
 _QUOTED_NAME = re.compile(r'((?<=load\()|(?<=\(id: ))"(?:[^"\\\n]|\\.)*"')
@@ -56,7 +59,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts, source_directory: Path, config: HeliumConfig) -> str:
-    """Return the card of a conversion. The licence is the source's; see `source_card.py`."""
+    """Return the card of a conversion. The licence is the source's; see `source.py`."""
     source = read_source(source_directory, config, facts.source_files)
     is_causal = facts.architecture == "ForCausalLM"
     lines = ["---", *_metadata(facts, source, config), "---", "", f"# {facts.name}", ""]
@@ -66,7 +69,7 @@ def model_card(facts: CardFacts, source_directory: Path, config: HeliumConfig) -
     if source_directory == DEMO_DIRECTORY:
         lines += ["That source is a toy for tests and demonstrations."]
     if is_causal and not facts.for_transformers:
-        lines += ["", "## Use", "", *_use(facts.name)]
+        lines += ["", "## Use", "", *_use(facts.name, has_chat_template=source.has_chat_template)]
     if is_causal and config.quantization:
         lines += ["", HEADING, "", *how_to_measure(_named(facts), facts.name)]
     if is_causal:
@@ -135,12 +138,14 @@ def _bits(settings: Mapping[str, object]) -> str:
     return f"{min(bits)} to {max(bits)}" if len(bits) > 1 else f"{settings['bits']}"
 
 
-def _use(name: str) -> list[str]:
+def _use(name: str, *, has_chat_template: bool) -> list[str]:
     shell, quoted = shlex.quote(name), json.dumps(name, ensure_ascii=False)
+    # mlx-lm applies the template that there is, and fails without one.
+    as_text = "" if has_chat_template else " --ignore-chat-template"
     return [
         "```sh",
         f'python -m helium_mlx.generate --model {shell} --prompt "Bonjour"',
-        f'mlx_lm.generate --model {shell} --prompt "Bonjour" --ignore-chat-template',
+        f'mlx_lm.generate --model {shell} --prompt "Bonjour"{as_text}',
         "```",
         "",
         "```python",
@@ -191,7 +196,7 @@ def _memory(facts: CardFacts, config: HeliumConfig) -> list[str]:
 def _limits(facts: CardFacts, source: Source, config: HeliumConfig) -> list[str]:
     limits = [f"The context is {config.max_position_embeddings:,} tokens."]
     if facts.architecture == "ForCausalLM":
-        limits.insert(0, "A base model: it continues text, follows no instructions, and has no chat template.")
+        limits.insert(0, _CHATS if source.has_chat_template else _CONTINUES)
     if source.problem:
         limits.append(f"{source.problem}.")
     return [f"- {limit}" for limit in [*limits, *(f"{warning}." for warning in facts.warnings)]]

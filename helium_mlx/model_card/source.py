@@ -8,16 +8,27 @@ import hashlib
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import CheckpointError, one_line
+from helium_mlx.files.names import (
+    CHAT_TEMPLATE_FILE,
+    CHAT_TEMPLATES_DIRECTORY,
+    LEGACY_CHAT_TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    companion_files,
+    relative_name,
+)
 from helium_mlx.files.untrusted import (
+    MAX_DEPTH,
     MAX_JSON_BYTES,
     FileProblem,
     UnreadableFile,
+    bracket_depth,
     read_bytes,
     read_json_object,
     require_file,
@@ -86,6 +97,7 @@ class Source:
     `repository` is where it is from, and None where nothing says so; `is_exact` is false where that is only what its
     config names as its origin, from which it may have been trained on. `metadata` has the keys that a conversion keeps.
     `terms` are sentences of its card about the Gemma terms; `problem` says what kept its card from being read.
+    `has_chat_template` is true of a model that was tuned to chat, where its template came with it.
     """
 
     repository: str | None
@@ -95,6 +107,7 @@ class Source:
     terms: tuple[str, ...]
     is_under_gemma_terms: bool
     problem: str | None
+    has_chat_template: bool
 
 
 def read_source(directory: Path, config: HeliumConfig, hashes: Mapping[str, str]) -> Source:
@@ -111,7 +124,9 @@ def read_source(directory: Path, config: HeliumConfig, hashes: Mapping[str, str]
     terms = _sentences_about_gemma(text)
     is_under_gemma_terms = bool(terms) or "gemma" in _as_list(kept.get("license"))
     is_under_gemma_terms |= family is not None and family.is_under_gemma_terms
-    return Source(repository, is_exact, family, kept, terms, is_under_gemma_terms, problem)
+    return Source(
+        repository, is_exact, family, kept, terms, is_under_gemma_terms, problem, _has_chat_template(directory)
+    )
 
 
 def licence_files(directory: Path) -> list[Path]:
@@ -173,16 +188,27 @@ def _card(directory: Path) -> tuple[Metadata, str, str | None]:
     found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
     if not found:
         return {}, text, None
-    try:
-        # BaseLoader: every scalar stays text, so that the language `no` is no boolean.
-        if len(found[1]) > _MAX_METADATA:
-            raise yaml.YAMLError
-        metadata = yaml.load(found[1], Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError):
-        metadata = None
+    metadata = None
+    # Beside its own errors the parser has Python's, for characters and versions that there cannot be.
+    with suppress(yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        if len(found[1]) <= _MAX_METADATA and bracket_depth(found[1].encode()) <= MAX_DEPTH:
+            # BaseLoader: every scalar stays text, so that the language `no` does not become a boolean.
+            metadata = yaml.load(found[1], Loader=yaml.BaseLoader)
     if not isinstance(metadata, dict):
         return {}, text, _ILLEGIBLE
     return {str(key): value for key, value in metadata.items()}, text[found.end() :], None
+
+
+def _has_chat_template(directory: Path) -> bool:
+    names = {relative_name(path, directory) for path in companion_files(directory)}
+    if names & {CHAT_TEMPLATE_FILE, LEGACY_CHAT_TEMPLATE_FILE} or any(
+        name.startswith(f"{CHAT_TEMPLATES_DIRECTORY}/") for name in names
+    ):
+        return True
+    try:
+        return bool(read_json_object(directory / TOKENIZER_CONFIG_FILE).get("chat_template"))
+    except FileProblem:
+        return False
 
 
 def _is_plain(value: object) -> bool:

@@ -613,3 +613,11 @@ def test_more_shards_than_are_read_are_not_written(tmp_path: Path, monkeypatch: 
     with pytest.raises(CheckpointError, match="makes 57 files, of which at most 5 are read"):
         helium_mlx.convert("demo", str(tmp_path / "x"), max_shard_size=1)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_loaded_is_one_line(tmp_path: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"))
+    opened = open_checkpoint(tmp_path / "x")
+    helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, overwrite=True)
+    with pytest.raises(CheckpointError, match=r"x/model\.safetensors: was replaced while the checkpoint"):
+        load_model(opened)

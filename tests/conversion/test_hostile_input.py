@@ -195,7 +195,7 @@ def test_a_pipe_does_not_hang(directory: Path, name: str, reader: str) -> None:
     os.mkfifo(directory / name)
     message = refusal(directory, READERS[reader])
     assert name in message
-    assert "no regular file" in message
+    assert "not a regular file" in message
 
 
 def test_a_directory_by_a_files_name_is_refused(directory: Path) -> None:

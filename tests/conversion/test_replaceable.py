@@ -1,6 +1,5 @@
 """What `convert --overwrite` may delete."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ import pytest
 import helium_mlx
 from helium_mlx.conversion.replaceable import foreign
 from helium_mlx.errors import CheckpointError
-from helium_mlx.files.hub import DEMO_DIRECTORY
 
 MODEL = '{"model_type": "llama"}'
 
@@ -68,8 +66,8 @@ def test_a_checkpoint_or_nothing_may_be_replaced(tmp_path: Path, files: dict[str
 def test_what_mlx_lm_and_we_write_may_be_replaced(tmp_path: Path) -> None:
     from mlx_lm import convert
 
-    source = shutil.copytree(DEMO_DIRECTORY, tmp_path / "source")
-    convert(str(source), str(tmp_path / "x"), quantize=True)
+    helium_mlx.convert("demo", str(tmp_path / "source"))
+    convert(str(tmp_path / "source"), str(tmp_path / "x"), quantize=True)
     assert foreign(tmp_path / "x") is None
     helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, overwrite=True)
     helium_mlx.convert("demo", str(tmp_path / "x"), overwrite=True)

@@ -41,14 +41,14 @@ MALFORMED = {
     "nothing": (b"", "not JSON"),
     "a list": (b"[1]", "holds a list"),
     "null": (b"null", "holds a NoneType"),
-    "NaN": (b'{"a": NaN}', "NaN is no number"),
-    "an infinity": (b'{"a": -Infinity}', "-Infinity is no number"),
+    "NaN": (b'{"a": NaN}', "NaN is not a number"),
+    "an infinity": (b'{"a": -Infinity}', "-Infinity is not a number"),
     "a float beyond floats": (b'{"a": 1e999}', "too large"),
     "a million digits": (b'{"a": ' + b"1" * 10**6 + b"}", "1000000 digits"),
     "a name twice": (b'{"a": 1, "a": 1}', "'a' stands twice"),
     "a name twice, deep": (b'{"b": [{"a": 1, "a": 2}]}', "'a' stands twice"),
-    "Latin-1": (b'{"a": "\xe9"}', "byte 7 is no UTF-8"),
-    "UTF-16": ('{"a": 1}'.encode("utf-16"), "no UTF-8"),
+    "Latin-1": (b'{"a": "\xe9"}', "byte 7 is not UTF-8"),
+    "UTF-16": ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
     "a byte order mark": (b"\xef\xbb\xbf{}", "BOM"),
     "more after the end": (b"{} {}", "Extra data"),
     "a deep list": (b'{"a": ' + b"[" * 10**6, "nested more than"),
@@ -118,7 +118,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> Non
         path.mkdir()
     else:
         path = Path("/dev/zero")
-    with pytest.raises(UnreadableFile, match="Is a directory" if kind == "directory" else "no regular file"):
+    with pytest.raises(UnreadableFile, match="Is a directory" if kind == "directory" else "not a regular file"):
         open_file(path)
 
 

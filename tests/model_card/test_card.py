@@ -224,3 +224,12 @@ def test_every_kind_of_model_gets_a_valid_card(tmp_path: Path) -> None:
         directory = write_checkpoint(tmp_path / name, **values)
         config = HeliumConfig.from_pretrained(directory)
         assert metadata(card_of(directory, config))["tags"] == ["helium", "mlx"]
+
+
+def test_a_card_says_of_a_chat_template_what_there_is(tmp_path: Path) -> None:
+    assert "--ignore-chat-template" in card_of(tmp_path, TINY)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    text = card_of(tmp_path, TINY)
+    assert "--ignore-chat-template" not in text
+    assert "A base model" not in text
+    assert "- A chat template came with it" in text

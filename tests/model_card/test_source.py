@@ -173,3 +173,44 @@ def test_a_licence_that_links_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "source" / "LICENSE").symlink_to(tmp_path / "secret")
     with pytest.raises(CheckpointError, match="outside of the checkpoint"):
         licence_files(tmp_path / "source")
+
+
+UNPARSABLE = {
+    "a character that there cannot be": 'license: "\\U00110000"',
+    "a character beyond C's numbers": 'license: "\\UFFFFFFFF"',
+    "a version of 5,000 digits": f"%YAML 1.{'1' * 5000}\nlicense: mit",
+    "brackets in brackets": "[" * 19_000,
+    "braces in braces": "{" * 19_000,
+    "lists in lists": "- " * 9_000,
+    "a control character": "license: \x01",
+    "an alias of nothing": "license: *x",
+    "an alias within itself": "a: &a [*a]",
+    "a list as a key": "? [a]\n: b",
+}
+
+
+@pytest.mark.parametrize("front_matter", UNPARSABLE.values(), ids=UNPARSABLE)
+def test_metadata_that_yaml_cannot_read_is_a_problem_of_the_card(tmp_path: Path, front_matter: str) -> None:
+    source = read_source(card(tmp_path, f"---\n{front_matter}\n---\n# x\n"), TINY, {})
+    assert source.metadata == {}
+    assert source.problem is not None
+    assert source.problem.startswith("the metadata of the source's card cannot be read")
+
+
+def test_half_a_character_in_metadata_becomes_a_card(tmp_path: Path) -> None:
+    source = read_source(card(tmp_path, '---\nlicense: "\\ud800"\n---\n'), TINY, {})
+    "\n".join(licence_section(source)).encode()
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "chat_template.json", "additional_chat_templates/tools.jinja", None]
+)
+def test_a_chat_template_is_seen_wherever_transformers_saves_it(tmp_path: Path, name: str | None) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
+    assert not read_source(tmp_path, TINY, {}).has_chat_template
+    if name is None:
+        (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    else:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{{ messages }}")
+    assert read_source(tmp_path, TINY, {}).has_chat_template

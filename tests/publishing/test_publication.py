@@ -109,7 +109,7 @@ def test_a_pipe_is_not_waited_for(converted: Path) -> None:
 
     (converted / "config.json").unlink()
     os.mkfifo(converted / "config.json")
-    with pytest.raises(UploadError, match="no regular file"):
+    with pytest.raises(UploadError, match="not a regular file"):
         publication(converted, REPO)
 
 
