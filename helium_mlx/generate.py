@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="prompts, completed in batches; - is stdin. One a line; JSON lines if the name ends in .jsonl (strings or "
         'objects with "prompt") or the first line is an object',
     )
-    parser.add_argument("--output", metavar="FILE", help="with --prompt-file: where results go; gone on with if there")
+    parser.add_argument("--output", metavar="FILE", help="with --prompt-file: where results go; resumed if there")
     parser.add_argument("--batch-size", type=int, default=16, help="rows computed together (default: %(default)s)")
     parser.add_argument("--num-samples", type=int, default=1, help="completions of each prompt (default: %(default)s)")
     parser.add_argument("--max-tokens", "-m", type=int, default=256, help="tokens to generate (default: %(default)s)")
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
     parser.add_argument("--stop", action="append", default=[], help="stop before this text; may be given repeatedly")
-    parser.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-stream token")
+    parser.add_argument("--ignore-eos", action="store_true", help="continue after an end-of-stream token")
     parser.add_argument("--max-kv-size", type=int, help="tokens that the cache keeps: the first and the last ones")
     parser.add_argument("--kv-bits", type=int, help="quantize the cache to so many bits: 8, 6, 5 or 4")
     parser.add_argument("--kv-group-size", type=int, default=64, help="cache values that share a scale (default: 64)")
@@ -116,7 +116,7 @@ def _generate(
 
     _require_together(prompt_file, output, prompt_cache, options)
     options["logit_bias"] = dict(logit_bias) or None
-    _require_in_range(**options)  # pyright: ignore[reportArgumentType]
+    _require_in_range(options)
     # The shell's bytes are UTF-8, whatever the locale made of them.
     text = _read_prompt() if prompt == "-" else os.fsencode(prompt or "").decode("utf-8", errors="replace")
     network, tokenizer = load(model, revision=revision, dtype=dtype)
@@ -136,41 +136,28 @@ def _require_together(
     prompt_file: str | None, output: str | None, prompt_cache: str | None, options: dict[str, object]
 ) -> None:
     """Raise OptionError for flags that do not go together."""
+    from helium_mlx.generation.request import UNBATCHED_OPTIONS
+
     many = "--prompt-file" if prompt_file is not None else "--num-samples" if options["num_samples"] != 1 else None
     if output is not None and prompt_file is None:
         raise OptionError("--output is for the results of --prompt-file; redirect standard output instead")
-    single = {"--prompt-cache": prompt_cache, "--max-kv-size": options["max_kv_size"], "--kv-bits": options["kv_bits"],
-              "--prompt-lookup": options["prompt_lookup"] or None}  # fmt: skip
-    given = [flag for flag, value in single.items() if value is not None]
+    given = ["--prompt-cache"] if prompt_cache is not None else []
+    given += [f"--{name.replace('_', '-')}" for name, value in UNBATCHED_OPTIONS.items() if options[name] != value]
     if many and given:
         raise OptionError(f"{given[0]} is for a single completion and does not go with {many}; leave one out")
 
 
-def _require_in_range(
-    *,
-    kv_bits: int | None,
-    kv_group_size: int,
-    max_kv_size: int | None,
-    stop: list[str],
-    **options: object,
-) -> None:
+def _require_in_range(options: dict[str, object]) -> None:
     """Raise OptionError, before a model is loaded or downloaded, for what no model could be run with."""
     from helium_mlx.generation.batching import MAX_SAMPLES
-    from helium_mlx.generation.completion import StopStrings
-    from helium_mlx.generation.sampling import SamplingOptions
-    from helium_mlx.kv_cache.rotating import RotatingKVCache
-    from helium_mlx.kv_cache.storage import QuantizedStorage
+    from helium_mlx.generation.request import CompletionOptions
     from helium_mlx.option_values import require_whole
 
-    SamplingOptions(**{name: options[name] for name in SamplingOptions.__dataclass_fields__})  # pyright: ignore
-    for name in ("max_tokens", "batch_size", "prefill_step_size"):
+    names = CompletionOptions.__dataclass_fields__.keys() & options.keys()
+    CompletionOptions(**{name: options[name] for name in names})  # pyright: ignore[reportArgumentType]
+    for name in ("batch_size", "prefill_step_size"):
         require_whole(name, options[name], 1)
     require_whole("num_samples", options["num_samples"], 1, MAX_SAMPLES)
-    require_whole("prompt_lookup", options["prompt_lookup"], 0)
-    StopStrings(stop)
-    QuantizedStorage(8 if kv_bits is None else kv_bits, kv_group_size)
-    if max_kv_size is not None:
-        RotatingKVCache(max_kv_size)
 
 
 def _complete(
@@ -246,9 +233,9 @@ def _memory_of(model: "HeliumForCausalLM", tokens: int, **kind: object) -> str:
 
 def _for_batches(options: dict[str, object]) -> dict[str, object]:
     """Return those of the command's options that `batch_generate` takes."""
-    from helium_mlx.generation.streaming import FOR_ONE_PROMPT
+    from helium_mlx.generation.request import UNBATCHED_OPTIONS
 
-    return {name: value for name, value in options.items() if name not in FOR_ONE_PROMPT and name != "quiet"}
+    return {name: value for name, value in options.items() if name not in UNBATCHED_OPTIONS and name != "quiet"}
 
 
 def _complete_samples(

@@ -14,7 +14,8 @@ import mlx.core as mx
 from helium_mlx.backend import dtype_name
 from helium_mlx.bundle.runner import BundleRunner
 from helium_mlx.errors import BundleError
-from helium_mlx.generation.streaming import prefill
+from helium_mlx.generation.sampling import Sampler, SamplingOptions
+from helium_mlx.generation.streaming import Decoding, prefill
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.option_values import OnProgress
@@ -91,7 +92,7 @@ class Vectors:
     streams: list[Stream]
 
 
-Step = tuple[int, mx.array]
+GreedyStep = tuple[int, mx.array]
 """A token, and the logits (1, vocab_size) that it is the best of."""
 
 
@@ -153,7 +154,7 @@ def _check_vector(runner: BundleRunner, vector: Vector, tolerance: float) -> flo
     return error
 
 
-def _vector(prompt: str, ids: list[int], steps: list[Step], tokenizer: HeliumTokenizer) -> Vector:
+def _vector(prompt: str, ids: list[int], steps: list[GreedyStep], tokenizer: HeliumTokenizer) -> Vector:
     tokens = [token for token, _ in steps]
     pieces = _pieces(tokenizer, tokens, tokenizer.eos_token_ids)
     # After the prompt, and before the last token: what the cache holds counts there.
@@ -162,15 +163,25 @@ def _vector(prompt: str, ids: list[int], steps: list[Step], tokenizer: HeliumTok
     return Vector(prompt, ids, tokens, pieces, "".join(pieces), margin, known)
 
 
-def _greedy(model: HeliumForCausalLM, ids: Sequence[int], eos: Sequence[int], count: int) -> Iterator[Step]:
-    cache = make_cache(model)
+class _RecordingSampler(Sampler):
+    """Keeps the logits that it was given."""
+
+    def __init__(self, prompt: Sequence[int], vocab_size: int) -> None:
+        super().__init__(SamplingOptions(), mx.array(list(prompt), dtype=mx.int32), vocab_size=vocab_size)
+        self.logits: list[mx.array] = []
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        self.logits.append(logits)
+        return super().__call__(logits)
+
+
+def _greedy(model: HeliumForCausalLM, ids: Sequence[int], eos: Sequence[int], count: int) -> Iterator[GreedyStep]:
+    cache, sampler = make_cache(model), _RecordingSampler(ids, model.config.vocab_size)
     logits = prefill(model, ids, cache, step_size=512)
-    for step in range(count):
-        token = cast(int, mx.argmax(logits).item())
-        yield token, logits.astype(mx.float32)
-        if token in eos or step + 1 == count:
+    for step, decoded in enumerate(Decoding(model, cache, sampler, 0).tokens(logits, count)):
+        yield decoded.token, sampler.logits[step].astype(mx.float32)
+        if decoded.token in eos:
             return
-        logits = model.next_logits(mx.array([[token]], dtype=mx.int32), cache)
 
 
 def _streams(tokenizer: HeliumTokenizer) -> Iterator[Stream]:

@@ -121,7 +121,7 @@ class Channel:
             self._notify()
 
     def fail(self, error: BaseException) -> None:
-        """End the request with an error, which the reader gets behind the chunks that are there."""
+        """End the request with an error, which the reader gets after the chunks that are there."""
         with self._condition:
             if not self._ended:
                 self._ended, self._error = True, error

@@ -4,11 +4,11 @@
         for chunk in engine.stream("Once upon a time", max_tokens=64):
             print(chunk.text, end="", flush=True)
 
-An engine owns one thread, in which the model is loaded and everything of MLX happens (`engine_worker.py`); callers give
-and get plain Python values. Requests that come while others run decode together with them, in one pass a token, as rows
-of a batch that join and leave (`batching.py`). Those with an option that batches lack (`max_kv_size`, `kv_bits`,
-`prompt_lookup`) have a cache of their own and take a token in turn with the batch. Either way the text is what
-`stream_generate` gives with the same options, but for the rounding of sums.
+An engine owns one thread, in which the model is loaded and everything of MLX happens (`worker.py`); callers give and
+get plain Python values. Requests that come while others run decode together with them, in one pass a token, as rows of
+a batch that join and leave (`scheduler.py`). Those with an option that batches lack (`UNBATCHED_OPTIONS`) have a cache
+of their own and take a token in turn with the batch. Either way the text is what `stream_generate` gives with the same
+options, but for the rounding of sums.
 
 Not here: prompt caches that requests share, and more than one model.
 """
@@ -26,12 +26,12 @@ from typing import TypeVar
 import mlx.core as mx
 
 from helium_mlx.engine.channels import Channel
-from helium_mlx.engine.request import EngineRequest, OwnCache, checked_request
 from helium_mlx.engine.stream import EngineCompletion, EngineStream
 from helium_mlx.engine.tasks import ScoreRun
 from helium_mlx.engine.worker import EngineWorker
 from helium_mlx.errors import EngineError
 from helium_mlx.generation.prompts import Prompt
+from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
 from helium_mlx.generation.scoring import Score, checked_text
 from helium_mlx.option_values import path_of, require_call, require_switch, require_whole
 
@@ -121,28 +121,17 @@ class HeliumEngine:
         """
         worker = self._worker
         worker.require_usable()
-        request = checked_request(
-            worker.model,
-            worker.tokenizer,
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            repetition_context_size=repetition_context_size,
-            seed=seed,
-            logit_bias=logit_bias,
-            banned_ids=banned_ids,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            logprobs=logprobs,
-            own_cache=OwnCache(max_kv_size, kv_bits, kv_group_size, prompt_lookup),
-        )
-        worker.budget.require(worker.cost_of(request), request.span)
+        options = CompletionOptions(
+            temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+            max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, logprobs=logprobs, max_kv_size=max_kv_size,
+            kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+        )  # fmt: skip
+        # Empty, it is a plain value too.
+        cache = options.make_cache(worker.model) if options.unbatched else None
+        request = checked_request(worker.model, worker.tokenizer, prompt, options.seeded(), cache)
+        worker.scheduler.require_room(request)
         number, channel = self._new_channel()
-        worker.call(lambda: worker.add(number, request, channel, None), queues=True)
+        worker.call(lambda: worker.scheduler.add(number, request, channel, cache=cache), queues=True)
         return EngineStream(channel, self._save, number, request)
 
     def complete(self, prompt: Prompt, **options: object) -> str:
@@ -186,7 +175,7 @@ class HeliumEngine:
             self._let_go(future)
 
     def continue_stream(self, path: str | Path) -> EngineStream:
-        """Go on with what `EngineStream.save` has written, behind the last chunk that had been read.
+        """Resume what `EngineStream.save` has written, after the last chunk that had been read.
 
         Raises CheckpointError for a file that is damaged, or of another model, tokenizer or dtype, and what `stream`
         raises.
@@ -194,9 +183,9 @@ class HeliumEngine:
         worker, file = self._worker, path_of(path)
         number, channel = self._new_channel()
 
-        def load() -> EngineRequest:
-            request, cache = worker.load(file)
-            worker.add(number, request, channel, cache)
+        def load() -> CompletionRequest:
+            request, held = worker.load(file)
+            worker.scheduler.add(number, request, channel, held=held)
             return request
 
         with ExitStack() as if_interrupted:
@@ -208,16 +197,16 @@ class HeliumEngine:
     def pause(self, *, keep_caches: bool = False) -> None:
         """Stop computing within a step, and free the weights, the caches, and MLX's buffers: for an app in background.
 
-        Requests stay, new ones are queued, and all of them go on after `resume`: caches are computed again from the
-        tokens, unless they are kept. Those of requests with a cache of their own always are, since a cache that forgets
-        cannot be made again. Readers wait meanwhile; cancelling works. Once the main thread has ended, they get an
+        Requests stay, new ones are queued, and all of them continue after `resume`: caches are computed again from the
+        tokens, unless they are kept. Those of unbatched requests always are, since a cache that forgets cannot be made
+        again. Readers wait meanwhile; cancelling works. Once the main thread has ended, they get an
         EngineError, since the interpreter would wait for them.
         """
         worker, keep_caches = self._worker, require_switch("keep_caches", keep_caches)
         self._answer(worker.call(lambda: worker.pause(keep_caches=keep_caches)))
 
     def resume(self) -> None:
-        """Load the weights again and go on. Raises CheckpointError, and stays paused, if they are gone or changed."""
+        """Load the weights and continue. Raises CheckpointError, and stays paused, if they are gone or changed."""
         self._answer(self._worker.call(self._worker.resume))
 
     @property
@@ -252,17 +241,18 @@ class HeliumEngine:
     def _queue_score(self, text: ScoredText, top_logprobs: int) -> "Future[Score]":
         worker = self._worker
         worker.require_usable()
+        scheduler = worker.scheduler
         tokens, top_logprobs = checked_text(worker.model, worker.tokenizer, text, top_logprobs)
-        worker.budget.require(worker.budget.batch_bytes([len(tokens)]), len(tokens))
+        scheduler.budget.require(scheduler.budget.batch_bytes([len(tokens)]), len(tokens))
         run = ScoreRun(
             text if isinstance(text, str) else tokens,
             len(tokens),
             worker.model,
             worker.tokenizer,
             top_logprobs=top_logprobs,
-            prefill_step_size=worker.prefill_step_size,
+            prefill_step_size=scheduler.prefill_step_size,
         )
-        worker.call(lambda: worker.add_score(run), queues=True)
+        worker.call(lambda: scheduler.add_score(run), queues=True)
         return run.future
 
     def _require_told(self) -> None:
@@ -274,7 +264,7 @@ class HeliumEngine:
         if future.cancel():
             self._worker.wake()
 
-    def _save(self, number: int, request: EngineRequest, path: Path, with_cache: bool) -> None:
+    def _save(self, number: int, request: CompletionRequest, path: Path, with_cache: bool) -> None:
         worker = self._worker
         self._answer(worker.call(lambda: worker.save(number, request, path, with_cache=with_cache)))
 

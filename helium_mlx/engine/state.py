@@ -1,4 +1,4 @@
-"""A generation on disk, to be gone on with after a restart: `EngineStream.save`, `HeliumEngine.continue_stream`.
+"""A generation on disk, to be resumed after a restart: `EngineStream.save`, `HeliumEngine.continue_stream`.
 
 A file is a prompt cache (`prompt_cache.py`), checked as a stranger's like any other, with a second record in its
 metadata: prompt, tokens so far and options, the seed among them. As a draw depends on the seed and its number alone,
@@ -18,9 +18,9 @@ from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.engine.request import EngineRequest, OwnCache, checked_request
 from helium_mlx.errors import CheckpointError, HeliumError, shown
 from helium_mlx.files.untrusted import MalformedFile, parse_json_object
+from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.disk import header_of, load_fitting, save_cache
 from helium_mlx.kv_cache.make import make_cache
@@ -50,29 +50,23 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
 
 def save_state(
     path: Path,
-    request: EngineRequest,
+    request: CompletionRequest,
     cache: Sequence[KVCache],
     model: HeliumForCausalLM,
     fingerprint: Mapping[str, str],
 ) -> None:
-    """Write a request behind its `generated` tokens, with a cache of all tokens but the last, or none.
+    """Write a request with its `generated` tokens, and a cache of all tokens but the last, or none.
 
     Raises CheckpointError where the file cannot be written.
     """
-    sampling = asdict(request.sampling)
-    options = {
-        **sampling,
-        "banned_ids": sorted(request.sampling.banned_ids),
-        "stop": list(request.stop),
-        "ignore_eos": request.ignore_eos,
-        "logprobs": request.logprobs,
-    }
+    given = asdict(request.options)
+    given |= {"banned_ids": sorted(request.options.banned_ids), "stop": list(request.options.stop or ())}
     record = {
         "version": VERSION,
         "prompt": request.prompt,
         "generated": list(request.generated),
         "max_tokens": request.count,
-        "options": options,
+        "options": {name: given[name] for name in _OPTIONS},
     }
     tokens = [*request.prompt, *request.generated][:-1] if cache else []
     text = json.dumps(record, separators=(",", ":"))
@@ -82,7 +76,7 @@ def save_state(
 
 def load_state(
     path: Path, model: HeliumForCausalLM, tokenizer: HeliumTokenizer, fingerprint: Mapping[str, str]
-) -> tuple[EngineRequest, list[KVCache] | None]:
+) -> tuple[CompletionRequest, list[KVCache] | None]:
     """Return what `save_state` wrote. Raises CheckpointError, one line, for anything else."""
     # The user's own link may lead anywhere.
     target = Path(os.path.realpath(path))
@@ -93,7 +87,7 @@ def load_state(
     try:
         request = _checked(parse_json_object(metadata[RECORD].encode()), model, tokenizer)
     except (MalformedFile, UnicodeEncodeError, HeliumError) as error:
-        raise CheckpointError(f"{path}: its generation cannot be gone on with: {error}; name another file") from None
+        raise CheckpointError(f"{path}: its generation cannot be resumed: {error}; name another file") from None
     if held and list(held) != [*request.prompt, *request.generated][:-1]:
         raise CheckpointError(f"{path}: its cache is of other tokens than its generation; name another file")
     if metadata.get(DIGEST) != _digest(metadata[RECORD], cache):
@@ -108,7 +102,7 @@ def _digest(record: str, cache: Sequence[KVCache]) -> str:
     return digest.hexdigest()
 
 
-def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: HeliumTokenizer) -> EngineRequest:
+def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: HeliumTokenizer) -> CompletionRequest:
     if record.get("version") != VERSION:
         raise MalformedFile(f"its version is {shown(record.get('version'))}, and this program reads {VERSION}")
     prompt, generated = _ids(record, "prompt", model), _ids(record, "generated", model)
@@ -121,20 +115,14 @@ def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: Hel
             raise MalformedFile(f"its {name} is {shown(value)}")
     count = record.get("max_tokens")
     if type(count) is not int or not len(generated) < count <= 2**30:
-        raise MalformedFile(f"its max_tokens is {shown(count)}, behind {len(generated)} generated ones")
+        raise MalformedFile(f"its max_tokens is {shown(count)}, after {len(generated)} generated ones")
     bias = options["logit_bias"]
     if bias is not None:
         if not all(token.isascii() and token.isdigit() and len(token) < 10 for token in bias):
             raise MalformedFile(f"its logit_bias is {shown(bias)}")
         options = {**options, "logit_bias": {int(token): value for token, value in bias.items()}}
-    request = checked_request(
-        model,
-        tokenizer,
-        prompt,
-        max_tokens=count,
-        own_cache=OwnCache(),
-        **cast("dict[str, object]", options),  # pyright: ignore[reportArgumentType]
-    )
+    given = CompletionOptions(max_tokens=count, **options)  # pyright: ignore[reportArgumentType]
+    request = checked_request(model, tokenizer, prompt, given)
     if len(generated) >= request.count:
         raise MalformedFile(f"its {len(generated)} generated tokens leave no room in the model's context")
     return replace(request, generated=tuple(generated))

@@ -1,7 +1,7 @@
 """The two ends of a request to an engine: the channel that its worker fills, and the stream that a reader holds.
 
-Only plain Python values go through. The channel is bounded: where it is full the worker sets the request aside, and
-takes it up again when the reader has read half of it. A reader may be a thread or an asyncio task, and several may
+Only plain Python values go through. The channel is bounded: where it is full the request is preempted, and
+resumed when the reader has read half of it. A reader may be a thread or an asyncio task, and several may
 share a stream; each chunk goes to one of them.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 
 from helium_mlx.engine.channels import Channel
-from helium_mlx.engine.request import EngineRequest
 from helium_mlx.errors import GenerationError
 from helium_mlx.generation.completion import FinishReason, GenerationChunk
+from helium_mlx.generation.request import CompletionRequest
 from helium_mlx.option_values import path_of, require_switch
 
 
@@ -32,7 +32,7 @@ class EngineCompletion:
 
 
 # Writes a request with that number to a file, with its cache or without.
-Save = Callable[[int, EngineRequest, Path, bool], None]
+Save = Callable[[int, CompletionRequest, Path, bool], None]
 
 
 class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
@@ -43,7 +43,7 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
     -1.
     """
 
-    def __init__(self, channel: Channel, save: Save, number: int, request: EngineRequest) -> None:
+    def __init__(self, channel: Channel, save: Save, number: int, request: CompletionRequest) -> None:
         self._channel = channel
         # The engine's own method: an engine lives as long as one of its streams does.
         self._save = save
@@ -102,22 +102,22 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
         self._channel.discard()
 
     def save(self, path: str | Path, *, with_cache: bool = True) -> None:
-        """Write a file with which `HeliumEngine.continue_stream` goes on behind the last chunk that was read.
+        """Write a file with which `HeliumEngine.continue_stream` resumes after the last chunk that was read.
 
-        With the cache it goes on at once, and with the same bits; without, the file has a few kilobytes, and what was
-        read is computed again first. The request itself goes on. The worker writes it, between two steps.
+        With the cache it resumes at once, and with the same bits; without, the file has a few kilobytes, and what was
+        read is computed again first. The request itself continues. The worker writes it, between two steps.
 
-        Raises GenerationError for a request that has ended, or that has `max_kv_size`, `kv_bits` or `prompt_lookup`,
-        and CheckpointError where the file cannot be written.
+        Raises GenerationError for a request that has ended, or that has an option that batches lack, and
+        CheckpointError where the file cannot be written.
         """
         file, with_cache = path_of(path), require_switch("with_cache", with_cache)
-        if self._request.own_cache.is_wanted:
+        if self._request.options.unbatched:
             raise GenerationError(
                 "a request with max_kv_size, kv_bits or prompt_lookup cannot be saved; leave them out"
             )
         tokens, reason = self.tokens, self._read[-1].finish_reason if self._read else None
         if reason not in (None, "cancelled"):
-            raise GenerationError(f"the request has ended ({reason}); there is nothing to go on with")
+            raise GenerationError(f"the request has ended ({reason}); there is nothing to resume")
         request = replace(self._request, generated=(*self._request.generated, *tokens))
         self._save(self._number, request, file, with_cache)
 

@@ -1,25 +1,24 @@
-"""The requests of an engine on their way, as its worker holds them: rows of the batch, runs of their own, scores.
+"""The requests of an engine on their way, as its scheduler holds them: rows of the batch, unbatched runs, scores.
 
 An error that a request's own part raises (its sampler, its text) ends that request and nothing else.
 """
 
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import TypeVar
 
 import mlx.core as mx
 
 from helium_mlx.engine.channels import Channel
-from helium_mlx.engine.request import EngineRequest
 from helium_mlx.errors import EngineError
 from helium_mlx.generation.completion import DecodedToken, FinishReason, GenerationChunk
-from helium_mlx.generation.decoding_batch import Row
+from helium_mlx.generation.decoding_batch import BatchRow
+from helium_mlx.generation.request import CompletionRequest
 from helium_mlx.generation.scoring import Score, score_steps
-from helium_mlx.generation.streaming import stream_generate
+from helium_mlx.generation.streaming import CompletionRun
+from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -32,7 +31,7 @@ def without_locals(error: E) -> E:
     return error
 
 
-class EngineRow(Row):
+class EngineRow(BatchRow):
     """A request that decodes in the batch. It can be rebuilt from its tokens at any time.
 
     `failures` counts the steps that failed with it since the last that gave a token.
@@ -41,21 +40,17 @@ class EngineRow(Row):
     def __init__(
         self,
         number: int,
-        request: EngineRequest,
+        request: CompletionRequest,
         channel: Channel,
         model: HeliumForCausalLM,
         tokenizer: HeliumTokenizer,
     ) -> None:
-        sampler = request.sampler(model, tokenizer, request.generated)
-        super().__init__(sampler, request.text_of(tokenizer), request.count, top_logprobs=request.logprobs)
+        super().__init__(request, model, tokenizer)
         self.number = number
-        self.request = request
         self.channel = channel
         self.failures = 0
         self._model = model
         self._tokenizer = tokenizer
-        self.tokens = list(request.generated)
-        self.begun = len(self.tokens)
         self._started = self._first_token = time.perf_counter()
 
     @property
@@ -140,68 +135,23 @@ class EngineRow(Row):
         )
 
 
-class OwnRun:
-    """A request with a cache of its own (`OwnCache`): `stream_generate`, a token at a time.
-
-    `between` is called between the steps of its prompt, so that the others can take theirs.
-    """
+class UnbatchedRun:
+    """A request with an option that batches lack: it has a cache of its own, and takes steps of its own."""
 
     def __init__(
         self,
-        number: int,
-        request: EngineRequest,
+        request: CompletionRequest,
         channel: Channel,
+        cache: list[KVCache],
         model: HeliumForCausalLM,
         tokenizer: HeliumTokenizer,
         *,
         prefill_step_size: int,
-        between: Callable[[], None],
     ) -> None:
-        self.number = number
         self.request = request
         self.channel = channel
-        self.is_running = False
-        self._between = between
-        self._stop = threading.Event()
-        sampling, own = request.sampling, request.own_cache
-        self._last = GenerationChunk(
-            text="",
-            token=-1,
-            logprob=None,
-            top_logprobs={},
-            from_draft=False,
-            finish_reason=None,
-            prompt_tokens=len(request.prompt),
-            generated_tokens=0,
-            prompt_tps=0.0,
-            generation_tps=0.0,
-            peak_memory=0.0,
-        )
-        self._chunks = stream_generate(
-            model,
-            tokenizer,
-            request.prompt,
-            max_tokens=request.count,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            repetition_context_size=sampling.repetition_context_size,
-            seed=sampling.seed,
-            logit_bias=sampling.logit_bias,
-            banned_ids=sampling.banned_ids,
-            stop=request.stop,
-            ignore_eos=request.ignore_eos,
-            logprobs=request.logprobs,
-            max_kv_size=own.max_kv_size,
-            kv_bits=own.kv_bits,
-            kv_group_size=own.kv_group_size,
-            prompt_lookup=own.prompt_lookup,
-            prefill_step_size=prefill_step_size,
-            cancel=self._stop,
-            on_progress=self._on_progress,
-        )
+        self._run = CompletionRun(model, tokenizer, request, cache, prefill_step_size=prefill_step_size)
+        self._steps = self._run.steps()
 
     @property
     def is_cancelled(self) -> bool:
@@ -214,42 +164,36 @@ class OwnRun:
         return self.channel.is_ended
 
     @property
-    def is_past_prompt(self) -> bool:
-        """Whether the next step is that of a token."""
-        return self._last.generated_tokens > 0
+    def is_in_prompt(self) -> bool:
+        """Whether the next step is one of the prompt, the last of which gives the first token."""
+        return not self.is_over and self._run.generated == 0
 
     def advance(self) -> None:
-        """Run the prompt, or a token."""
-        self.is_running = True
+        """Run a step of the prompt, or one that gives a token."""
         try:
-            self._last = next(self._chunks)
+            step = next(self._steps)
         except Exception as error:
             self.fail(error)
             return
-        finally:
-            self.is_running = False
-        if self._last.finish_reason:
-            # Suspended, it would keep its cache until garbage is collected: it holds this object, and this one it.
-            self._chunks.close()
-        self.channel.put(self._last)
+        if isinstance(step, GenerationChunk):
+            if step.finish_reason:
+                # Suspended after its last chunk, it would keep its cache until it is collected.
+                self._steps.close()
+            self.channel.put(step)
 
     def fail(self, error: Exception) -> None:
         """End the request with an error."""
         self.channel.fail(without_locals(error))
 
     def cancel(self) -> None:
-        """End the request, and let go of its cache."""
-        self._chunks.close()
-        ended = replace(
-            self._last, text="", token=-1, logprob=None, top_logprobs={}, from_draft=False, finish_reason="cancelled"
-        )
-        self.channel.put(ended)
-
-    def _on_progress(self, done: int, total: int) -> None:
-        if done < total:
-            self._between()
-        if self.is_cancelled:
-            self._stop.set()
+        """End the request, with the text that was held back, and let go of its cache."""
+        self._steps.close()
+        try:
+            text, _ = self._run.text_of.finish()
+        except Exception as error:
+            self.fail(error)
+            return
+        self.channel.put(self._run.cancelled(text))
 
 
 class ScoreRun:
@@ -281,6 +225,11 @@ class ScoreRun:
     def is_over(self) -> bool:
         """Whether nothing is to be done any more."""
         return self.future.done()
+
+    @property
+    def is_in_prompt(self) -> bool:
+        """Whether there is more to run: a text to score is all prompt."""
+        return not self.is_over
 
     def advance(self) -> None:
         """Score the next tokens."""

@@ -1,9 +1,9 @@
 """Many completions at once: rows that end leave the batch, waiting prompts take their place (continuous batching).
 
-`batch_generate` yields each completion when it ends; `generate_many` returns all texts in order. Prompts are read as
-places become free, so that they may be more than memory holds. Those that join together and fit one step of prefill
-are run together; all rows then decode together, and one step is always in flight, as in `generation`: while a step's
-tokens are read and turned into text, the device computes the next.
+`batch_generate` yields each completion when it ends. Prompts are read as places become free, so that they may be more
+than memory holds. Those that join together and fit one step of prefill are run together; all rows then decode together,
+and one step is always in flight, as in `streaming.py`: while a step's tokens are read and turned into text, the device
+computes the next.
 
 Each row is its solo run: same positions, same options, its own stop strings, seed and context. Only its sums are
 rounded in another order, so that in float32 logits agree to 1e-5, and greedy ids are the same but where two tokens are
@@ -13,28 +13,26 @@ mlx-lm's `BatchGenerator`, which the adapter lends the model to, is not used her
 seconds to import, and draws all rows from one random state, so that a row's text depends on who is beside it; nor has
 it stop strings in the text or a context that ends.
 
-`DecodingBatch` is the step that the rows take together, `PromptRun` the way of prompts into a batch; `engine_worker.py`
-runs on the same two.
+`DecodingBatch` is the step that the rows take together, `PromptRun` the way of prompts into a batch; the engine's
+scheduler runs on the same two.
 
-Not here: transformers' `model.generate` on a padded batch (`batch_generation`), prompt caches.
+Not here: transformers' `model.generate` on a padded batch (`model/generate.py`), prompt caches.
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from helium_mlx.errors import GenerationError, HeliumError, shown
-from helium_mlx.generation.completion import CompletionText, FinishReason, StopStrings
-from helium_mlx.generation.decoding_batch import DecodingBatch, Prefilled, Row, groups_of, prefill_rows
+from helium_mlx.generation.completion import FinishReason
+from helium_mlx.generation.decoding_batch import BatchRow, DecodingBatch, Prefilled, groups_of, prefill_rows
 from helium_mlx.generation.prompts import Prompt, holds_ids, require_generator, room_after, tokens_of_prompt
-from helium_mlx.generation.sampling import Sampler, SamplingOptions, logit_adjustment
+from helium_mlx.generation.request import CompletionOptions, CompletionRequest
 from helium_mlx.kv_cache.memory import require_batch_fits
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.option_values import require_switch, require_whole
+from helium_mlx.option_values import require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 # All of a prompt's samples are prepared with it.
@@ -102,36 +100,43 @@ def batch_generate(
     Raises GenerationError and ContextOverflowError as `stream_generate`, with the index of the prompt, and
     GenerationError if `batch_size` rows as long as the longest do not fit into memory.
     """
+    options = CompletionOptions(
+        temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos,
+    )  # fmt: skip
+    return complete_batch(
+        model, tokenizer, prompts, options, batch_size=batch_size, samples=samples, prefill_step_size=prefill_step_size
+    )
+
+
+def complete_batch(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompts: Iterable[Prompt | Request],
+    options: CompletionOptions,
+    *,
+    batch_size: int = 16,
+    samples: int = 1,
+    prefill_step_size: int = 512,
+) -> Generator[Completion, None, None]:
+    """Do what `batch_generate` does, with options that do without what batches lack."""
     require_generator(model, tokenizer)
     batch_size = require_whole("batch_size", batch_size, 1)
     samples = require_whole("samples", samples, 1, MAX_SAMPLES)
-    max_tokens = require_whole("max_tokens", max_tokens, 1)
     prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
-    ignore_eos = require_switch("ignore_eos", ignore_eos)
     _require_several(prompts)
-    options = SamplingOptions(
-        temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids
-    )
-    stops, seed, vocab_size = StopStrings(stop).stop, options.seed, model.config.vocab_size
-    reserved = tokenizer.reserved_ids if options.temperature > 0 else ()
-    # Bias and bans that the model has no ids for are refused now, and not with the first row.
-    logit_adjustment(options, vocab_size, reserved)
-    eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
+    options.require_fit(model.config, tokenizer)
 
     def rows_of(request: CheckedRequest) -> list[_CompletionRow]:
         rows = []
         for sample in request.samples:
-            own_seed = None if seed is None else (seed + request.index * samples + sample) % 2**64
-            text = CompletionText(tokenizer, StopStrings(stops), eos)
-            prompt_ids = mx.array(request.tokens, dtype=mx.int32)
-            sampler = Sampler(
-                dataclasses.replace(options, seed=own_seed), prompt_ids, vocab_size=vocab_size, reserved_ids=reserved
-            )
-            rows.append(_CompletionRow(request, sample, sampler, text))
+            seed = None if options.seed is None else (options.seed + request.index * samples + sample) % 2**64
+            own = CompletionRequest(request.tokens, replace(options, seed=seed), request.count)
+            rows.append(_CompletionRow(request, sample, own, model, tokenizer))
         return rows
 
     requests = (
-        check_request(model, tokenizer, prompt, place, max_tokens=max_tokens, samples=samples)
+        check_request(model, tokenizer, prompt, place, max_tokens=options.max_tokens, samples=samples)
         for place, prompt in enumerate(prompts)
     )
     if isinstance(prompts, Sequence):
@@ -144,17 +149,6 @@ def batch_generate(
     else:
         requests = _fitting(model, requests, batch_size)
     return _complete(model, map(rows_of, requests), batch_size=batch_size, step_size=prefill_step_size)
-
-
-def generate_many(
-    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, prompts: Sequence[Prompt], **options: object
-) -> list[str]:
-    """Return the completions of `prompts` in their order; `options` are `batch_generate`'s.
-
-    With `samples`, those of a prompt stand one behind the other.
-    """
-    completions = list(batch_generate(model, tokenizer, prompts, **options))  # pyright: ignore[reportArgumentType]
-    return [completion.text for completion in sorted(completions, key=lambda each: (each.index, each.sample))]
 
 
 @dataclass(frozen=True)
@@ -218,7 +212,7 @@ def _fitting(model: HeliumForCausalLM, requests: Iterator[CheckedRequest], batch
 
 
 def _require_several(prompts: object) -> None:
-    """Raise GenerationError for a single prompt, and for what is no prompts at all."""
+    """Raise GenerationError for a single prompt, and for what is not prompts at all."""
     flat = getattr(prompts, "ndim", 2) < 2
     if isinstance(prompts, (str, bytes)) or flat or (isinstance(prompts, Sequence) and prompts and holds_ids(prompts)):
         raise GenerationError("prompts is a single prompt; give a list of prompts: [prompt]")
@@ -226,12 +220,19 @@ def _require_several(prompts: object) -> None:
         raise GenerationError(f"prompts is {shown(prompts)}; give a list of prompts, or another iterable of them")
 
 
-class _CompletionRow(Row):
+class _CompletionRow(BatchRow):
     """A row that collects its text."""
 
-    def __init__(self, request: CheckedRequest, sample: int, sampler: Sampler, text_of: CompletionText) -> None:
-        super().__init__(sampler, text_of, request.count)
-        self.request = request
+    def __init__(
+        self,
+        checked: CheckedRequest,
+        sample: int,
+        request: CompletionRequest,
+        model: HeliumForCausalLM,
+        tokenizer: HeliumTokenizer,
+    ) -> None:
+        super().__init__(request, model, tokenizer)
+        self.checked = checked
         self.sample = sample
         self.text = ""
 
@@ -241,13 +242,13 @@ class _CompletionRow(Row):
         if self.reason is None:
             return None
         return Completion(
-            index=self.request.index,
+            index=self.checked.index,
             sample=self.sample,
-            prompt=self.request.request.prompt,
+            prompt=self.checked.request.prompt,
             text=self.text,
             tokens=self.tokens,
             finish_reason=self.reason,
-            prompt_tokens=len(self.request.tokens),
+            prompt_tokens=len(self.request.prompt),
             generated_tokens=len(self.tokens),
         )
 
@@ -255,10 +256,10 @@ class _CompletionRow(Row):
 def _complete(
     model: HeliumForCausalLM, requests: Iterator[list[_CompletionRow]], *, batch_size: int, step_size: int
 ) -> Generator[Completion, None, None]:
-    waiting, batch = _Waiting(model, requests, step_size), DecodingBatch(model)
+    waiting, batch = _Waiting(model, requests, step_size), DecodingBatch[_CompletionRow](model)
     while True:
         for row, decoded in batch.advance(waiting.take(batch_size - len(batch.rows))):
-            if completion := cast(_CompletionRow, row).completed(decoded.token):
+            if completion := row.completed(decoded.token):
                 yield completion
         if batch.is_empty and waiting.is_over:
             break
@@ -272,7 +273,7 @@ class _Waiting:
         self.model = model
         self.requests = requests
         self.step_size = step_size
-        self.ready: deque[Prefilled] = deque()
+        self.ready: deque[Prefilled[_CompletionRow]] = deque()
         self.exhausted = False
         self.error: HeliumError | None = None
 
@@ -281,7 +282,7 @@ class _Waiting:
         """Whether nobody will come any more."""
         return self.exhausted and not self.ready
 
-    def take(self, places: int) -> list[Prefilled]:
+    def take(self, places: int) -> list[Prefilled[_CompletionRow]]:
         """Return the next rows, at most `places`, in the order of the prompts."""
         fetched, count = list[list[_CompletionRow]](), len(self.ready)
         while count < places and (samples := self._next()):
@@ -307,10 +308,10 @@ class _Waiting:
         return samples
 
     def _prefill(self, requests: list[list[_CompletionRow]]) -> None:
-        prefilled = list[tuple[int, list[Prefilled]]]()
-        for group in groups_of([len(samples[0].request.tokens) for samples in requests], self.step_size):
+        prefilled = list[tuple[int, list[Prefilled[_CompletionRow]]]]()
+        for group in groups_of([len(samples[0].request.prompt) for samples in requests], self.step_size):
             layers, logits = prefill_rows(
-                self.model, [requests[place][0].request.tokens for place in group], step_size=self.step_size
+                self.model, [requests[place][0].request.prompt for place in group], step_size=self.step_size
             )
             mx.async_eval(logits)
             for row, place in enumerate(group):

@@ -4,45 +4,44 @@ One step is always in flight: while its tokens are read and turned into text, th
 takes prompts into a batch, `DecodingBatch` is the step that all rows share. `batching.py` and the engine run on both.
 """
 
-import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import mlx.core as mx
 
-from helium_mlx.generation.completion import CompletionText, DecodedToken, FinishReason, ranked
-from helium_mlx.generation.sampling import Sampler, SamplingOptions, token_logprobs
+from helium_mlx.generation.completion import DecodedToken, FinishReason, ranked
+from helium_mlx.generation.request import CompletionRequest
+from helium_mlx.generation.sampling import token_logprobs
 from helium_mlx.kv_cache.batch import BatchKVCache, regrouped
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 
-class Row:
+class BatchRow:
     """One text on its way through a batch: how many tokens were begun, which of them were read, and why it ended.
 
-    `count` is how many tokens it may have; `top_logprobs` how many alternatives are asked for with each.
+    The tokens that a request had generated before it joined are among `tokens`.
     """
 
-    def __init__(self, sampler: Sampler, text_of: CompletionText, count: int, *, top_logprobs: int = 0) -> None:
-        self.sampler = sampler
-        self.text_of = text_of
-        self.count = count
-        self.top_logprobs = top_logprobs
-        self.is_plain_greedy = _is_plain_greedy(sampler.options)
-        self.begun = 0
-        self.tokens: list[int] = []
+    def __init__(self, request: CompletionRequest, model: HeliumForCausalLM, tokenizer: HeliumTokenizer) -> None:
+        self.request = request
+        self.sampler = request.sampler(model, tokenizer)
+        self.text_of = request.text_of(tokenizer)
+        self.tokens = list(request.generated)
+        self.begun = len(self.tokens)
         self.reason: FinishReason | None = None
 
     @property
-    def to_come(self) -> int:
+    def remaining(self) -> int:
         """How many tokens may still be begun."""
-        return self.count - self.begun
+        return self.request.count - self.begun
 
     @property
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         """Whether another token is to be computed."""
-        return self.reason is None and self.to_come > 0
+        return self.reason is None and self.remaining > 0
 
     def draw(self, logits: mx.array) -> mx.array:
         """Start computing the next token, (1,), from logits (1, vocab_size)."""
@@ -51,19 +50,22 @@ class Row:
     def add(self, token: int) -> str:
         """Take a token that was read; return the text that can be shown with it. `reason` says if it was the last."""
         self.tokens.append(token)
-        text, self.reason = self.text_of.add(token, is_last=len(self.tokens) == self.count)
+        text, self.reason = self.text_of.add(token, is_last=len(self.tokens) == self.request.count)
         return text
 
 
+R = TypeVar("R", bound=BatchRow)
+
+
 @dataclass(frozen=True)
-class _Step:
+class _DecodingStep(Generic[R]):
     """Rows, and the newest token of each, (B,), perhaps still being computed; `logprobs` where a row asks for them."""
 
-    rows: Sequence[Row]
+    rows: Sequence[R]
     tokens: mx.array
     logprobs: list[mx.array]
 
-    def read(self) -> list[tuple[Row, DecodedToken]]:
+    def read(self) -> list[tuple[R, DecodedToken]]:
         """Wait for the tokens; return those of the rows that had not ended before."""
         tokens = cast(list[int], self.tokens.tolist())
         # A row that has ended may be here still: its token was begun before that was known.
@@ -72,34 +74,34 @@ class _Step:
             return [(self.rows[place], DecodedToken(tokens[place], None, {})) for place in places]
         values = cast(list[float], self.logprobs[0].tolist())
         top = ranked(self.logprobs[1], self.logprobs[2])
-        read = list[tuple[Row, DecodedToken]]()
+        read = list[tuple[R, DecodedToken]]()
         for place in places:
-            wanted = self.rows[place].top_logprobs
+            wanted = self.rows[place].request.options.logprobs
             found = dict(list(top[place].items())[:wanted])
             read.append((self.rows[place], DecodedToken(tokens[place], values[place] if wanted else None, found)))
         return read
 
 
 @dataclass(frozen=True)
-class Prefilled:
-    """A row that waits to join: where its prompt is, and the logits behind it, (1, vocab_size)."""
+class Prefilled(Generic[R]):
+    """A row that waits to join: where its prompt is, and the logits after it, (1, vocab_size)."""
 
-    row: Row
+    row: R
     layers: list[BatchKVCache]
     place: int
     logits: mx.array
 
 
 @dataclass(frozen=True)
-class Parked:
+class PreemptedRow(Generic[R]):
     """A row that was taken out of a batch: its cache, a batch of one, and its newest token, (1,), not in it yet."""
 
-    row: Row
+    row: R
     layers: list[BatchKVCache]
     token: mx.array
 
 
-class DecodingBatch:
+class DecodingBatch(Generic[R]):
     """The rows that decode together, and the one step of theirs that is always in flight.
 
     Rows leave when they end, and whenever their `reason` is set; others join between two steps.
@@ -107,21 +109,21 @@ class DecodingBatch:
 
     def __init__(self, model: HeliumForCausalLM) -> None:
         self.model = model
-        self._step = _no_step()
+        self._step: _DecodingStep[R] = _sampled([], [])
         self._layers: list[BatchKVCache] = []
 
     @property
-    def rows(self) -> list[Row]:
-        """The rows that go on."""
-        return [row for row in self._step.rows if row.goes_on]
+    def rows(self) -> list[R]:
+        """The rows that another token is to be computed for."""
+        return [row for row in self._step.rows if row.continues]
 
     @property
-    def unread(self) -> list[Row]:
+    def unread(self) -> list[R]:
         """The rows that have a token in flight which somebody waits for."""
         return [row for row in self._step.rows if row.reason is None]
 
     @property
-    def held(self) -> list[Row]:
+    def held(self) -> list[R]:
         """The rows whose caches are held, those included that have ended since the last step."""
         return list(self._step.rows)
 
@@ -131,25 +133,29 @@ class DecodingBatch:
         return not self._step.rows
 
     def advance(
-        self, arrivals: list[Prefilled], returning: list[Parked] | None = None, *, leaving: Collection[Row] = ()
-    ) -> list[tuple[Row, DecodedToken]]:
+        self,
+        arrivals: list[Prefilled[R]],
+        returning: list[PreemptedRow[R]] | None = None,
+        *,
+        leaving: Collection[R] = (),
+    ) -> list[tuple[R, DecodedToken]]:
         """Start the next step, and return what the one before it and the arrivals' first one gave, once it is there.
 
         `arrivals` and `returning` join, and are emptied, so that their caches are let go before anybody waits. The rows
         `leaving` get the token that is in flight and no further one.
         """
         step, returning = self._step, returning or []
-        kept = [place for place, row in enumerate(step.rows) if row.goes_on and row not in leaving]
+        kept = [place for place, row in enumerate(step.rows) if row.continues and row not in leaving]
         first = _sampled([each.row for each in arrivals], [each.logits for each in arrivals])
-        joining = [each for each in arrivals if each.row.goes_on]
+        joining = [each for each in arrivals if each.row.continues]
         rows = [*(step.rows[place] for place in kept), *(each.row for each in [*joining, *returning])]
-        following = _no_step()
+        following: _DecodingStep[R] = _sampled([], [])
         if rows:
             tokens = step.tokens
             if joining or returning or len(kept) < len(step.rows):
                 sources = [*_by_cache(joining), *((each.layers, [0]) for each in returning)]
                 self._layers = self._regrouped(rows, kept, sources)
-                places = [*kept, *(len(step.rows) + i for i, each in enumerate(arrivals) if each.row.goes_on)]
+                places = [*kept, *(len(step.rows) + i for i, each in enumerate(arrivals) if each.row.continues)]
                 tokens = mx.concatenate([step.tokens, first.tokens])[mx.array(places, dtype=mx.int32)]
                 tokens = mx.concatenate([tokens, *(each.token for each in returning)])
             logits = self.model.next_logits(tokens[:, None], list(self._layers), self._layers[0].lengths)
@@ -163,12 +169,12 @@ class DecodingBatch:
         return [*step.read(), *first.read()]
 
     def _regrouped(
-        self, rows: list[Row], kept: list[int], joining: Sequence[tuple[list[BatchKVCache], list[int]]]
+        self, rows: list[R], kept: list[int], joining: Sequence[tuple[list[BatchKVCache], list[int]]]
     ) -> list[BatchKVCache]:
         """Return the caches of `rows`, with room for the longest that one of them may get."""
         lengths = [self._layers[0].lengths[place] for place in kept]
         lengths += [layers[0].lengths[place] for layers, places in joining for place in places]
-        longest = max(length + row.to_come for length, row in zip(lengths, rows, strict=True))
+        longest = max(length + row.remaining for length, row in zip(lengths, rows, strict=True))
         layers, places = joining[0] if joining else ([], [])
         if kept or len(joining) > 1 or places != list(range(len(layers[0].padding))):
             return regrouped(self._layers, kept, joining, room=longest - max(lengths))
@@ -177,19 +183,15 @@ class DecodingBatch:
             layer.reserve(longest)
         return layers
 
-    def parked(self, row: Row) -> Parked:
-        """Return a copy of what the batch holds of a row that goes on, for it to leave and come back with."""
+    def extract(self, row: R) -> PreemptedRow[R]:
+        """Return a copy of what the batch holds of a row that continues, for it to leave and come back with."""
         place = self._step.rows.index(row)
-        layers = regrouped([], [], [(self._layers, [place])], room=row.to_come)
-        return Parked(row, layers, self._step.tokens[place : place + 1])
+        layers = regrouped([], [], [(self._layers, [place])], room=row.remaining)
+        return PreemptedRow(row, layers, self._step.tokens[place : place + 1])
 
     def clear(self) -> None:
         """Let go of all rows and of the step in flight."""
-        self._step, self._layers = _no_step(), []
-
-
-def _no_step() -> _Step:
-    return _Step([], mx.zeros(0, mx.uint32), [])
+        self._step, self._layers = _sampled([], []), []
 
 
 class PromptRun:
@@ -207,7 +209,7 @@ class PromptRun:
             layer.reserve(columns)
 
     def advance(self) -> mx.array | None:
-        """Run the next columns; after the last ones return the logits behind the prompts, (B, vocab_size), lazily."""
+        """Run the next columns; after the last ones return the logits after the prompts, (B, vocab_size), lazily."""
         start, columns = self.layers[0].offset, self._ids.shape[1]
         caches, lengths = list[KVCache](self.layers), self.layers[0].lengths
         if start + self.step_size >= columns:
@@ -240,7 +242,7 @@ def groups_of(lengths: Sequence[int], step_size: int) -> list[list[int]]:
     return groups
 
 
-def _by_cache(joining: Sequence[Prefilled]) -> list[tuple[list[BatchKVCache], list[int]]]:
+def _by_cache(joining: Sequence[Prefilled[R]]) -> list[tuple[list[BatchKVCache], list[int]]]:
     parts = list[tuple[list[BatchKVCache], list[int]]]()
     for each in joining:
         if parts and parts[-1][0] is each.layers:
@@ -250,15 +252,15 @@ def _by_cache(joining: Sequence[Prefilled]) -> list[tuple[list[BatchKVCache], li
     return parts
 
 
-def _sampled(rows: Sequence[Row], logits: list[mx.array]) -> _Step:
+def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
     """Start computing a token for each row from logits that are (len(rows), vocab_size) when put together."""
     if not rows:
-        return _no_step()
+        return _DecodingStep([], mx.zeros(0, mx.uint32), [])
     scores = logits[0] if len(logits) == 1 else mx.concatenate(logits)
     for row in rows:
         row.begun += 1
     state = list[mx.array]()
-    if all(row.is_plain_greedy for row in rows):
+    if all(row.sampler.takes_best for row in rows):
         tokens = mx.argmax(scores, axis=-1)
     else:
         drawn = []
@@ -266,14 +268,7 @@ def _sampled(rows: Sequence[Row], logits: list[mx.array]) -> _Step:
             drawn.append(row.draw(scores[place : place + 1]))
             state += row.sampler.state
         tokens = mx.concatenate(drawn)
-    most = max(row.top_logprobs for row in rows)
+    most = max(row.request.options.logprobs for row in rows)
     logprobs = token_logprobs(scores, tokens, most) if most else []
     mx.async_eval(tokens, state, logprobs)
-    return _Step(rows, tokens, logprobs)
-
-
-def _is_plain_greedy(options: SamplingOptions) -> bool:
-    """Return whether the most probable token is taken as it is, so that all rows can be sampled as one."""
-    # What only shapes a draw is put aside; anything else that is set makes the options differ from the plain ones.
-    no_draw = dataclasses.replace(options, top_p=1.0, top_k=0, min_p=0.0, repetition_context_size=None, seed=None)
-    return no_draw == SamplingOptions()
+    return _DecodingStep(rows, tokens, logprobs)

@@ -1,8 +1,8 @@
 """Prompt-lookup decoding: drafts copied from earlier in prompt and output, verified several at a time.
 
-A pass runs the last token and the drafts behind it through the model at once. At each position the sampler draws the
+A pass runs the last token and the drafts after it through the model at once. At each position the sampler draws the
 token that it would have drawn there; drafts are kept as far as they equal the draws, the first draw that differs takes
-the place of its draft, and what lies behind is trimmed from the cache. A draw depends on nothing but the seed, its
+the place of its draft, and what follows is trimmed from the cache. A draw depends on nothing but the seed, its
 place in the text and the tokens before it. So this is lossless whatever the drafts are: greedy ids, the distribution,
 and with a seed the text, are those of plain decoding. That is up to rounding: a pass over several tokens may add in
 another order than a pass over one, and logits that are equal but for that may be decided otherwise, in 16 bits more
@@ -78,7 +78,7 @@ class DraftPolicy:
 
 
 @dataclass(frozen=True)
-class Pass:
+class VerificationPass:
     """One forward pass under way: the drafts in it, and what was drawn at each position.
 
     `drawn`: (1 + drafts,); `scored`: log-probabilities of those, the top ids, and theirs, if they are asked for.
@@ -90,7 +90,7 @@ class Pass:
 
 
 class LookupDecoding:
-    """What `generation.Decoding` is, with up to `draft_tokens` drafts a pass; it counts what became of them.
+    """What `streaming.Decoding` is, with up to `draft_tokens` drafts a pass; it counts what became of them.
 
     `check_draft_tokens` says which caches can be used.
     """
@@ -123,13 +123,13 @@ class LookupDecoding:
 
     def tokens(self, logits: mx.array, count: int) -> Iterator[DecodedToken]:
         """Yield `count` tokens, the first from `logits`, (1, vocab_size); closed early, the cache holds some more."""
-        current: Pass | None = self._draw(logits, [])
+        current: VerificationPass | None = self._draw(logits, [])
         while current:
             following = None
             if not current.drafts:
                 self.sampler.take(current.drawn)
                 if count > 1:
-                    # The continuation begins with the token that is being computed; the drafts are those behind it.
+                    # The continuation begins with the token that is being computed; the drafts are those after it.
                     following = self._pass(current.drawn, self._drafts(skipped=1, room=count - 2))
             decoded = self._read(current)
             count -= len(decoded)
@@ -145,7 +145,7 @@ class LookupDecoding:
             return []
         return self.index.continuation(skipped + min(self.policy.length, room))[skipped:]
 
-    def _pass(self, last: mx.array, drafts: list[int]) -> Pass:
+    def _pass(self, last: mx.array, drafts: list[int]) -> VerificationPass:
         """Start a forward pass over the last token, (1,), perhaps still being computed, and the drafts."""
         if not drafts:
             return self._draw(self.model.next_logits(last[None], self.cache), drafts)
@@ -153,16 +153,16 @@ class LookupDecoding:
         output = self.model.model.run(self.model.model.embed(inputs[None]), self.cache)
         return self._draw(self.model.logits(output.last_hidden_state[0]), drafts)
 
-    def _draw(self, logits: mx.array, drafts: list[int]) -> Pass:
+    def _draw(self, logits: mx.array, drafts: list[int]) -> VerificationPass:
         """Start drawing at each position as if the drafts before it had been drawn; `logits`: (1 + drafts, V)."""
         drawn, scored = self.sampler.draw(logits), []
         if self.top_logprobs:
             scored = token_logprobs(logits, drawn, self.top_logprobs)
         mx.async_eval(drawn, scored, self.sampler.state)
-        return Pass(drafts, drawn, scored)
+        return VerificationPass(drafts, drawn, scored)
 
-    def _read(self, current: Pass) -> list[DecodedToken]:
-        """Wait for a pass; return the drafts that were drawn and the token behind them, and forget the others."""
+    def _read(self, current: VerificationPass) -> list[DecodedToken]:
+        """Wait for a pass; return the drafts that were drawn and the token after them, and forget the others."""
         drawn = cast(list[int], current.drawn.tolist())
         drafted, accepted = len(current.drafts), 0
         while accepted < drafted and current.drafts[accepted] == drawn[accepted]:
@@ -183,7 +183,7 @@ class LookupDecoding:
         ]
 
 
-def _alternatives(current: Pass) -> list[tuple[float | None, dict[int, float]]]:
+def _alternatives(current: VerificationPass) -> list[tuple[float | None, dict[int, float]]]:
     """Return, for each position, the log-probability drawn and the top ids with theirs, the most probable first."""
     if not current.scored:
         return [(None, {})] * (1 + len(current.drafts))

@@ -29,7 +29,7 @@ def holds_ids(prompt: Sequence[object]) -> bool:
 def tokens_of_prompt(
     model: HeliumForCausalLM, tokenizer: HeliumTokenizer, prompt: str | Sequence[int] | mx.array
 ) -> list[int]:
-    """Return the ids of a prompt. Raises GenerationError for an empty one and for what is no id of the model's."""
+    """Return the ids of a prompt. Raises GenerationError for an empty one and for what is not an id of the model's."""
     if isinstance(prompt, (bytes, bytearray)):
         raise GenerationError("prompt is bytes; give text (decode it) or a list of token ids")
     # The tokenizer may have ids that the model has not.
@@ -41,7 +41,7 @@ def tokens_of_prompt(
 
 
 def room_after(model: HeliumForCausalLM, held: int, prompt: int) -> int:
-    """Return how many tokens fit behind the prompt, at least one."""
+    """Return how many tokens fit after the prompt, at least one."""
     context = model.config.max_position_embeddings
     room = context - held - prompt
     if room < 1:

@@ -5,8 +5,8 @@ one before it left, renormalised. All of it is float32, whatever the logits are 
 penalty is an argmax of the logits themselves.
 
 The draw is a race: token i arrives after an exponential time of rate p_i, and the first one is taken, which is i with
-probability p_i (the Gumbel-max trick without logarithms of p). The times behind the n-th token of a request depend on
-its seed, on n and on i alone, so the same seed gives the same text however many positions a pass draws, and logits that
+probability p_i (the Gumbel-max trick without logarithms of p). The times of the n-th token of a request depend on its
+seed, on n and on i alone, so the same seed gives the same text however many positions a pass draws, and logits that
 differ in the last bit give another token hardly ever. MLX's global random state is neither read nor changed.
 
 Deviates from transformers: top-k keeps exactly k tokens where several are equal to the k-th, top-p sums from the most
@@ -157,10 +157,10 @@ class Sampler:
         if self.options.temperature == 0:
             return mx.argmax(logits, axis=-1)
         keys = [key_of(self._seed, self.drawn + row) for row in range(logits.shape[0])]
-        return race(*weights(logits, self.options), random_bits(keys, logits.shape[-1]))
+        return race(*filtered_probabilities(logits, self.options), random_bits(keys, logits.shape[-1]))
 
     def take(self, tokens: mx.array) -> None:
-        """Go on behind `tokens`, integers (K,): those that the next positions came to have."""
+        """Continue after `tokens`, integers (K,): those that the next positions came to have."""
         count = tokens.size
         if self._last_seen is not None:
             places = mx.arange(self._past + 1, self._past + count + 1) if count > 1 else mx.array(self._past + 1)
@@ -169,13 +169,18 @@ class Sampler:
         self.drawn += count
 
     def copy(self) -> "Sampler":
-        """Return one that goes on from here by itself."""
+        """Return one that continues from here by itself."""
         return copy.copy(self)
 
     @property
     def state(self) -> list[mx.array]:
         """The arrays kept from draw to draw, for `mx.async_eval`: left lazy, they would belong to one thread."""
         return [] if self._last_seen is None else [self._last_seen]
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the token is the argmax of the logits as they are, so that many rows can be drawn as one."""
+        return self.options.temperature == 0 and self._adjustment is None and self._last_seen is None
 
     def _is_penalized(self, last_seen: mx.array) -> mx.array:
         size = self.options.repetition_context_size
@@ -228,11 +233,11 @@ def penalize(logits: mx.array, penalized: mx.array, penalty: float) -> mx.array:
     return mx.where(penalized, choose(logits * penalty, logits / penalty), logits)
 
 
-def weights(logits: mx.array, options: SamplingOptions) -> tuple[mx.array, mx.array | None]:
+def filtered_probabilities(logits: mx.array, options: SamplingOptions) -> tuple[mx.array, mx.array | None]:
     """Return what the filters leave of the probabilities, float32 (K, C), and the tokens they belong to, (K, C).
 
-    None for the tokens is the vocabulary in its order. A token that was filtered out has the weight 0; the most
-    probable one always stays. The weights are not normalised again. `logits`: (K, vocab_size).
+    None for the tokens is the vocabulary in its order. A token that was filtered out has the probability 0; the most
+    probable one always stays. What is left is not normalised again. `logits`: (K, vocab_size).
     """
     logits, tokens = logits.astype(mx.float32), None
     vocab_size = logits.shape[-1]
@@ -256,15 +261,15 @@ def weights(logits: mx.array, options: SamplingOptions) -> tuple[mx.array, mx.ar
 
 
 def race(left: mx.array, tokens: mx.array | None, bits: mx.array) -> mx.array:
-    """Return one token a row, uint32 (K,), with probability proportional to its weight.
+    """Return one token a row, uint32 (K,), drawn in proportion to the probabilities that are left.
 
-    `left` and `tokens` are what `weights` gives; `bits`: random uint32 (K, vocab_size), each token's own.
+    `left` and `tokens` are what `filtered_probabilities` gives; `bits`: random uint32 (K, vocab_size), a token's own.
     """
     if tokens is not None:
         bits = mx.take_along_axis(bits, tokens, axis=-1)
     # Minus a number between 0 and 1, neither included: float32 is finest near 0, where the winners are.
     uniform = bits * -_BITS_TO_UNIT - 2.0**-33
-    # Minus the times. Where the weight is 0 it takes forever.
+    # Minus the times. Where the probability is 0 it takes forever.
     times = mx.log1p(uniform) / left
     if tokens is None:
         return mx.argmax(times, axis=-1)

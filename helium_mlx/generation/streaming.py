@@ -2,42 +2,31 @@
 
 `stream_generate` yields as text appears; `generate` joins. One decoding step is always in flight: while a token is read
 and shown, the device computes the next. A run that ends by length computes exactly the tokens it emits; one that ends
-by eos or a stop string has the one step in flight behind it, which is thrown away.
+by eos or a stop string has one more step in flight, which is thrown away.
 """
 
-import functools
-import inspect
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, ParamSpec, cast
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import cast
 
 import mlx.core as mx
 
 from helium_mlx.errors import GenerationError
-from helium_mlx.generation.completion import (
-    CompletionText,
-    DecodedToken,
-    FinishReason,
-    GenerationChunk,
-    StopStrings,
-    ranked,
-)
-from helium_mlx.generation.prompts import holds_ids, require_generator, room_after, tokens_of_prompt
-from helium_mlx.generation.sampling import Sampler, SamplingOptions, token_logprobs
+from helium_mlx.generation.batching import complete_batch
+from helium_mlx.generation.completion import CompletionText, DecodedToken, FinishReason, GenerationChunk, ranked
+from helium_mlx.generation.prompt_lookup import LookupDecoding
+from helium_mlx.generation.prompts import Prompt, holds_ids, require_generator
+from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
+from helium_mlx.generation.sampling import Sampler, token_logprobs
 from helium_mlx.kv_cache.cache import KVCache
-from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.memory import require_run_fits
 from helium_mlx.model.argument_checks import length_of_past
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.option_values import OnProgress, require_call, require_switch, require_whole, token_ids
+from helium_mlx.option_values import OnProgress, require_call, require_whole, token_ids
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
-
-if TYPE_CHECKING:
-    from helium_mlx.generation.prompt_lookup import LookupDecoding
-
-
-P = ParamSpec("P")
 
 # How often MLX's cache of free buffers is emptied: growing key-value caches leave one behind of every size.
 TOKENS_PER_CLEARING = 256
@@ -81,12 +70,11 @@ def stream_generate(
     the text before they appear in it. `logprobs` asks for that many alternatives a token. `cache` holds what precedes
     the prompt; afterwards it also holds the prompt and every token but the last, however the run ended; until then no
     other run can have it. A cache does not know its tokens: `cached_tokens` tells them, all or none, to the repetition
-    penalty and to prompt lookup. Without a cache,
-    `max_kv_size` makes a cache that keeps the first token and the last ones, and `kv_bits` one that is quantized in
-    groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are run at a time, and
-    `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many tokens ahead from what
-    prompt and output repeat (see `prompt_lookup.py`). Setting `cancel` ends the run before its next step, in the
-    prompt too.
+    penalty and to prompt lookup. Without a cache, `max_kv_size` makes a cache that keeps the first token and the last
+    ones, and `kv_bits` one that is quantized in groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are
+    run at a time, and `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many
+    tokens ahead from what prompt and output repeat (see `prompt_lookup.py`). Setting `cancel` ends the run before its
+    next step, in the prompt too.
 
     A completion ends, with reason "length", where the model's context does, unless a cache that forgets is smaller.
 
@@ -94,46 +82,124 @@ def stream_generate(
     the weights, and ContextOverflowError for a prompt longer than the context, all at the call and not at the first
     chunk. Numbers may be numpy's or MLX's.
     """
-    options = SamplingOptions(
-        temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids
-    )
+    options = CompletionOptions(
+        temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, logprobs=logprobs, max_kv_size=max_kv_size,
+        kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+    )  # fmt: skip
+    return _stream(
+        model, tokenizer, prompt, options, cache=cache, cached_tokens=cached_tokens,
+        prefill_step_size=prefill_step_size, cancel=cancel, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def generate(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompt: str | Sequence[int] | mx.array,
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    repetition_context_size: int | None = None,
+    seed: int | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    banned_ids: Collection[int] = (),
+    stop: str | Sequence[str] | None = (),
+    ignore_eos: bool = False,
+    logprobs: int = 0,
+    cache: list[KVCache] | None = None,
+    cached_tokens: Sequence[int] = (),
+    max_kv_size: int | None = None,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    prefill_step_size: int = 512,
+    prompt_lookup: int = 0,
+    cancel: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
+) -> str:
+    """Return the completion of `prompt`; takes what `stream_generate` takes.
+
+    Of a list of prompts, return a list, computed together (`batching.py`), for which all options can be given but
+    those that a single prompt alone can have; what `batch_generate` has beside them keeps its default.
+    """
+    options = CompletionOptions(
+        temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, logprobs=logprobs, max_kv_size=max_kv_size,
+        kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+    )  # fmt: skip
+    if isinstance(prompt, (list, tuple)) and prompt and not holds_ids(prompt):
+        _require_batchable(
+            options, cache=cache, cached_tokens=len(cached_tokens), cancel=cancel, on_progress=on_progress
+        )
+        prompts = cast("Sequence[Prompt]", prompt)
+        completions = complete_batch(model, tokenizer, prompts, options, prefill_step_size=prefill_step_size)
+        # A list, for what the signature does not name.
+        return cast(str, [each.text for each in sorted(completions, key=lambda each: each.index)])
+    chunks = _stream(
+        model, tokenizer, prompt, options, cache=cache, cached_tokens=cached_tokens,
+        prefill_step_size=prefill_step_size, cancel=cancel, on_progress=on_progress,
+    )  # fmt: skip
+    return "".join(chunk.text for chunk in chunks)
+
+
+def _require_batchable(options: CompletionOptions, **run: object) -> None:
+    """Raise GenerationError for what only a single prompt can have."""
+    given = [*options.unbatched, *(["logprobs"] if options.logprobs else []), *(name for name in run if run[name])]
+    if given:
+        raise GenerationError(f"{given[0]} is for a single prompt, and a list of prompts came; leave one out")
+
+
+def _stream(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompt: Prompt | mx.array,
+    options: CompletionOptions,
+    *,
+    cache: list[KVCache] | None,
+    cached_tokens: Sequence[int],
+    prefill_step_size: int,
+    cancel: threading.Event | None,
+    on_progress: OnProgress | None,
+) -> Generator[GenerationChunk, None, None]:
+    """Check everything now, and return what runs the completion."""
     require_generator(model, tokenizer)
-    vocab_size = model.config.vocab_size
-    max_tokens = require_whole("max_tokens", max_tokens, 1)
     prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1)
-    logprobs = require_whole("logprobs", logprobs, 0, vocab_size, allowed=f"from 0 to vocab_size = {vocab_size}")
-    prompt_lookup = require_whole("prompt_lookup", prompt_lookup, 0)
-    ignore_eos = require_switch("ignore_eos", ignore_eos)
     require_call("cancel", cancel, "is_set")
     require_call("on_progress", on_progress)
-    tokens = tokens_of_prompt(model, tokenizer, prompt)
     if cache is None:
-        cache = make_cache(model, max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size)
-    elif max_kv_size is not None or kv_bits is not None:
+        cache = options.make_cache(model)
+    elif options.max_kv_size is not None or options.kv_bits is not None:
         raise GenerationError("cache is given beside max_kv_size or kv_bits, which say what cache to make; keep one")
     held = length_of_past(cache, model.config)
     _require_single_row(cache)
-    count = max_tokens if _forgets(cache, model) else min(max_tokens, room_after(model, held, len(tokens)))
-    require_run_fits(model, held + len(tokens) + count, cache[0].kind)
-    eos = frozenset() if ignore_eos else frozenset(tokenizer.eos_token_ids)
-    before = _tokens_before(cached_tokens, held, vocab_size)
-    sampler = Sampler(
-        options,
-        mx.array(before + tokens, dtype=mx.int32),
-        vocab_size=vocab_size,
-        reserved_ids=tokenizer.reserved_ids if options.temperature > 0 else (),
-    )
-    return _stream(
-        _decoding(model, cache, sampler, logprobs, before + tokens, held + len(tokens) + count, prompt_lookup),
-        CompletionText(tokenizer, StopStrings(stop), eos),
-        tokens,
-        held=held,
-        count=count,
-        tokens_before=len(before),
+    request = checked_request(model, tokenizer, prompt, options, cache, held=held)
+    before = _tokens_before(cached_tokens, held, model.config.vocab_size)
+    run = CompletionRun(
+        model,
+        tokenizer,
+        replace(request, prompt=before + request.prompt),
+        cache,
+        cached_tokens=len(before),
         prefill_step_size=prefill_step_size,
-        cancel=cancel or threading.Event(),
-        on_progress=on_progress,
     )
+    return _chunks(run, cancel, on_progress)
+
+
+def _chunks(
+    run: "CompletionRun", cancel: threading.Event | None, on_progress: OnProgress | None
+) -> Generator[GenerationChunk, None, None]:
+    """Yield the chunks of a run, and call `on_progress` after each step of its prompt."""
+    with closing(run.steps(cancel)) as steps:
+        for step in steps:
+            in_prompt = isinstance(step, int)
+            if on_progress and (in_prompt or step.generated_tokens == 1):
+                on_progress(step if in_prompt else len(run.tokens), len(run.tokens))
+            if not in_prompt:
+                yield step
 
 
 def _require_single_row(cache: list[KVCache]) -> None:
@@ -149,101 +215,30 @@ def _tokens_before(cached_tokens: object, held: int, vocab_size: int) -> list[in
     return tokens
 
 
-def _decoding(
-    model: HeliumForCausalLM,
-    cache: list[KVCache],
-    sampler: Sampler,
-    logprobs: int,
-    prompt: list[int],
-    tokens_in_all: int,
-    draft_tokens: int,
-) -> "Decoding | LookupDecoding":
-    if not draft_tokens:
-        return Decoding(model, cache, sampler, logprobs)
-    # Imported here: it builds on this module, and most runs do without.
-    from helium_mlx.generation.prompt_lookup import LookupDecoding, check_draft_tokens
-
-    check_draft_tokens(draft_tokens, cache, tokens_in_all)
-    return LookupDecoding(model, cache, sampler, logprobs, prompt=prompt, draft_tokens=draft_tokens)
+def prefill(model: HeliumForCausalLM, tokens: Sequence[int], cache: list[KVCache], *, step_size: int) -> mx.array:
+    """Run a prompt through the model, `step_size` tokens at a time; return the last logits, (1, vocab_size), lazily."""
+    steps = prefill_steps(model, tokens, cache, step_size=step_size)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return cast(mx.array, done.value)
 
 
-def _forgets(cache: list[KVCache], model: HeliumForCausalLM) -> bool:
-    """Whether a cache keeps fewer tokens than the model's context, so that text may go on without end."""
-    size = cache[0].kind.get("max_size")
-    return size is not None and size <= model.config.max_position_embeddings
+def prefill_steps(
+    model: HeliumForCausalLM, tokens: Sequence[int], cache: list[KVCache], *, step_size: int
+) -> Generator[int, None, mx.array]:
+    """Do what `prefill` does, and yield after each step but the last how many tokens are done; return the logits.
 
-
-# What `stream_generate` takes and batches do not, with the values that ask for nothing.
-FOR_ONE_PROMPT: dict[str, object] = {
-    "cache": None, "cached_tokens": (), "max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "logprobs": 0,
-    "prompt_lookup": 0, "cancel": None, "on_progress": None,
-}  # fmt: skip
-
-
-def _require_batchable(options: dict[str, object]) -> None:
-    """Take out of `options` what only a single prompt has; raise GenerationError where it asks for something."""
-    for name, nothing in FOR_ONE_PROMPT.items():
-        value = options.pop(name, nothing)
-        if len(value) if isinstance(value, Sized) else value != nothing:
-            raise GenerationError(f"{name} is for a single prompt, and a list of prompts came; leave one out")
-
-
-def _joined(stream: Callable[P, Iterator[GenerationChunk]]) -> Callable[P, str]:
-    @functools.wraps(stream)
-    def generate(*args: P.args, **kwargs: P.kwargs) -> str:
-        prompt = kwargs["prompt"] if "prompt" in kwargs else args[2] if len(args) > 2 else None
-        if isinstance(prompt, (list, tuple)) and prompt and not holds_ids(prompt):
-            from helium_mlx.generation.batching import generate_many
-
-            _require_batchable(kwargs)
-            return cast(str, generate_many(*args, **kwargs))  # pyright: ignore[reportCallIssue, reportArgumentType]
-        return "".join(chunk.text for chunk in stream(*args, **kwargs))
-
-    generate.__name__ = generate.__qualname__ = "generate"
-    signature = inspect.signature(stream, eval_str=False)
-    vars(generate)["__signature__"] = signature.replace(return_annotation=str)
-    generate.__doc__ = (
-        "Return the completion of `prompt`; takes what `stream_generate` takes.\n\n"
-        "Of a list of prompts, return a list, computed together; options are `batching.batch_generate`'s."
-    )
-    return generate
-
-
-generate = _joined(stream_generate)
-
-
-def prefill(
-    model: HeliumForCausalLM,
-    tokens: Sequence[int],
-    cache: list[KVCache],
-    *,
-    step_size: int,
-    cancel: threading.Event | None = None,
-    on_progress: OnProgress | None = None,
-) -> mx.array:
-    """Run a prompt through the model, `step_size` tokens at a time; return the last logits, (1, vocab_size), lazily.
-
-    Raises CancelledError once `cancel` is set: the cache then holds the steps that were run.
+    So others can take their steps in between, and whoever stops here has a cache of the steps that were run.
     """
     prompt = mx.array(list(tokens), dtype=mx.int32)[None]
     last = (len(tokens) - 1) // step_size * step_size
     for start in range(0, last, step_size):
-        _raise_if_set(cancel)
         model.model.run(model.model.embed(prompt[:, start : start + step_size]), cache)
         mx.eval([layer.state for layer in cache])
-        if on_progress:
-            on_progress(start + step_size, len(tokens))
-    _raise_if_set(cancel)
+        yield start + step_size
     return model.next_logits(prompt[:, last:], cache)
-
-
-class CancelledError(Exception):
-    """The event that was given to cancel a run was set."""
-
-
-def _raise_if_set(cancel: threading.Event | None) -> None:
-    if cancel and cancel.is_set():
-        raise CancelledError
 
 
 class Decoding:
@@ -283,23 +278,100 @@ class Decoding:
         return DecodedToken(token, cast(float, step[1].item()), ranked(step[2], step[3])[0])
 
 
-def _stream(
-    decoding: "Decoding | LookupDecoding",
-    text_of: CompletionText,
-    prompt: Sequence[int],
-    *,
-    held: int,
-    count: int,
-    tokens_before: int,
-    prefill_step_size: int,
-    cancel: threading.Event,
-    on_progress: OnProgress | None,
-) -> Generator[GenerationChunk, None, None]:
-    start, prompt_seconds, generated, accepted = time.perf_counter(), 0.0, 0, 0
-    _claim(decoding.cache, held)
-    held += len(prompt)
+class CompletionRun:
+    """One completion with a cache of its own, which already holds `held` tokens: its prompt, then a token at a time.
 
-    def chunk(decoded: DecodedToken, text: str, reason: FinishReason | None) -> GenerationChunk:
+    `request.prompt` has, before the tokens that are to be run, as many as `cached_tokens` says of those in the cache.
+
+    Raises GenerationError for a cache that does not fit into memory beside the weights.
+    """
+
+    def __init__(
+        self,
+        model: HeliumForCausalLM,
+        tokenizer: HeliumTokenizer,
+        request: CompletionRequest,
+        cache: list[KVCache],
+        *,
+        cached_tokens: int = 0,
+        prefill_step_size: int,
+    ) -> None:
+        options, self.held = request.options, cache[0].offset
+        self.request = request
+        self.tokens = request.prompt[cached_tokens:]
+        self.prefill_step_size = prefill_step_size
+        require_run_fits(model, self.held + len(self.tokens) + request.count, cache[0].kind)
+        sampler = request.sampler(model, tokenizer)
+        self.decoding = (
+            LookupDecoding(
+                model, cache, sampler, options.logprobs, prompt=request.prompt, draft_tokens=options.prompt_lookup
+            )
+            if options.prompt_lookup
+            else Decoding(model, cache, sampler, options.logprobs)
+        )
+        self.text_of: CompletionText = request.text_of(tokenizer)
+        self.generated = self._accepted = 0
+        self._start, self._prompt_seconds = time.perf_counter(), 0.0
+
+    def steps(self, cancel: threading.Event | None = None) -> Generator["int | GenerationChunk", None, None]:
+        """Yield how many tokens of the prompt are done after each of its steps but the last, then a chunk a token.
+
+        It can be run once. Closing it ends the run; `cancel` does so with a last chunk that says it. Either way the
+        cache then holds the prompt, as far as it was run, and every token but the last.
+        """
+        decoding, cancel = self.decoding, cancel or threading.Event()
+        self._start = time.perf_counter()
+        _claim(decoding.cache, self.held)
+        try:
+            for layer in decoding.cache:
+                # The last token is emitted and not fed back.
+                layer.reserve(self.held + len(self.tokens) + self.request.count - 1)
+            logits = yield from self._prefill(cancel)
+            if logits is None:
+                yield self.cancelled("")
+            else:
+                yield from self._decode(logits, cancel)
+        finally:
+            # A run that was ended early has the token of the step in flight in its cache.
+            kept = self.held + len(self.tokens) + max(self.generated - 1, 0)
+            for layer in decoding.cache:
+                layer.trim(max(layer.offset - kept, 0))
+                layer.in_use = False
+
+    def _prefill(self, cancel: threading.Event) -> Generator[int, None, mx.array | None]:
+        """Run the prompt; return its last logits, or None if it was cancelled in between."""
+        steps = prefill_steps(self.decoding.model, self.tokens, self.decoding.cache, step_size=self.prefill_step_size)
+        while not cancel.is_set():
+            try:
+                yield next(steps)
+            except StopIteration as ended:
+                return cast(mx.array, ended.value)
+        return None
+
+    def _decode(self, logits: mx.array, cancel: threading.Event) -> Generator[GenerationChunk, None, None]:
+        sane = _are_sane(logits)
+        for decoded in self.decoding.tokens(logits, self.request.count):
+            cancelled = cancel.is_set()
+            self.generated += 1
+            self._accepted += decoded.from_draft
+            if self.generated == 1:
+                now = time.perf_counter()
+                self._prompt_seconds, self._start = now - self._start, now
+                _require_sane(sane)
+            is_last = cancelled or self.generated == self.request.count
+            text, reason = self.text_of.add(decoded.token, is_last=is_last)
+            yield self._chunk(decoded, text, "cancelled" if cancelled and reason == "length" else reason)
+            if reason:
+                return
+            if self.generated % TOKENS_PER_CLEARING == 0:
+                mx.clear_cache()
+
+    def cancelled(self, text: str) -> GenerationChunk:
+        """Return the last chunk of a run that was ended early, with the text that was held back."""
+        return self._chunk(DecodedToken(-1, None, {}), text, "cancelled")
+
+    def _chunk(self, decoded: DecodedToken, text: str, reason: FinishReason | None) -> GenerationChunk:
+        generated, seconds = self.generated, max(time.perf_counter() - self._start, 1e-9)
         return GenerationChunk(
             text=text,
             token=decoded.token,
@@ -307,44 +379,14 @@ def _stream(
             top_logprobs=decoded.top_logprobs,
             from_draft=decoded.from_draft,
             finish_reason=reason,
-            prompt_tokens=tokens_before + len(prompt),
+            prompt_tokens=len(self.request.prompt),
             generated_tokens=generated,
-            prompt_tps=len(prompt) / max(prompt_seconds, 1e-9) if generated else 0.0,
-            generation_tps=(generated - 1) / max(time.perf_counter() - start, 1e-9) if generated else 0.0,
+            prompt_tps=len(self.tokens) / max(self._prompt_seconds, 1e-9) if generated else 0.0,
+            generation_tps=(generated - 1) / seconds if generated else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
-            drafted_tokens=decoding.drafted,
-            accepted_tokens=accepted,
+            drafted_tokens=self.decoding.drafted,
+            accepted_tokens=self._accepted,
         )
-
-    try:
-        for layer in decoding.cache:
-            # The last token is emitted and not fed back.
-            layer.reserve(held + count - 1)
-        logits = prefill(
-            decoding.model, prompt, decoding.cache, step_size=prefill_step_size, cancel=cancel, on_progress=on_progress
-        )
-        sane = _are_sane(logits)
-        for decoded in decoding.tokens(logits, count):
-            cancelled, generated, accepted = cancel.is_set(), generated + 1, accepted + decoded.from_draft
-            if generated == 1:
-                now = time.perf_counter()
-                prompt_seconds, start = now - start, now
-                _require_sane(sane)
-                if on_progress:
-                    on_progress(len(prompt), len(prompt))
-            text, reason = text_of.add(decoded.token, is_last=cancelled or generated == count)
-            yield chunk(decoded, text, "cancelled" if cancelled and reason == "length" else reason)
-            if reason:
-                return
-            if generated % TOKENS_PER_CLEARING == 0:
-                mx.clear_cache()
-    except CancelledError:
-        yield chunk(DecodedToken(-1, None, {}), "", "cancelled")
-    finally:
-        # A run that was ended early has the token of the step in flight in its cache.
-        for layer in decoding.cache:
-            layer.trim(max(layer.offset - held - max(generated - 1, 0), 0))
-            layer.in_use = False
 
 
 def _are_sane(logits: mx.array) -> mx.array:

@@ -73,10 +73,9 @@ class QuantizedStorage:
 
     def __post_init__(self) -> None:
         require_group_size(self.group_size)
+        require_bits(self.bits)
         for name, value in (("bits", plain(self.bits)), ("group_size", plain(self.group_size))):
             object.__setattr__(self, name, value)
-        if type(self.bits) is not int or self.bits not in KV_BITS:
-            raise OptionError(f"kv_bits is {shown(self.bits)}; it must be {_listed(KV_BITS)}, or left out")
 
     def require_fit(self, head_dim: int) -> None:
         """Raise GenerationError unless heads of this size divide into groups."""
@@ -123,6 +122,13 @@ class QuantizedStorage:
 
 
 Storage = PlainStorage | QuantizedStorage
+
+
+def require_bits(value: object) -> None:
+    """Raise OptionError for bits that a cache does not have."""
+    number = plain(value)
+    if type(number) is not int or number not in KV_BITS:
+        raise OptionError(f"kv_bits is {shown(number)}; it must be {_listed(KV_BITS)}, or left out")
 
 
 def require_group_size(value: object) -> None:

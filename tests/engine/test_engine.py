@@ -84,7 +84,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def running(engine: HeliumEngine) -> int:
-    return engine._worker.call(lambda: len(engine._worker._tasks())).result()
+    return engine._worker.call(lambda: len(engine._worker.scheduler.tasks)).result()
 
 
 def test_every_request_of_many_at_once_is_its_solo_run(engine: HeliumEngine, demo: Demo) -> None:
@@ -237,7 +237,7 @@ BAD: dict[str, tuple[object, dict[str, object], str]] = {
     "prompt_lookup": ("A", {"prompt_lookup": -1}, "prompt_lookup"),
     "max_kv_size": ("A", {"max_kv_size": 1}, "max_kv_size"),
     "ignore_eos": ("A", {"ignore_eos": "no"}, "ignore_eos is 'no'; it must be True or False"),
-    "ignore_eos of an own cache": ("A", {"ignore_eos": 1, "prompt_lookup": 2}, "ignore_eos is 1;"),
+    "ignore_eos of an unbatched request": ("A", {"ignore_eos": 1, "prompt_lookup": 2}, "ignore_eos is 1;"),
     "kv_group_size": ("A", {"kv_bits": 8, "kv_group_size": "x"}, "kv_group_size"),
     "repetition_context_size": ("A", {"repetition_context_size": 0}, "repetition_context_size"),
     "a prompt of another type": (None, {}, "prompt is None"),
@@ -278,7 +278,7 @@ def test_what_cannot_be_loaded_raises_where_the_engine_is_made(tmp_path: Path) -
     wait_for(lambda: threading.active_count() == before)
 
 
-@pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["batch", "own cache"])
+@pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["batch", "unbatched"])
 def test_another_thread_cancels(engine: HeliumEngine, demo: Demo, options: dict[str, object]) -> None:
     stream = ask(engine, "Once upon a time", max_tokens=2000, ignore_eos=True, **options)
     first = next(stream)
@@ -294,7 +294,7 @@ def test_another_thread_cancels(engine: HeliumEngine, demo: Demo, options: dict[
     assert running(engine) == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["batch", "own cache"])
+@pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["batch", "unbatched"])
 def test_a_prompt_is_cancelled_within_a_step(
     demo: Demo, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:

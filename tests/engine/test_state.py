@@ -1,4 +1,4 @@
-"""A generation is saved and gone on with, by another engine, with the same tokens; nothing else is taken for one."""
+"""A generation is saved and resumed, by another engine, with the same tokens; nothing else is taken for one."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -105,7 +105,7 @@ def test_a_continued_stream_can_be_saved_again(engine: HeliumEngine, demo: Demo,
     end = stream.result()
     assert end.generated_tokens == 9
     assert len(end.tokens) == 1
-    seed = cast(int, stream._request.sampling.seed)
+    seed = cast(int, stream._request.options.seed)
     assert text + end.text == helium_mlx.generate(*demo, "Es war", max_tokens=9, temperature=1.0, seed=seed)
 
 
@@ -121,7 +121,7 @@ def test_a_paused_engine_saves_and_takes_up(engine: HeliumEngine, demo: Demo, tm
         assert text + continued.result().text == helium_mlx.generate(*demo, "Es war", max_tokens=12)
 
 
-def test_what_has_ended_or_has_its_own_cache_is_not_saved(engine: HeliumEngine, tmp_path: Path) -> None:
+def test_what_has_ended_or_is_unbatched_is_not_saved(engine: HeliumEngine, tmp_path: Path) -> None:
     stream = engine.stream("A", max_tokens=2)
     stream.result()
     with pytest.raises(GenerationError, match=r"has ended \(length\)"):
@@ -182,7 +182,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, object]], object], str]] = {
     "a seed": (lambda record: cast("dict[str, object]", record["options"]).update(seed=2**64), "seed is"),
     "a bias": (lambda record: cast("dict[str, object]", record["options"]).update(logit_bias={"x": 1}), "logit_bias"),
     "a stop": (lambda record: cast("dict[str, object]", record["options"]).update(stop=[1]), "stop is"),
-    "no max_tokens": (lambda record: record.pop("max_tokens"), "its max_tokens is None, behind 2"),
+    "no max_tokens": (lambda record: record.pop("max_tokens"), "its max_tokens is None, after 2"),
     "max_tokens reached": (lambda record: record.update(max_tokens=2), "its max_tokens is 2"),
     "another prompt": (lambda record: record.update(prompt=[1, 2]), "its cache is of other tokens"),
     "no prompt": (lambda record: record.update(prompt=[], generated=[]), "prompt has no tokens"),

@@ -13,9 +13,8 @@ import pytest
 
 import helium_mlx
 from helium_mlx import CheckpointError, EngineError, HeliumEngine
-from helium_mlx.engine.scheduler import PromptJob
+from helium_mlx.engine.scheduler import PromptJob, Scheduler
 from helium_mlx.engine.stream import EngineStream
-from helium_mlx.engine.worker import EngineWorker
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.generation.sampling import Sampler
 from helium_mlx.model.helium import HeliumForCausalLM, HeliumModel
@@ -181,10 +180,10 @@ def test_a_dead_worker_is_reported_to_everybody(engine: HeliumEngine, monkeypatc
     streams = [engine.stream("A", max_tokens=5), engine.stream("A", max_tokens=5, kv_bits=8, kv_group_size=32)]
     scored = engine._queue_score("Es war einmal", 0)
 
-    def die(self: EngineWorker) -> bool:
+    def die(self: Scheduler) -> bool:
         raise SystemExit("a bug")
 
-    monkeypatch.setattr(EngineWorker, "_turn", die)
+    monkeypatch.setattr(Scheduler, "step", die)
     engine.resume()
     said = "the engine's worker has died: SystemExit: a bug; make a new engine"
     for wait in (*(stream.result for stream in streams), scored.result, lambda: engine.stream("A"), engine.pause):
@@ -237,7 +236,7 @@ def test_others_decode_between_the_steps_of_a_long_prompt(
             assert passes.shapes[place - 1] == (1, 1)
 
 
-def test_everybody_goes_on_while_a_request_with_a_cache_of_its_own_is_in_its_prompt(
+def test_everybody_continues_while_an_unbatched_request_is_in_its_prompt(
     engine: HeliumEngine, demo: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own: dict[str, object] = {"kv_bits": 8, "kv_group_size": 32}
@@ -260,7 +259,7 @@ def test_everybody_goes_on_while_a_request_with_a_cache_of_its_own_is_in_its_pro
     long.result()
     reader.close()
     third, last = [place for place, shape in enumerate(passes) if shape == (1, 16)][2::7]
-    # One step of both readers at most behind the cancellation; the new request begins and ends.
+    # One step of both readers at most after the cancellation; the new request begins and ends.
     assert passes[third + 1 : third + 5].count((1, 2)) == 1
     assert asked[0].result().generated_tokens == 3
     assert other.result().finish_reason == "cancelled"
@@ -278,7 +277,7 @@ def test_a_text_is_scored_between_the_steps_of_others(engine: HeliumEngine, monk
     assert all(passes.shapes[place - 1] == (1, 1) for place in steps[1:])
 
 
-@pytest.mark.parametrize("own", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["batch", "own cache"])
+@pytest.mark.parametrize("own", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["batch", "unbatched"])
 def test_a_slow_reader_holds_up_itself_alone(demo: Demo, own: dict[str, object]) -> None:
     with HeliumEngine("demo", dtype="float32", buffer=4, batch_size=1) as engine:
         options: dict[str, object] = {"max_tokens": 40, "ignore_eos": True, **own}
@@ -342,18 +341,18 @@ def test_what_does_not_fit_beside_the_others_waits_for_them(demo: Demo, monkeypa
 def test_what_is_held_stays_below_what_was_counted(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     each = helium_mlx.kv_cache.memory.bytes_per_token(demo[0].config, dtype=mx.float32)  # pyright: ignore
     weights = sum(tensor.nbytes for tensor in demo[0].tensors().values())
-    held, turn = [0], EngineWorker._turn
+    held, step = [0], Scheduler.step
 
-    def measured(self: EngineWorker) -> bool:
-        worked = turn(self)
-        layers = [*self._batch._layers]
-        layers += [layer for run in {id(ready.layers): ready.layers for ready in self._ready}.values() for layer in run]
-        layers += [layer for job in self._jobs if isinstance(job, PromptJob) for layer in job.run.layers]
-        layers += [layer for parked in self._aside.values() if parked for layer in parked.layers]
+    def measured(self: Scheduler) -> bool:
+        worked = step(self)
+        layers = [*self.batch._layers]
+        layers += [layer for run in {id(each.layers): each.layers for each in self.prefilled}.values() for layer in run]
+        layers += [layer for job in self.prompts if isinstance(job, PromptJob) for layer in job.run.layers]
+        layers += [layer for each in self.preempted.values() if each for layer in each.layers]
         held.append(sum(layer.nbytes for layer in layers))
         return worked
 
-    monkeypatch.setattr(EngineWorker, "_turn", measured)
+    monkeypatch.setattr(Scheduler, "step", measured)
     with HeliumEngine("demo", dtype="float32", memory_limit=weights + 600 * each, buffer=4) as engine:
         stream = cast(Callable[..., EngineStream], engine.stream)
         stuck = stream("Once upon a time", max_tokens=150, ignore_eos=True)
@@ -448,15 +447,17 @@ def test_a_pause_in_the_middle_of_prompts_changes_nothing(engine: HeliumEngine, 
 
 
 class InPrompt:
-    """A prompt of 160 tokens of a request with a cache of its own, held in its third step of ten until `go_on`."""
+    """A prompt of 160 tokens of an unbatched request, held in its third step of ten, and before its fourth."""
 
     def __init__(self, engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch, **own: object) -> None:
         self.steps = 0
-        self._reached, self._go_on = threading.Event(), threading.Event()
+        self._reached, self._go_on, self._through = (threading.Event() for _ in range(3))
         embed = HeliumModel.embed
 
         def embedding(module: HeliumModel, ids: mx.array) -> mx.array:
-            self.steps += ids.shape == (1, 16)
+            if ids.shape == (1, 16):
+                assert self.steps != 3 or self._through.wait(30)
+                self.steps += 1
             if self.steps == 3:
                 self._reached.set()
                 assert self._go_on.wait(30)
@@ -470,7 +471,9 @@ class InPrompt:
         """Return how many steps the prompt has run when a call is through that began in the third."""
         threading.Timer(0.1, self._go_on.set).start()
         call()
-        return self.steps
+        steps = self.steps
+        self._through.set()
+        return steps
 
 
 OWN: dict[str, dict[str, object]] = {
@@ -481,7 +484,7 @@ OWN: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("own", OWN.values(), ids=OWN)
-def test_a_pause_takes_a_step_in_a_prompt_with_a_cache_of_its_own(
+def test_a_pause_takes_a_step_in_the_prompt_of_an_unbatched_request(
     engine: HeliumEngine, demo: Demo, monkeypatch: pytest.MonkeyPatch, own: dict[str, object]
 ) -> None:
     text = alone(demo, [1] * 161, max_tokens=4, ignore_eos=True, prefill_step_size=16, **own)
@@ -537,7 +540,7 @@ def test_what_is_paused_in_such_a_prompt_can_be_ended(
     else:
         getattr(prompt.stream, end)()
         assert prompt.stream.result().finish_reason == "cancelled"
-    wait_for(lambda: engine._worker.call(lambda: len(engine._worker._tasks())).result() == 2)
+    wait_for(lambda: engine._worker.call(lambda: len(engine._worker.scheduler.tasks)).result() == 2)
     assert engine.is_paused and prompt.steps == 3
     engine.resume()
     assert behind.result().text == alone(demo, [1] * 40, max_tokens=4, ignore_eos=True, **OWN["kv_bits"])

@@ -11,8 +11,8 @@ from tiny_checkpoints import CaseLoader
 import helium_mlx
 from helium_mlx.errors import ContextOverflowError, GenerationError, HeliumError
 from helium_mlx.generation import batching
-from helium_mlx.generation.batching import Completion, Request, batch_generate, generate_many
-from helium_mlx.generation.decoding_batch import _Step, groups_of, prefill_rows
+from helium_mlx.generation.batching import Completion, Request, batch_generate
+from helium_mlx.generation.decoding_batch import _DecodingStep, groups_of, prefill_rows
 from helium_mlx.kv_cache import memory as cache_memory
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
@@ -52,6 +52,11 @@ def by_index(completions: Iterator[Completion]) -> list[Completion]:
     return sorted(completions, key=lambda completion: (completion.index, completion.sample))
 
 
+def texts_of(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, prompts: list[str], **options: object) -> list[str]:
+    completions = cast(Callable[..., Iterator[Completion]], batch_generate)(model, tokenizer, prompts, **options)
+    return [completion.text for completion in by_index(completions)]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_rows_that_leave_and_join_are_their_solo_runs(demo: Demo, batch_size: int) -> None:
     found = by_index(batch_generate(*demo, REQUESTS, batch_size=batch_size, ignore_eos=True, prefill_step_size=32))
@@ -65,8 +70,8 @@ def test_rows_that_leave_and_join_are_their_solo_runs(demo: Demo, batch_size: in
 
 def test_the_order_of_the_prompts_changes_no_row(demo: Demo) -> None:
     options = {"batch_size": 4, "max_tokens": 10}
-    there = generate_many(*demo, PROMPTS, **options)
-    back = generate_many(*demo, PROMPTS[::-1], **options)
+    there = texts_of(*demo, PROMPTS, **options)
+    back = texts_of(*demo, PROMPTS[::-1], **options)
     assert there == back[::-1]
 
 
@@ -91,7 +96,7 @@ def test_a_row_draws_as_its_solo_run_with_the_seed_moved_by_its_index(demo: Demo
 
 
 def test_without_a_seed_draws_differ(demo: Demo) -> None:
-    texts = generate_many(*demo, [PROMPTS[0]] * 4, temperature=1.5, max_tokens=20)
+    texts = texts_of(*demo, [PROMPTS[0]] * 4, temperature=1.5, max_tokens=20)
     assert len(set(texts)) > 1
 
 
@@ -313,7 +318,7 @@ def test_prompts_of_an_iterator_are_refused_where_the_batch_no_longer_fits(
 
 def test_no_prompts_are_no_completions(demo: Demo) -> None:
     assert list(batch_generate(*demo, [])) == []
-    assert generate_many(*demo, []) == []
+    assert texts_of(*demo, []) == []
 
 
 def test_closing_early_frees_the_caches(demo: Demo) -> None:
@@ -340,9 +345,11 @@ def test_memory_does_not_grow_with_what_was_completed(demo: Demo) -> None:
 
 
 def test_the_next_step_is_under_way_when_tokens_are_read(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    events, start, read = list[str](), mx.async_eval, _Step.read
+    events, start, read = list[str](), mx.async_eval, _DecodingStep.read
     monkeypatch.setattr(mx, "async_eval", lambda *arrays: (events.append("start"), start(*arrays))[1])
-    monkeypatch.setattr(_Step, "read", lambda self: (events.append("read") if self.rows else None, read(self))[1])
+    monkeypatch.setattr(
+        _DecodingStep, "read", lambda self: (events.append("read") if self.rows else None, read(self))[1]
+    )
     list(batch_generate(*demo, [[1], [1]], max_tokens=4, ignore_eos=True))
     decoding = [event for event in events if event][-6:]
     assert decoding[-5:] == ["start", "read", "start", "read", "read"]

@@ -1,4 +1,4 @@
-"""Each option against plain Python: exact probabilities of the weights, and draws by a chi-square test."""
+"""Each option against plain Python: exact probabilities after the filters, and draws by a chi-square test."""
 
 import hashlib
 import math
@@ -14,12 +14,12 @@ from helium_mlx import GenerationError, stream_generate
 from helium_mlx.generation.sampling import (
     Sampler,
     SamplingOptions,
+    filtered_probabilities,
     key_of,
     penalize,
     race,
     random_bits,
     token_logprobs,
-    weights,
 )
 
 PROBABILITIES = [0.15, 0.3, 0.05, 0.4, 0.1]
@@ -74,8 +74,8 @@ def plain_distribution(logits: Sequence[float], options: SamplingOptions, contex
 
 
 def weighed(logits: mx.array, options: SamplingOptions) -> list[float]:
-    """The weights in the order of the vocabulary, normalised."""
-    left, tokens = weights(logits, options)
+    """The probabilities that are left, in the order of the vocabulary, normalised."""
+    left, tokens = filtered_probabilities(logits, options)
     values = cast("list[float]", left[0].tolist())
     ids = range(logits.shape[-1]) if tokens is None else cast("list[int]", tokens[0].tolist())
     result = [0.0] * logits.shape[-1]
@@ -121,12 +121,12 @@ BEFORE_THE_FILTERS: list[Changes] = [
 
 
 @pytest.mark.parametrize("changes", FILTERS, ids=str)
-def test_weights_are_what_the_definitions_say(changes: Changes) -> None:
+def test_probabilities_are_what_the_definitions_say(changes: Changes) -> None:
     options = make_options(**{"temperature": 1.0, **changes})
     assert weighed(mx.array([LOGITS]), options) == pytest.approx(plain_distribution(LOGITS, options), abs=1e-6)
 
 
-def test_weights_of_random_logits_are_what_the_definitions_say() -> None:
+def test_probabilities_of_random_logits_are_what_the_definitions_say() -> None:
     chance = random.Random(1)
     for _ in range(60):
         logits = [chance.gauss(0, 3) for _ in range(chance.randint(2, 40))]

@@ -1,0 +1,160 @@
+"""What a completion is asked for: its options, checked once, and the prompt that they belong to.
+
+The public functions make `CompletionOptions` of their arguments; solo runs, batches, the engine and saved generations
+hand a `CompletionRequest` on. Both are plain values, so that they may go from thread to thread.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.generation.completion import CompletionText, StopStrings
+from helium_mlx.generation.prompt_lookup import check_draft_tokens
+from helium_mlx.generation.prompts import Prompt, room_after, tokens_of_prompt
+from helium_mlx.generation.sampling import Sampler, SamplingOptions, banned_tokens
+from helium_mlx.kv_cache.cache import KVCache
+from helium_mlx.kv_cache.make import make_cache
+from helium_mlx.kv_cache.memory import cache_bytes
+from helium_mlx.kv_cache.rotating import MAX_SIZE
+from helium_mlx.kv_cache.storage import require_bits, require_group_size
+from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.option_values import require_switch, require_whole
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+# What batches lack: the options that need a cache of the completion's own, each with the value that asks for nothing.
+UNBATCHED_OPTIONS: dict[str, object] = {"max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "prompt_lookup": 0}
+
+
+@dataclass(frozen=True)
+class CompletionOptions(SamplingOptions):
+    """What a completion is asked for beside its prompt, and beside what shapes the draw; see `stream_generate`.
+
+    Raises GenerationError for a value that no model could be run with; `require_fit` checks the rest.
+    """
+
+    max_tokens: int = 256
+    stop: str | Sequence[str] | None = ()
+    ignore_eos: bool = False
+    logprobs: int = 0
+    max_kv_size: int | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    prompt_lookup: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked: dict[str, object] = {
+            "max_tokens": require_whole("max_tokens", self.max_tokens, 1),
+            "stop": StopStrings(self.stop).stop,
+            "ignore_eos": require_switch("ignore_eos", self.ignore_eos),
+            "logprobs": require_whole("logprobs", self.logprobs, 0, allowed="from 0 to the model's vocab_size"),
+            "prompt_lookup": require_whole("prompt_lookup", self.prompt_lookup, 0),
+        }
+        require_group_size(self.kv_group_size)
+        if self.kv_bits is not None:
+            require_bits(self.kv_bits)
+        if self.max_kv_size is not None:
+            require_whole("max_kv_size", self.max_kv_size, 2, MAX_SIZE)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def unbatched(self) -> list[str]:
+        """The options given that batches lack: with one of them, a completion has a cache and steps of its own."""
+        return [name for name, nothing in UNBATCHED_OPTIONS.items() if getattr(self, name) != nothing]
+
+    def seeded(self) -> "CompletionOptions":
+        """Return the options with a seed, drawn if there is none, so that what was begun with them can be resumed."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(64))
+
+    def require_fit(self, config: HeliumConfig, tokenizer: HeliumTokenizer) -> None:
+        """Raise GenerationError for options of the draw that the model or the tokenizer lacks the ids for."""
+        most = config.vocab_size
+        require_whole("logprobs", self.logprobs, 0, most, allowed=f"from 0 to vocab_size = {most}")
+        banned_tokens(self, most, self.reserved_ids(tokenizer))
+
+    def reserved_ids(self, tokenizer: HeliumTokenizer) -> frozenset[int]:
+        """Return the reserved ids of a tokenizer, which are not drawn; where nothing is drawn there is no need."""
+        return tokenizer.reserved_ids if self.temperature > 0 else frozenset()
+
+    def make_cache(self, model: HeliumForCausalLM) -> list[KVCache]:
+        """Return an empty cache of the kind that is asked for. Raises GenerationError for a kind that does not fit."""
+        return make_cache(model, max_kv_size=self.max_kv_size, kv_bits=self.kv_bits, kv_group_size=self.kv_group_size)
+
+    def cache_bytes(self, config: HeliumConfig, tokens: int, dtype: mx.Dtype) -> int:
+        """Return what that cache takes once it has seen so many tokens."""
+        return cache_bytes(
+            config,
+            tokens,
+            max_kv_size=self.max_kv_size,
+            kv_bits=self.kv_bits,
+            kv_group_size=self.kv_group_size,
+            dtype=dtype,
+        )
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A prompt and its options. `count` is how many tokens may come in all, `generated` those that have already."""
+
+    prompt: list[int]
+    options: CompletionOptions
+    count: int
+    generated: tuple[int, ...] = ()
+
+    @property
+    def span(self) -> int:
+        """How many tokens prompt and completion may have together."""
+        return len(self.prompt) + self.count
+
+    def text_of(self, tokenizer: HeliumTokenizer) -> CompletionText:
+        """Return what turns tokens into text, after those that were generated already."""
+        eos = frozenset() if self.options.ignore_eos else frozenset(tokenizer.eos_token_ids)
+        text_of = CompletionText(tokenizer, StopStrings(self.options.stop), eos)
+        for token in self.generated:
+            text_of.add(token, is_last=False)
+        return text_of
+
+    def sampler(
+        self, model: HeliumForCausalLM, tokenizer: HeliumTokenizer, generated: Sequence[int] | None = None
+    ) -> Sampler:
+        """Return the sampler as it is after these generated tokens, by default the request's own.
+
+        A draw depends on the seed, its number and the tokens before it alone.
+        """
+        generated = self.generated if generated is None else generated
+        sampler = Sampler(
+            self.options,
+            mx.array([*self.prompt, *generated], dtype=mx.int32),
+            vocab_size=model.config.vocab_size,
+            reserved_ids=self.options.reserved_ids(tokenizer),
+        )
+        sampler.drawn = len(generated)
+        return sampler
+
+
+def checked_request(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompt: Prompt | mx.array,
+    options: CompletionOptions,
+    cache: list[KVCache] | None = None,
+    *,
+    held: int = 0,
+) -> CompletionRequest:
+    """Return the request for a completion of `prompt`, which follows the `held` tokens that `cache` holds.
+
+    Of the model only the config is read. Raises GenerationError and ContextOverflowError as `stream_generate` does.
+    """
+    options.require_fit(model.config, tokenizer)
+    tokens = tokens_of_prompt(model, tokenizer, prompt)
+    size = cache[0].kind.get("max_size") if cache else None
+    # Where the cache keeps fewer tokens than the context has, text may go on without end.
+    forgets = size is not None and size <= model.config.max_position_embeddings
+    count = options.max_tokens if forgets else min(options.max_tokens, room_after(model, held, len(tokens)))
+    if cache and options.prompt_lookup:
+        check_draft_tokens(options.prompt_lookup, cache, held + len(tokens) + count)
+    return CompletionRequest(tokens, options, count)
