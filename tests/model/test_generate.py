@@ -21,6 +21,7 @@ from helium_mlx.errors import ArgumentError, CheckpointError, GenerationError, H
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.generate_options import REFUSED
+from helium_mlx.model.logits_processing import penalize_repetition, tempered
 
 # Options come from dicts, whose values have no common type.
 generate = cast("Callable[..., mx.array]", HeliumForCausalLM.generate)
@@ -212,6 +213,22 @@ def require_distributed(tokens: list[int], probabilities: list[float]) -> None:
     statistic = sum((o - e) ** 2 / e for o, e in pairs if e > 1e-6)
     degrees = len(pairs) - 1
     assert statistic < degrees + 4 * math.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_p": 0.0}, {"top_p": 1e-300}, {"top_p": 1e-46}, {"temperature": 1e-300}, {"min_p": 1.0}], ids=str
+)
+def test_a_filter_that_leaves_one_token_leaves_the_most_probable(
+    model: HeliumForCausalLM, options: dict[str, float]
+) -> None:
+    sampled = generate(model, mx.array([PROMPT]), max_new_tokens=6, do_sample=True, seed=3, **options)
+    assert rows(sampled) == rows(generate(model, mx.array([PROMPT]), max_new_tokens=6))
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e-46, 1e46, 1e300])
+def test_penalties_that_float32_cannot_hold_leave_scores_that_can_be_drawn_from(penalty: float) -> None:
+    scores = penalize_repetition(mx.array([[-30.0, -2.0, 0.0, 2.0, 30.0]]), mx.array([[0, 2, 4]]), penalty, None)
+    assert mx.isfinite(tempered(scores, 1e-300)).all().item()
 
 
 def test_steps_are_drawn_independently(model: HeliumForCausalLM) -> None:
