@@ -28,6 +28,7 @@ from helium_mlx.model.generate_options import GenerationOptions, Settings
 from helium_mlx.model.interfaces import GenerativeModel
 from helium_mlx.model.logits_processing import LogitsProcessors, is_one_of
 from helium_mlx.model.sound_logits import are_sound, require_sound
+from helium_mlx.option_values import require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 
@@ -91,8 +92,8 @@ class GenerationMixin:
             vocab_size=config.vocab_size,
             context=config.max_position_embeddings,
         )
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64):
-            raise GenerationError(f"seed is {seed!r}; it must be a whole number from 0 to 2^64 - 1")
+        if seed is not None:
+            seed = require_whole("seed", seed, 0, 2**64 - 1, allowed="a whole number from 0 to 2^64 - 1")
         ids = _prompt_ids(inputs, input_ids, settings)
         argument_checks.check_inputs(config, None, ids, None, None, None, None)
         chosen = settings.for_prompt(ids.shape[1])

@@ -217,15 +217,23 @@ def mask_forms(padding: mx.array, dtype: mx.Dtype) -> dict[str, mx.array]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["no cache", "cache", "attentions", "quantized", "rotating"])
 def test_padding_on_the_left_changes_nothing_however_large_the_scores(dtype: mx.Dtype, form: str, kind: str) -> None:
-    kinds = {"cache": {}, "quantized": {"kv_bits": 8, "kv_group_size": 32}, "rotating": {"max_kv_size": 8}}
+    kinds: dict[str, dict[str, int]] = {
+        "cache": {},
+        "quantized": {"kv_bits": 8, "kv_group_size": 32},
+        "rotating": {"max_kv_size": 8},
+    }
     model, left = heavy_model(dtype), 10
     ids = mx.concatenate([mx.concatenate([mx.full((1, left), 3), IDS[:1, :2]], axis=1), IDS[1:]])
     padding = (mx.arange(12) >= mx.array([[left], [0]])).astype(mx.int32)
     positions = mx.maximum(mx.arange(12) - mx.array([[left], [0]]), 0)
     caches = [make_cache(model, **kinds[kind]) if kind in kinds else None for _ in range(2)]
-    options = {"output_attentions": kind == "attentions", "use_cache": kind in kinds}
-    alone = model(IDS[:1, :2], past_key_values=caches[0], **options).logits
-    padded = model(ids, mask_forms(padding, dtype)[form], positions, caches[1], **options).logits
+    attentions, cached = kind == "attentions", kind in kinds
+    alone, padded = (
+        model(*inputs, past_key_values=cache, use_cache=cached, output_attentions=attentions).logits
+        for inputs, cache in zip(
+            [(IDS[:1, :2],), (ids, mask_forms(padding, dtype)[form], positions)], caches, strict=True
+        )
+    )
     assert mx.isfinite(padded[0, left:]).all().item()
     assert mx.isfinite(padded[1]).all().item()
     assert relative_error(padded[:1, left:], alone) < {mx.float32: 1e-4, mx.float16: 0.02}.get(dtype, 0.1)

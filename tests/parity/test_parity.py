@@ -94,6 +94,7 @@ def test_greedy_text_of_the_demo_for_200_tokens() -> None:
 def test_a_padded_row_is_finite_and_near_in_every_dtype_however_large_the_weights(tmp_path: Path, dtype: str) -> None:
     padding = [[0] * 10 + [1] * 2, [1] * 12]
     ids, positions = [[3] * 10 + PROMPT[:2], PROMPT[:12]], [[0] * 10 + [0, 1], [*range(12)]]
+    inputs = {"input_ids": ids, "attention_mask": padding, "position_ids": positions}
     # transformers' default attention: what it computes step by step overflows, too.
     reference = transformers.AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "plain"))
     generator = torch.Generator().manual_seed(0)
@@ -106,9 +107,8 @@ def test_a_padded_row_is_finite_and_near_in_every_dtype_however_large_the_weight
     reference = reference.eval().to(getattr(torch, dtype))
     reference.save_pretrained(tmp_path / "heavy")
     with torch.no_grad():
-        expected = reference(*(torch.tensor(values) for values in (ids, padding, positions))).logits.float().numpy()
-    model = load_model(tmp_path / "heavy", dtype=dtype)
-    logits = model(*(mx.array(values) for values in (ids, padding, positions))).logits
+        expected = reference(**{name: torch.tensor(values) for name, values in inputs.items()}).logits.float().numpy()
+    logits = load_model(tmp_path / "heavy", dtype=dtype)(mx.array(ids), mx.array(padding), mx.array(positions)).logits
     for row, first in ((0, 10), (1, 0)):
         error = relative_error(logits[row, first:], mx.array(expected[row, first:]))
         assert error < {"float32": 1e-5, "float16": 0.02, "bfloat16": 0.1}[dtype]
