@@ -71,9 +71,9 @@ class GenerationConfig:
             raise CheckpointError(f"{path}: {problem}; or remove it") from None
 
     def to_dict(self) -> dict[str, object]:
-        """Return every setting that is not None, as `generation_config.json` has them."""
-        own = {name: getattr(self, name) for name in NAMES}
-        return {name: value for name, value in {**self.others, **own}.items() if value is not None}
+        """Return every setting that is not None, as `generation_config.json` has them, assigned ones included."""
+        assigned = {name: value for name, value in vars(self).items() if name != "others"}
+        return {name: value for name, value in {**self.others, **assigned}.items() if value is not None}
 
 
 NAMES = tuple(f.name for f in dataclasses.fields(GenerationConfig) if f.name != "others")

@@ -29,6 +29,9 @@ from helium_mlx.errors import OptionError, shown
 from helium_mlx.model.logits_processing import tempered
 from helium_mlx.option_values import plain, real, require_number, require_whole
 
+# Below this only the most probable token is left, and float32 still tells it from 0.
+_LEAST_TOP_P = 1e-30
+
 # Beyond these nothing changes any more, and float32 stays finite: 1e9 / 1e-20 is far below its 3e38. A temperature that
 # it cannot hold would be infinite, and make a ban, which is minus infinity, no number.
 MAX_BIAS = 1e9
@@ -249,11 +252,12 @@ def filtered_probabilities(logits: mx.array, options: SamplingOptions) -> tuple[
     if options.top_p < 1:
         if tokens is None:
             # Tokens below this cannot even together reach 1 - top_p. Equal zeros make sorting twice as fast or more.
-            left = mx.where(left < (1 - options.top_p) / vocab_size, 0.0, left)
+            # A little lower: all tokens may be as probable as each other, but for rounding.
+            left = mx.where(left < 0.999 * (1 - options.top_p) / vocab_size, 0.0, left)
         order = mx.argsort(left, axis=-1)
         left = mx.take_along_axis(left, order, axis=-1)
         more_probable = mx.cumsum(left, axis=-1, reverse=True, inclusive=False)
-        left = mx.where(more_probable < options.top_p, left, 0.0)
+        left = mx.where(more_probable < max(options.top_p, _LEAST_TOP_P), left, 0.0)
         tokens = order if tokens is None else mx.take_along_axis(tokens, order, axis=-1)
     if options.min_p > 0:
         left = mx.where(left < options.min_p * left.max(axis=-1, keepdims=True), 0.0, left)

@@ -19,6 +19,7 @@ from helium_mlx.generation.prompts import require_generator
 from helium_mlx.generation.sampling import token_logprobs
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_whole, token_ids
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -77,7 +78,8 @@ def score(
     first of them is not scored. `prefill_step_size` tokens are run at a time.
 
     Raises ContextOverflowError for a text longer than the model's context, and GenerationError or
-    TokenizerError for fewer than two tokens, ids that the model lacks and options out of range.
+    TokenizerError for fewer than two tokens, ids that the model lacks, options out of range, and logits that are not
+    numbers.
     """
     require_generator(model, tokenizer)
     steps = score_steps(model, tokenizer, text, top_logprobs=top_logprobs, prefill_step_size=prefill_step_size)
@@ -112,7 +114,9 @@ def score_steps(
             last = min(first + HEAD_POSITIONS, end)
             logits = model.logits(h[first - start : last - start])
             picked = token_logprobs(logits, ids[0, first + 1 : last + 1], top_logprobs)
-            mx.eval(picked)
+            sound = are_sound(logits)
+            mx.eval(picked, sound)
+            require_sound(sound)
             logprobs += cast("list[float]", picked[0].tolist())
             tops += ranked(*picked[1:]) if top_logprobs else [{} for _ in range(first, last)]
         yield

@@ -1,7 +1,8 @@
 """From transformers' forms of `attention_mask` and `position_ids` to the mask that attention takes.
 
 Masks are additive with the dtype's smallest finite number where nothing is to be seen, as transformers' eager
-attention has them: a row that may see nothing then attends evenly, where -inf would give NaN.
+attention has them: a row that may see nothing then attends evenly, where -inf would give NaN. In float16 that number
+plus a score is -inf all the same, so there masks are added in float32 (`scaled_dot_product_attention`).
 """
 
 import mlx.core as mx
@@ -39,12 +40,28 @@ def attention_bias(
 
 
 def explicit_mask(mask: Mask, length: int, total: int, dtype: mx.Dtype) -> mx.array | None:
-    """Return a mask that can be added to scores (..., length, total): "causal" and boolean masks spelled out."""
+    """Return a mask of `dtype` that can be added to scores (..., length, total): "causal" and boolean ones spelled out.
+
+    The smallest number of a narrower dtype, which hides, becomes that of `dtype`.
+    """
     if isinstance(mask, str):
         mask = _causal(length, total - length)
-    if mask is not None and mask.dtype == mx.bool_:
+    if mask is None or mask.dtype == dtype:
+        return mask
+    if mask.dtype == mx.bool_:
         return _additive(mask, dtype)
-    return mask
+    return mx.where(mask > mx.finfo(mask.dtype).min, mask.astype(dtype), mx.finfo(dtype).min)
+
+
+def scaled_dot_product_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Mask
+) -> mx.array:
+    """Do what MLX's function of this name does, without scores that overflow where they are masked."""
+    dtype = queries.dtype
+    if isinstance(mask, mx.array) and mask.dtype == mx.float16:
+        mask = explicit_mask(mask, queries.shape[2], keys.shape[2], mx.float32)
+        queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask).astype(dtype)
 
 
 def mask_of_last_query(mask: Mask) -> Mask:

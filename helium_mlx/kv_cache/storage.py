@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from helium_mlx import backend
 from helium_mlx.errors import OptionError, shown
-from helium_mlx.kv_cache.masks import Mask, explicit_mask
+from helium_mlx.kv_cache.masks import Mask, explicit_mask, scaled_dot_product_attention
 from helium_mlx.option_values import plain
 
 # Below 4 bits the text of a 2-billion-parameter model falls apart.
@@ -25,6 +25,7 @@ KV_BITS = (4, 5, 6, 8)
 KV_GROUP_SIZES = (32, 64, 128)
 Parts = Sequence[mx.array]
 
+# In a block. 32 to 256 are as fast, and the larger take more memory.
 QUERIES_AT_ONCE = 64
 
 # For fewer queries, storing the keys anew costs what it saves.
@@ -143,20 +144,17 @@ def _listed(values: Sequence[int]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-"""In a block. 32 to 256 are as fast, and the larger take more memory."""
-
-
 def attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Mask) -> mx.array:
     """Return the attention of `queries` (B, n_heads, L, head_dim) over keys and values (B, n_kv_heads, T, head_dim).
 
     The queries are the last L of the T tokens; `mask` says what each may see.
     """
     if backend.has_fused_kernels() or queries.shape[2] < _MANY_QUERIES:
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        return scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
     keys = backend.for_products(keys)
     if mask == "causal" and queries.shape[2] > QUERIES_AT_ONCE:
         return _in_blocks(queries, keys, values, scale)
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    return scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
 def _in_blocks(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
@@ -171,6 +169,6 @@ def _in_blocks(queries: mx.array, keys: mx.array, values: mx.array, scale: float
         seen = behind if is_worth_cutting else T
         mask = mx.arange(seen) <= mx.arange(first, behind)[:, None]
         blocks.append(
-            mx.fast.scaled_dot_product_attention(block, keys[:, :, :seen], values[:, :, :seen], scale=scale, mask=mask)
+            scaled_dot_product_attention(block, keys[:, :, :seen], values[:, :, :seen], scale=scale, mask=mask)
         )
     return mx.concatenate(blocks, axis=2)

@@ -14,7 +14,7 @@ Beams, assistants and everything else of `generate` that is not here is refused 
 
 import secrets
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import mlx.core as mx
@@ -27,6 +27,7 @@ from helium_mlx.model import argument_checks
 from helium_mlx.model.generate_options import GenerationOptions, Settings
 from helium_mlx.model.interfaces import GenerativeModel
 from helium_mlx.model.logits_processing import LogitsProcessors, is_one_of
+from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -148,10 +149,14 @@ def prepare(
 
 @dataclass(frozen=True)
 class Step:
-    """The ids so far, (B, L), the last column of them new, and which rows go on, (B,): perhaps still being computed."""
+    """The ids so far, (B, L), the last column of them new: perhaps still being computed.
+
+    `unfinished`: which rows go on, (B,). `sound`: of which rows the last id may be believed, (B,).
+    """
 
     ids: mx.array
     unfinished: mx.array
+    sound: mx.array
 
 
 class Batch:
@@ -195,12 +200,14 @@ class Batch:
         else:
             tokens = mx.argmax(scores, axis=-1)
         tokens = tokens.astype(mx.int32)
+        # What a row computes after its end is not used.
+        sound = are_sound(logits) | ~unfinished
         if self.options.eos and self.options.pad is not None:
             # Only where there is an eos: else rows that a stop string ended go on until all have, as in transformers.
             tokens = mx.where(unfinished, tokens, self.options.pad)
             unfinished = unfinished & ~is_one_of(tokens, self.options.eos)
-        step = Step(mx.concatenate([ids, tokens[:, None]], axis=1), unfinished)
-        mx.async_eval(step.ids, step.unfinished)
+        step = Step(mx.concatenate([ids, tokens[:, None]], axis=1), unfinished, sound)
+        mx.async_eval(step.ids, step.unfinished, step.sound)
         return step
 
 
@@ -238,12 +245,13 @@ def _decode(batch: Batch, stops: StopSequences, streamer: Streamer | None, *, ah
     while True:
         more = step.ids.shape[1] < batch.options.max_length
         following = batch.after(step) if more and ahead else None
+        require_sound(step.sound)
         if streamer is not None:
             streamer.put(step.ids[:, -1])
         unfinished = stops.unfinished(step)
         if not more or not cast(bool, unfinished.any().item()):
             break
-        step = following or batch.after(Step(step.ids, unfinished))
+        step = following or batch.after(replace(step, unfinished=unfinished))
     if streamer is not None:
         streamer.end()
     return step.ids

@@ -2,7 +2,8 @@
 
 A setting comes, as in transformers, from the call, else from the `generation_config` given to it, else from the
 model's own, else from `DEFAULTS`; None at the call switches a setting off. Of transformers' some seventy settings,
-those that are no field here are refused by name unless they are at the value that leaves them without effect.
+those that are not a field here are refused by name, wherever they are set, unless they are at the value that leaves
+them without effect.
 """
 
 import difflib
@@ -14,6 +15,7 @@ from typing import cast
 
 from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES, GenerationConfig
 from helium_mlx.errors import GenerationError
+from helium_mlx.option_values import plain
 
 # What a file says about itself.
 _NOTES = ("_from_model_config", "_commit_hash", "transformers_version")
@@ -21,75 +23,39 @@ _NOTES = ("_from_model_config", "_commit_hash", "transformers_version")
 # What switched-off settings come down to.
 _OFF: dict[str, object] = {**DEFAULTS, "top_k": 0}
 
-# transformers' settings and arguments that are refused -> values, None aside, at which they have no effect.
+# transformers' settings and arguments that are refused, after the values, None aside, at which they have no effect.
 REFUSED: dict[str, tuple[object, ...]] = {
-    "assistant_confidence_threshold": (0.4,),
-    "assistant_early_exit": (),
-    "assistant_ensemble_weight": (),
-    "assistant_lookbehind": (10,),
-    "assistant_model": (),
-    "assistant_tokenizer": (),
-    "bad_words_ids": (),
-    "begin_suppress_tokens": (),
-    "cache_config": (),
-    "cache_implementation": ("dynamic",),
-    "compile_config": (),
-    "constraints": (),
-    "continuous_batching_config": (),
-    "custom_generate": (),
-    "decoder_start_token_id": (),
-    "disable_compile": (True, False),
-    "diversity_penalty": (0.0,),
-    "dola_layers": (),
-    "early_stopping": (False,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "exponential_decay_length_penalty": (),
-    "force_words_ids": (),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "guidance_scale": (1.0,),
-    "inputs_embeds": (),
-    "is_assistant": (False,),
-    "length_penalty": (1.0,),
-    "logits_processor": ([],),
-    "low_memory": (False,),
-    "max_cache_len": (),
-    "max_matching_ngram_size": (),
-    "max_time": (),
-    "negative_prompt_attention_mask": (),
-    "negative_prompt_ids": (),
-    "num_assistant_tokens": (20,),
-    "num_assistant_tokens_schedule": ("constant",),
-    "num_beam_groups": (1,),
-    "num_beams": (1,),
-    "output_attentions": (False,),
-    "output_hidden_states": (False,),
-    "output_logits": (False,),
-    "output_scores": (False,),
-    "penalty_alpha": (0.0,),
-    "position_ids": (),
-    "prefill_chunk_size": (),
-    "prefix_allowed_tokens_fn": (),
-    "prompt_lookup_num_tokens": (),
-    "remove_invalid_values": (False,),
-    "renormalize_logits": (False,),
-    "return_dict_in_generate": (False,),
-    "sequence_bias": (),
-    "speculation_type": (),
-    "stopping_criteria": ([],),
-    "suppress_tokens": (),
-    "synced_gpus": (False,),
-    "target_lookbehind": (10,),
-    "token_healing": (False,),
-    "top_h": (),
-    "trust_remote_code": (False,),
-    "typical_p": (1.0,),
-    "use_mtp": (False,),
-    "use_model_defaults": (),
-    "watermarking_config": (),
+    name: off
+    for off, names in (
+        (
+            (),
+            "assistant_early_exit assistant_ensemble_weight assistant_model assistant_tokenizer bad_words_ids "
+            "begin_suppress_tokens cache_config compile_config constraints continuous_batching_config "
+            "custom_generate decoder_start_token_id dola_layers exponential_decay_length_penalty force_words_ids "
+            "forced_bos_token_id forced_eos_token_id inputs_embeds max_cache_len max_matching_ngram_size max_time "
+            "negative_prompt_attention_mask negative_prompt_ids position_ids prefill_chunk_size "
+            "prefix_allowed_tokens_fn prompt_lookup_num_tokens sequence_bias speculation_type suppress_tokens "
+            "top_h use_model_defaults watermarking_config",
+        ),
+        (
+            (False,),
+            "early_stopping is_assistant low_memory output_attentions output_hidden_states output_logits "
+            "output_scores remove_invalid_values renormalize_logits return_dict_in_generate synced_gpus "
+            "token_healing trust_remote_code use_mtp",
+        ),
+        ((0.0,), "diversity_penalty epsilon_cutoff eta_cutoff penalty_alpha"),
+        ((1.0,), "encoder_repetition_penalty guidance_scale length_penalty typical_p"),
+        ((10,), "assistant_lookbehind target_lookbehind"),
+        (([],), "logits_processor stopping_criteria"),
+        ((1,), "num_beam_groups num_beams"),
+        ((0.4,), "assistant_confidence_threshold"),
+        (("dynamic",), "cache_implementation"),
+        ((True, False), "disable_compile"),
+        ((0,), "encoder_no_repeat_ngram_size"),
+        ((20,), "num_assistant_tokens"),
+        (("constant",), "num_assistant_tokens_schedule"),
+    )
+    for name in names.split()
 }
 
 
@@ -152,23 +118,23 @@ class Settings:
     """The settings of one call, checked one by one, before the prompt's length is known."""
 
     def __init__(
-        self, own: GenerationConfig, given: object, options: Mapping[str, object], *, vocab_size: int, context: int
+        self, own: object, given: object, options: Mapping[str, object], *, vocab_size: int, context: int
     ) -> None:
-        supplied = _as_dict(given)
-        for name, value in {**supplied, **options}.items():
-            _refuse_unsupported(name, value)
-        for name, value in own.others.items():
-            # A file may hold settings that nobody knows, which transformers ignores, too.
-            if name in REFUSED:
+        models, supplied = _as_dict(own), _as_dict(given)
+        options = {name: _plain(value) for name, value in options.items()}
+        # A file may hold settings that nobody knows, which transformers ignores, too.
+        from_file = own.others.keys() - supplied.keys() - options.keys() if isinstance(own, GenerationConfig) else ()
+        values = {**DEFAULTS, **_said(models), **_said(supplied), **options}
+        for name, value in {**supplied, **values}.items():
+            if name in REFUSED or name not in from_file:
                 _refuse_unsupported(name, value)
-        values = {**DEFAULTS, **_said(own.to_dict()), **_said(supplied), **options}
         self.values = {name: values.get(name) for name in NAMES}
         self.asked_for = {*_said(supplied), *_said(options)}
         self.context = context
         for name, value in self.values.items():
             if value is not None:
                 _check(name, value, vocab_size)
-        said = (own.to_dict(), _said(supplied), _said(options))
+        said = (_said(models), _said(supplied), _said(options))
         self.max_length_is_default = not any("max_length" in values for values in said)
         self.min_length_is_default = not any("min_length" in values for values in said)
         self._check_together()
@@ -187,8 +153,9 @@ class Settings:
 
     @property
     def pad(self) -> int | None:
-        """The id that finished rows are filled with: the first eos, if none is set."""
+        """The id that finished rows are filled with: the first eos, if none is set, or -1, which stands for that."""
         value = cast("int | None", self.values["pad_token_id"])
+        value = None if value == -1 else value
         return self.eos[0] if value is None and self.eos else value
 
     @property
@@ -281,7 +248,15 @@ def _as_dict(given: object) -> dict[str, object]:
         raise GenerationError(
             f"generation_config is {type(given).__name__}; expected a GenerationConfig, or a dict of its settings"
         )
-    return {name: value for name, value in values.items() if name not in _NOTES}
+    return {name: _plain(value) for name, value in values.items() if name not in _NOTES}
+
+
+def _plain(value: object) -> object:
+    """Return numbers of numpy and MLX, alone, in an array or in a list, as Python's; anything else as it is."""
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        return to_list()
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _refuse_unsupported(name: str, value: object) -> None:
@@ -298,10 +273,11 @@ def _refuse_unsupported(name: str, value: object) -> None:
 
 def _check(name: str, value: object, vocab_size: int) -> None:
     if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        is_eos = name == "eos_token_id"
-        ids = cast(list[object], value) if is_eos and isinstance(value, (list, tuple)) else [value]
-        holds = all(type(i) is int and (0 <= cast(int, i) < vocab_size or (is_eos and i == -1)) for i in ids)
-        expected = f"an id from 0 to {vocab_size - 1}" + (", a list of them, or -1 for never" if is_eos else "")
+        none = {"eos_token_id": ", a list of them, or -1 for never", "pad_token_id": ", or -1 for none"}.get(name, "")
+        is_list = name == "eos_token_id" and isinstance(value, (list, tuple))
+        ids = cast(list[object], value) if is_list else [value]
+        holds = all(type(i) is int and (0 <= cast(int, i) < vocab_size or (none and i == -1)) for i in ids)
+        expected = f"an id from 0 to {vocab_size - 1}{none}"
     elif name == "stop_strings":
         strings = [value] if isinstance(value, str) else value
         holds = isinstance(strings, (list, tuple)) and all(isinstance(s, str) and s for s in strings)

@@ -21,7 +21,14 @@ from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, QuantizationSettings, unquantized
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.make import new_cache
-from helium_mlx.kv_cache.masks import Mask, attention_bias, causal_mask, explicit_mask, mask_of_last_query
+from helium_mlx.kv_cache.masks import (
+    Mask,
+    attention_bias,
+    causal_mask,
+    explicit_mask,
+    mask_of_last_query,
+    scaled_dot_product_attention,
+)
 from helium_mlx.model import argument_checks, losses
 from helium_mlx.model.activations import ACTIVATIONS, make_activation
 from helium_mlx.model.generate import GenerationMixin
@@ -98,7 +105,7 @@ class HeliumAttention(nn.Module):
                 keys, values = cache.update_and_fetch(keys, values)
             output, weights = self._attend_step_by_step(queries, keys, values, mask)
         elif cache is None:
-            output = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+            output = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
         else:
             output = cache.attend(queries, keys, values, scale=self.scale, mask=mask)
         # With one token, (B, heads, 1, D) and (B, 1, heads, D) are the same values in the same order.
@@ -116,11 +123,11 @@ class HeliumAttention(nn.Module):
         """Return the attention and its weights after the softmax; the fused kernel keeps those to itself."""
         repeats = self.n_heads // self.n_kv_heads
         keys, values = mx.repeat(keys, repeats, axis=1), mx.repeat(values, repeats, axis=1)
-        scores = (queries @ keys.swapaxes(-1, -2)) * self.scale
-        bias = explicit_mask(mask, queries.shape[2], keys.shape[2], scores.dtype)
+        scores = ((queries @ keys.swapaxes(-1, -2)) * self.scale).astype(mx.float32)
+        bias = explicit_mask(mask, queries.shape[2], keys.shape[2], mx.float32)
         if bias is not None:
             scores = scores + bias
-        weights = mx.softmax(scores.astype(mx.float32), axis=-1).astype(queries.dtype)
+        weights = mx.softmax(scores, axis=-1).astype(queries.dtype)
         if self.training and self.dropout > 0:
             kept = mx.random.bernoulli(1 - self.dropout, weights.shape)
             weights = mx.where(kept, weights / (1 - self.dropout), 0)

@@ -10,8 +10,11 @@ import mlx.core as mx
 
 from helium_mlx.model.generate_options import GenerationOptions
 
+# Beyond these nothing changes any more, and scores stay finite in float32, which a draw needs, both taken together.
 MIN_TEMPERATURE = 1e-20
 MAX_TEMPERATURE = 1e30
+MIN_PENALTY = 1e-10
+MAX_PENALTY = 1e10
 
 
 class LogitsProcessors:
@@ -49,6 +52,7 @@ def penalize_repetition(scores: mx.array, ids: mx.array, penalty: float, left_pa
     """Divide the positive scores of each row's ids by `penalty` and multiply the negative ones (arXiv:1909.05858)."""
     if left_padding is not None:
         ids = mx.where(mx.arange(ids.shape[1]) < left_padding[:, None], scores.shape[-1], ids)
+    penalty = min(max(penalty, MIN_PENALTY), MAX_PENALTY)
     penalized = mx.where(scores < 0, scores * penalty, scores / penalty)
     return mx.where(_marked(scores, ids), penalized, scores)
 

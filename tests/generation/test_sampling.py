@@ -214,6 +214,19 @@ def test_equal_tokens_beyond_top_k_are_dropped() -> None:
     assert sorted(kept) == [0, 0, 0.25, 0.25, 0.25, 0.25]
 
 
+@pytest.mark.parametrize("top_p", [1e-300, 1e-46, 1e-38, 1e-20, 1e-9], ids=str)
+@pytest.mark.parametrize("more", [{}, {"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.1}], ids=str)
+def test_however_small_top_p_is_it_leaves_the_most_probable_token(top_p: float, more: Changes) -> None:
+    sampler = sampler_of(5, seed=1, temperature=0.7, top_p=top_p, **more)
+    assert set(tokens_from(sampler, LOGITS, 20)) == {3}
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 2049, 48000, 49999])
+def test_a_small_top_p_leaves_one_of_tokens_that_are_as_probable_as_each_other(vocab_size: int) -> None:
+    kept, _ = filtered_probabilities(mx.zeros((1, vocab_size)), make_options(temperature=1.0, top_p=1e-9))
+    assert (kept > 0).sum().item() == 1
+
+
 def test_top_p_stops_at_exactly_p() -> None:
     kept = weighed(mx.zeros((1, 4)), SamplingOptions(temperature=1.0, top_p=0.5))
     assert sorted(kept) == [0, 0, 0.5, 0.5]

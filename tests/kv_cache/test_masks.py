@@ -1,8 +1,10 @@
 import mlx.core as mx
 import pytest
 from measures import relative_error
-from tiny_checkpoints import CaseLoader
+from mlx.utils import tree_unflatten
+from tiny_checkpoints import CaseLoader, config_values
 
+from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.masks import attention_bias, explicit_mask, mask_of_last_query, packed_sequences
 from helium_mlx.model.helium import HeliumForCausalLM
@@ -184,3 +186,54 @@ def test_the_last_query_of_a_causal_mask_sees_everything() -> None:
     mask = mx.arange(12).reshape(1, 1, 3, 4)
     assert mask_of_last_query("causal") is mask_of_last_query(None) is None
     assert mask_of_last_query(mask).tolist() == [[[[8, 9, 10, 11]]]]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+
+# --- large weights
+
+
+def heavy_model(dtype: mx.Dtype) -> HeliumForCausalLM:
+    """Return a model whose attention scores are in the hundreds, and those of tokens with themselves below 0."""
+    values = config_values(num_attention_heads=2, num_key_value_heads=2, head_dim=32, num_hidden_layers=3)
+    model = HeliumForCausalLM(HeliumConfig.from_dict(values))
+    mx.random.seed(2)
+    for name, x in model.tensors().items():
+        drawn = x if x.ndim < 2 else mx.random.normal(x.shape) * 0.6
+        if name.endswith("qkv_proj.weight"):
+            queries, _, v = mx.split(drawn, 3)
+            drawn = mx.concatenate([queries, -queries, v])
+        model.update(tree_unflatten([(name, drawn.astype(dtype))]))
+    return model
+
+
+def mask_forms(padding: mx.array, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Return a mask (B, L) as all that transformers takes: 2-D, boolean, and added with the dtype's smallest number."""
+    allowed = mx.tril(mx.ones((padding.shape[1], padding.shape[1]), mx.bool_)) & (padding != 0)[:, None, None, :]
+    smallest = mx.array(mx.finfo(dtype).min, dtype)
+    added = mx.where(allowed, mx.array(0, dtype), smallest)
+    return {"2-D": padding, "boolean": allowed, "added": added, "added, float32": added.astype(mx.float32)}
+
+
+@pytest.mark.parametrize("form", ["2-D", "boolean", "added", "added, float32"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["no cache", "cache", "attentions", "quantized", "rotating"])
+def test_padding_on_the_left_changes_nothing_however_large_the_scores(dtype: mx.Dtype, form: str, kind: str) -> None:
+    kinds: dict[str, dict[str, int]] = {
+        "cache": {},
+        "quantized": {"kv_bits": 8, "kv_group_size": 32},
+        "rotating": {"max_kv_size": 8},
+    }
+    model, left = heavy_model(dtype), 10
+    ids = mx.concatenate([mx.concatenate([mx.full((1, left), 3), IDS[:1, :2]], axis=1), IDS[1:]])
+    padding = (mx.arange(12) >= mx.array([[left], [0]])).astype(mx.int32)
+    positions = mx.maximum(mx.arange(12) - mx.array([[left], [0]]), 0)
+    caches = [make_cache(model, **kinds[kind]) if kind in kinds else None for _ in range(2)]
+    attentions, cached = kind == "attentions", kind in kinds
+    alone, padded = (
+        model(*inputs, past_key_values=cache, use_cache=cached, output_attentions=attentions).logits
+        for inputs, cache in zip(
+            [(IDS[:1, :2],), (ids, mask_forms(padding, dtype)[form], positions)], caches, strict=True
+        )
+    )
+    assert mx.isfinite(padded[0, left:]).all().item()
+    assert mx.isfinite(padded[1]).all().item()
+    assert relative_error(padded[:1, left:], alone) < {mx.float32: 1e-4, mx.float16: 0.02}.get(dtype, 0.1)

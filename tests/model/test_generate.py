@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from processes import run_code
 from tiny_checkpoints import CaseLoader
@@ -20,6 +21,7 @@ from helium_mlx.errors import ArgumentError, CheckpointError, GenerationError, H
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.generate_options import REFUSED
+from helium_mlx.model.logits_processing import penalize_repetition, tempered
 
 # Options come from dicts, whose values have no common type.
 generate = cast("Callable[..., mx.array]", HeliumForCausalLM.generate)
@@ -213,6 +215,22 @@ def require_distributed(tokens: list[int], probabilities: list[float]) -> None:
     assert statistic < degrees + 4 * math.sqrt(2 * degrees)
 
 
+@pytest.mark.parametrize(
+    "options", [{"top_p": 0.0}, {"top_p": 1e-300}, {"top_p": 1e-46}, {"temperature": 1e-300}, {"min_p": 1.0}], ids=str
+)
+def test_a_filter_that_leaves_one_token_leaves_the_most_probable(
+    model: HeliumForCausalLM, options: dict[str, float]
+) -> None:
+    sampled = generate(model, mx.array([PROMPT]), max_new_tokens=6, do_sample=True, seed=3, **options)
+    assert rows(sampled) == rows(generate(model, mx.array([PROMPT]), max_new_tokens=6))
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e-46, 1e46, 1e300])
+def test_penalties_that_float32_cannot_hold_leave_scores_that_can_be_drawn_from(penalty: float) -> None:
+    scores = penalize_repetition(mx.array([[-30.0, -2.0, 0.0, 2.0, 30.0]]), mx.array([[0, 2, 4]]), penalty, None)
+    assert mx.isfinite(tempered(scores, 1e-300)).all().item()
+
+
 def test_steps_are_drawn_independently(model: HeliumForCausalLM) -> None:
     options = {"top_k": 0, "temperature": 1.5}
     generated = generate(
@@ -351,6 +369,105 @@ def test_a_malformed_settings_file_is_named(tmp_path: Path, model: HeliumForCaus
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         GenerationConfig.of_directory(tmp_path, model.config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_beams", 4),
+        ("suppress_tokens", [5]),
+        ("begin_suppress_tokens", [5]),
+        ("bad_words_ids", [[5]]),
+        ("forced_bos_token_id", 5),
+        ("forced_eos_token_id", 2),
+        ("force_words_ids", [[5]]),
+        ("sequence_bias", [[[5], 2.0]]),
+        ("typical_p", 0.5),
+        ("epsilon_cutoff", 0.1),
+        ("penalty_alpha", 0.6),
+        ("guidance_scale", 2.0),
+        ("max_new_token", 3),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name_wherever_it_is_set(
+    model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: object
+) -> None:
+    own = GenerationConfig(max_new_tokens=2)
+    monkeypatch.setattr(model, "generation_config", own)
+    setattr(own, name, value)
+    for config in (None, {"max_new_tokens": 3}):
+        with pytest.raises(GenerationError, match=f"{name}"):
+            generate(model, mx.array([PROMPT]), config)
+    given = GenerationConfig(max_new_tokens=2)
+    setattr(given, name, value)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())[name] == value
+    delattr(own, name)
+    for config in (given, {name: value}):
+        with pytest.raises(GenerationError, match=f"{name}"):
+            generate(model, mx.array([PROMPT]), config)
+
+
+def test_what_is_set_back_is_not_refused(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = GenerationConfig.from_dict({"num_beams": 4, "max_new_tokens": 2, "from_another_program": 1})
+    monkeypatch.setattr(model, "generation_config", own)
+    with pytest.raises(GenerationError, match="num_beams is 4"):
+        generate(model, mx.array([PROMPT]))
+    for value in (1, None):
+        generate(model, mx.array([PROMPT]), num_beams=value)
+    with pytest.raises(GenerationError, match="from_another_program"):
+        generate(model, mx.array([PROMPT]), num_beams=1, from_another_program=2)
+    vars(own)["num_beams"] = 1
+    generate(model, mx.array([PROMPT]))
+
+
+def test_the_models_settings_may_be_a_dict(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "generation_config", {"max_new_tokens": 3})
+    assert generate(model, mx.array([PROMPT])).shape == (1, len(PROMPT) + 3)
+
+
+NUMBERS = {
+    "max_new_tokens": [np.int64(5), np.uint8(5), mx.array(5)],
+    "max_length": [np.int32(12)],
+    "temperature": [np.float32(0.5), np.float64(0.5), mx.array(0.5)],
+    "top_k": [np.int64(3)],
+    "top_p": [np.float16(0.5)],
+    "min_p": [np.float32(0.25)],
+    "repetition_penalty": [np.float32(1.5)],
+    "eos_token_id": [np.int64(2), [np.int64(2)], np.array([2, 5]), mx.array([2, 5])],
+    "pad_token_id": [np.int64(3)],
+    "do_sample": [np.bool_(True)],
+    "num_return_sequences": [np.int64(2)],
+    "seed": [np.uint64(7), np.int64(7)],
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_may_be_numpys_or_mlxs(model: HeliumForCausalLM, name: str) -> None:
+    common: dict[str, object] = {"do_sample": True, "seed": 7}
+    if name != "max_length":
+        common["max_new_tokens"] = 5
+    for value in NUMBERS[name]:
+        expected = generate(
+            model, mx.array([PROMPT]), **{**common, name: value.tolist() if hasattr(value, "tolist") else 2}
+        )
+        assert generate(model, mx.array([PROMPT]), **{**common, name: value}).tolist() == expected.tolist()
+        if name != "seed":
+            given = {"generation_config": {name: value}} | {k: v for k, v in common.items() if k != name}
+            assert generate(model, mx.array([PROMPT]), **given).tolist() == expected.tolist()
+
+
+def test_a_pad_of_minus_one_stands_for_none(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As configs of base models have it. transformers warns, and fills finished rows with what it cannot run.
+    ids = mx.array([PROMPT, PROMPT[::-1]])
+    eos = rows(generate(model, ids, max_new_tokens=4))[0][-3]
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(max_new_tokens=4, eos_token_id=eos))
+    expected = generate(model, ids)
+    assert generate(model, ids, pad_token_id=-1).tolist() == expected.tolist()
+    monkeypatch.setattr(
+        model, "generation_config", GenerationConfig(max_new_tokens=4, eos_token_id=eos, pad_token_id=-1)
+    )
+    assert generate(model, ids).tolist() == expected.tolist()
 
 
 def test_settings_of_a_file_that_nobody_knows_are_ignored_and_beams_are_not(

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 
@@ -88,6 +88,30 @@ def test_greedy_text_of_the_demo_for_200_tokens() -> None:
         prompt = tokenizer.encode(text)
         chunks = helium_mlx.stream_generate(model, tokenizer, prompt, max_tokens=200, ignore_eos=True)
         assert [chunk.token for chunk in chunks] == make_reference.greedy(reference, prompt).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_padded_row_is_finite_and_near_in_every_dtype_however_large_the_weights(tmp_path: Path, dtype: str) -> None:
+    padding = [[0] * 10 + [1] * 2, [1] * 12]
+    ids, positions = [[3] * 10 + PROMPT[:2], PROMPT[:12]], [[0] * 10 + [0, 1], [*range(12)]]
+    inputs = {"input_ids": ids, "attention_mask": padding, "position_ids": positions}
+    # transformers' default attention: what it computes step by step overflows, too.
+    reference = transformers.AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "plain"))
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in reference.named_parameters():
+        if weight.ndim > 1:
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.6)
+        if name.endswith("k_proj.weight"):
+            # A token's score with itself is far below 0.
+            weight.data.copy_(-reference.get_parameter(name.replace("k_proj", "q_proj")).data)
+    reference = reference.eval().to(getattr(torch, dtype))
+    reference.save_pretrained(tmp_path / "heavy")
+    with torch.no_grad():
+        expected = reference(**{name: torch.tensor(values) for name, values in inputs.items()}).logits.float().numpy()
+    logits = load_model(tmp_path / "heavy", dtype=dtype)(mx.array(ids), mx.array(padding), mx.array(positions)).logits
+    for row, first in ((0, 10), (1, 0)):
+        error = relative_error(logits[row, first:], mx.array(expected[row, first:]))
+        assert error < {"float32": 1e-5, "float16": 0.02, "bfloat16": 0.1}[dtype]
 
 
 def test_transformers_opens_what_we_convert(tmp_path: Path) -> None:
