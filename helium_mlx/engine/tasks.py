@@ -137,6 +137,7 @@ class EngineRow(Row):
             prompt_tps=len(self.request.prompt) / prompt_seconds if new else 0.0,
             generation_tps=(new - 1) / seconds if new else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
+            stop_string=self.text_of.stop_string,
         )
 
 
@@ -163,6 +164,8 @@ class OwnRun:
         self.is_running = False
         self._between = between
         self._stop = threading.Event()
+        # Follows the stream, which does not say what it holds back.
+        self._text_of = request.text_of(tokenizer)
         sampling, own = request.sampling, request.own_cache
         self._last = GenerationChunk(
             text="",
@@ -228,7 +231,9 @@ class OwnRun:
             return
         finally:
             self.is_running = False
-        if self._last.finish_reason:
+        if self._last.finish_reason is None:
+            self._text_of.add(self._last.token, is_last=False)
+        else:
             # Suspended, it would keep its cache until garbage is collected: it holds this object, and this one it.
             self._chunks.close()
         self.channel.put(self._last)
@@ -238,10 +243,11 @@ class OwnRun:
         self.channel.fail(without_locals(error))
 
     def cancel(self) -> None:
-        """End the request, and let go of its cache."""
+        """End the request, with the text that was held back, and let go of its cache."""
         self._chunks.close()
+        text, _ = self._text_of.finish()
         ended = replace(
-            self._last, text="", token=-1, logprob=None, top_logprobs={}, from_draft=False, finish_reason="cancelled"
+            self._last, text=text, token=-1, logprob=None, top_logprobs={}, from_draft=False, finish_reason="cancelled"
         )
         self.channel.put(ended)
 

@@ -314,6 +314,7 @@ def _stream(
             peak_memory=mx.get_peak_memory() / 1e9,
             drafted_tokens=decoding.drafted,
             accepted_tokens=accepted,
+            stop_string=text_of.stop_string,
         )
 
     try:

@@ -10,8 +10,8 @@ there is followed to the id; where both are, `tokenizer.json` is. The two are no
   never writes them, so that `skip_special_tokens=False` changes nothing.
 - A text that spells a special piece, "<unk>" or "<0x41>" gets that id by `tokenizer.json`, letters by SentencePiece.
 - `<unk>` is no special id in either; it decodes to "<unk>" in `tokenizer.json` and to " ⁇ " in SentencePiece.
-- A run of bytes that is no UTF-8 decodes to one U+FFFD for every byte in `tokenizer.json`, for the invalid bytes
-  alone in SentencePiece. A skipped special token within the run goes unnoticed in the former, ends it in the latter.
+- A skipped special token within the bytes of a character goes unnoticed in `tokenizer.json`; in SentencePiece it ends
+  them. (Bytes that are not UTF-8 are decoded alike; see `detokenizer.py`.)
 
 Against transformers: bos, eos and pad come from `config.json` and `generation_config.json`, because Helium's
 `special_tokens_map.json` is empty; an encoding with special tokens has exactly one leading BOS, even where the text
@@ -174,9 +174,10 @@ class HeliumTokenizer:
         return [self.bos_token_id, *ids[start:]]
 
     def decode(self, ids: Ids, *, skip_special_tokens: bool = True) -> str:
-        """Return the text of the ids, as the library behind the file gives it.
+        """Return the text of the ids, as the file's library gives it, but for bytes that are not UTF-8.
 
-        An id that the model has and the vocabulary lacks stands for nothing. Raises TokenizerError for others.
+        Of those, each beginning of a character that breaks off is one U+FFFD, and whole characters are kept. An id that
+        the model has and the vocabulary lacks stands for nothing. Raises TokenizerError for others.
         """
         return self._vocabulary.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
 
@@ -196,7 +197,7 @@ class HeliumTokenizer:
     def detokenizer(self, *, skip_special_tokens: bool = True) -> StreamingDetokenizer:
         """Return a fresh detokenizer; its pieces joined are what `decode` gives.
 
-        Raises TokenizerError if `tokenizer.json` has a decoder other than Helium's.
+        Raises TokenizerError if `tokenizer.json` has a decoder that is not known.
         """
         return self._vocabulary.detokenizer(self._piece, skip_special_tokens=skip_special_tokens)
 
@@ -222,6 +223,8 @@ class HeliumTokenizer:
         piece = self._piece(index)
         if isinstance(piece, int):
             return bytes((piece,))
+        if isinstance(piece, bytes):
+            return piece
         return (piece or "").replace(WORD_SEPARATOR, " ").encode()
 
     @overload

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from helium_mlx.errors import TokenizerError, one_line, shown
 from helium_mlx.files.untrusted import FileProblem, read_bytes
@@ -15,6 +15,7 @@ from helium_mlx.tokenizer.detokenizer import (
     WORD_SEPARATOR,
     ByteFallbackDetokenizer,
     DummyPrefix,
+    MetaspaceDetokenizer,
     Piece,
     SentencePieceDetokenizer,
     StreamingDetokenizer,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 MAX_STEPS = 1000
 MAX_GROWTH = 100
 
+# Where a library put it, `detokenizer.py` decodes the bytes anew.
+_REPLACEMENT = "\ufffd"
+
 # Helium's have 3.5 MB and 0.8 MB.
 MAX_TOKENIZER_BYTES = 64_000_000
 
@@ -36,12 +40,22 @@ MAX_TOKENIZER_BYTES = 64_000_000
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 
 
-class _DecoderSteps(NamedTuple):
-    """What the decoder in `tokenizer.json` replaces in every piece, and strips from the left of the whole text."""
+class _FallbackSteps(NamedTuple):
+    """Helium's decoder: what it replaces in every piece, and what it strips from the left of the whole text."""
 
     replacements: list[tuple[str, str]]
     strip: str
     strip_count: int
+
+
+class _MetaspaceStep(NamedTuple):
+    """The decoder Metaspace; `drops` says whether the first piece loses its separators."""
+
+    separator: str
+    drops: bool
+
+
+_Decoder = _FallbackSteps | _MetaspaceStep | Literal["ByteLevel"]
 
 
 class Vocabulary(Protocol):
@@ -119,7 +133,10 @@ class JsonVocabulary:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         with _named_failures(f"{self._path} cannot decode ids"):
-            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+            text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        if _REPLACEMENT not in text or isinstance(self._decoder, dict):
+            return text
+        return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), ids)
 
     def token(self, index: int) -> str | None:
         return self._tokenizer.id_to_token(index)
@@ -136,28 +153,36 @@ class JsonVocabulary:
         return frozenset(index for index, token in added.items() if token.special)
 
     def detokenizer(self, piece_of: Callable[[int], Piece], *, skip_special_tokens: bool) -> StreamingDetokenizer:
-        steps = self._decoder
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
-        return ByteFallbackDetokenizer(piece_of, skipped=skipped, strip=steps.strip, strip_count=steps.strip_count)
+        match self._decoder:
+            case _FallbackSteps(_, strip, count):
+                return ByteFallbackDetokenizer(piece_of, skipped=skipped, strip=strip, strip_count=count)
+            case _MetaspaceStep(separator, drops):
+                return MetaspaceDetokenizer(piece_of, skipped=skipped, separator=separator, drops=drops)
+            case "ByteLevel":
+                return ByteFallbackDetokenizer(piece_of, skipped=skipped, strip_count=0)
+            case unknown:
+                raise TokenizerError(
+                    f"{self._path} has the decoder {one_line(json.dumps(unknown), 300)}, which cannot be streamed; "
+                    "expected Replace, ByteFallback, Fuse and Strip on the left, as Helium has, or Metaspace or "
+                    "ByteLevel; use decode() on the whole text"
+                )
 
     def piece(self, index: int) -> Piece:
         return self._piece_of(index)
 
     def _read_piece(self, index: int) -> Piece:
         token = self._tokenizer.id_to_token(index)
-        if token is None:
-            return None
+        if token is None or not isinstance(self._decoder, _FallbackSteps):
+            return _level_bytes(token) if token is not None and self._decoder == "ByteLevel" else token
         for old, new in self._decoder.replacements:
             token = token.replace(old, new)
         byte = _BYTE_PIECE.fullmatch(token)
         return token if byte is None else int(byte[1], 16)
 
     @functools.cached_property
-    def _decoder(self) -> _DecoderSteps:
-        """The steps that the file's decoder consists of.
-
-        Any decoder but Helium's is refused: to be exact about an unknown one would mean holding all text back.
-        """
+    def _decoder(self) -> _Decoder | dict[str, object]:
+        """The decoder's steps, or the decoder as the file has it: to be exact about one means to know it."""
         decoder = self._tokenizer.decoder
         state: dict[str, object] = {} if decoder is None else json.loads(decoder.__getstate__())
         remaining: object = state.get("decoders", [state])
@@ -168,19 +193,39 @@ class JsonVocabulary:
                     replacements.append((old, new))
                     remaining = rest
                 case [{"type": "ByteFallback"}, {"type": "Fuse"}]:
-                    return _DecoderSteps(replacements, strip=" ", strip_count=0)
+                    return _FallbackSteps(replacements, strip=" ", strip_count=0)
                 case [
                     {"type": "ByteFallback"},
                     {"type": "Fuse"},
                     {"type": "Strip", "content": str(strip), "start": int(count), "stop": 0},
                 ]:
-                    return _DecoderSteps(replacements, strip, count)
+                    return _FallbackSteps(replacements, strip, count)
+                case [{"type": "ByteLevel"}] if not replacements:
+                    return "ByteLevel"
+                case [{"type": "Metaspace", "replacement": str(separator), "prepend_scheme": scheme}] if (
+                    not replacements
+                ):
+                    return _MetaspaceStep(separator, drops=scheme != "never")
                 case _:
-                    break
-        raise TokenizerError(
-            f"{self._path} has the decoder {one_line(json.dumps(state), 300)}, which cannot be streamed; expected "
-            "Replace, ByteFallback, Fuse and Strip on the left, as Helium has; use decode() on the whole text"
-        )
+                    return state
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """The bytes that ByteLevel's characters stand for: GPT-2's `bytes_to_unicode`, the other way round."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _level_bytes(token: str) -> bytes:
+    """The bytes of a ByteLevel piece; one with a character that stands for no byte, such as an added token, is text."""
+    known = _byte_of_character()
+    return bytes(known[c] for c in token) if all(c in known for c in token) else token.encode()
+
+
+def _streamed(detokenizer: StreamingDetokenizer, ids: Sequence[int]) -> str:
+    return "".join([*map(detokenizer.add_token, ids), detokenizer.finish()])
 
 
 def sentencepiece_piece(processor: "sentencepiece.SentencePieceProcessor", index: int) -> Piece:
@@ -215,7 +260,10 @@ class SentencePieceVocabulary:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         known = [index for index in ids if index < self.size]
-        return self._processor.Decode(known) if known else ""
+        text = self._processor.Decode(known) if known else ""
+        if _REPLACEMENT not in text:
+            return text
+        return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), known)
 
     def token(self, index: int) -> str | None:
         return self._processor.IdToPiece(index) if index < self.size else None
