@@ -120,7 +120,10 @@ class HeliumTokenizer:
         for path in (*companions, *model_files):
             is_tokenizer = path.name == JSON_FILE or path in model_files
             _require_readable(path, MAX_TOKENIZER_BYTES if is_tokenizer else MAX_JSON_BYTES)
-        return cls(vocabulary, ids, [*companions, *model_files])
+        tokenizer = cls(vocabulary, ids, [*companions, *model_files])
+        # An id that is added to every text fails here, not at the first prompt.
+        tokenizer.encode("")
+        return tokenizer
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -165,13 +168,36 @@ class HeliumTokenizer:
                 f"the text has the lone surrogate {text[error.start]!a} at position {error.start}, which no tokenizer "
                 "can express; read it as UTF-8 with errors='replace'"
             ) from error
-        ids = self._vocabulary.encode(text, add_special_tokens=add_special_tokens)
         if not add_special_tokens:
-            return ids
+            return self._known(self._vocabulary.encode(text, add_special_tokens=False))
+        if self._spelled_bos:
+            text = without_prefixes(text, self._spelled_bos)
+        ids = self._known(self._vocabulary.encode(text, add_special_tokens=True))
         start = 0
         while start < len(ids) and ids[start] == self.bos_token_id:
             start += 1
         return [self.bos_token_id, *ids[start:]]
+
+    @functools.cached_property
+    def _spelled_bos(self) -> str:
+        """The text that the vocabulary reads as a BOS; "" if none is."""
+        spelled = self._vocabulary.token(self.bos_token_id)
+        found = spelled and self.bos_token_id in self._vocabulary.encode(spelled, add_special_tokens=False)
+        return spelled if spelled and found else ""
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """Return ids of a text. Raises TokenizerError for one that the model has no embedding of.
+
+        Every prompt, score and calibration text comes through here: what a post-processor adds is not bound to the
+        vocabulary, and an id beyond the embeddings reads foreign memory.
+        """
+        highest = max(ids, default=0)
+        if highest >= self._id_limit:
+            raise TokenizerError(
+                f"the tokenizer gives a text the id {highest}; the model has 0 to {self._id_limit - 1}: take "
+                "tokenizer and config from one checkpoint"
+            )
+        return ids
 
     def decode(self, ids: Ids, *, skip_special_tokens: bool = True) -> str:
         """Return the text of the ids, as the file's library gives it, but for bytes that are not UTF-8.
@@ -351,6 +377,14 @@ class HeliumTokenizer:
         return checked
 
 
+def without_prefixes(text: str, prefix: str) -> str:
+    """Return a text without what it begins with, as often as it does."""
+    start = 0
+    while text.startswith(prefix, start):
+        start += len(prefix)
+    return text[start:]
+
+
 def _directory_of(path_or_repo: str | Path, revision: str | None) -> Path:
     # Imported here: it brings the models in, which a tokenizer alone does not need.
     from helium_mlx.files.hub import resolve
@@ -429,11 +463,13 @@ def _check_model_ids(ids: _ModelIds, size: int, directory: Path) -> None:
         )
     named = [("bos", ids.bos), *(("eos", index) for index in ids.eos)]
     named += [("pad", ids.pad)] if ids.pad is not None else []
+    # One that the model has and the tokenizer lacks is never read, but may be generated.
+    limit = ids.vocab_size or size
     for name, index in named:
-        if not 0 <= index < size:
+        if not 0 <= index < limit:
             raise TokenizerError(
-                f"the configs of {directory} have {name}_token_id {shown(index)}; expected 0 to {size - 1}, the ids of "
-                "its tokenizer: take both from one checkpoint"
+                f"the configs of {directory} have {name}_token_id {shown(index)}; expected 0 to {limit - 1}, the ids "
+                "of its model: take both from one checkpoint"
             )
 
 

@@ -253,13 +253,64 @@ def test_exactly_one_bos_leads_whatever_the_post_processor_does(tmp_path: Path, 
 @settings(deadline=None)
 @given(text=st.lists(st.sampled_from(["<s>", " ", "the", "\n", "</s>"])).map("".join))
 def test_a_spelled_bos_is_neither_doubled_nor_lost(from_json: HeliumTokenizer, text: str) -> None:
-    own = from_json.encode(text, add_special_tokens=False)
     ids = from_json.encode(text)
     assert ids[0] == samples.BOS
     assert ids[1:2] != [samples.BOS]
-    while own[:1] == [samples.BOS]:
-        del own[0]
-    assert ids[1:] == own
+    while text.startswith("<s>"):
+        text = text.removeprefix("<s>")
+    assert ids[1:] == from_json.encode(text, add_special_tokens=False)
+
+
+@settings(deadline=None)
+@given(text=st.lists(st.sampled_from([" ", "the", "\n", "</s>"])).map("".join))
+def test_a_bos_that_a_text_begins_with_is_the_one_that_leads(from_json: HeliumTokenizer, text: str) -> None:
+    for spelled in ("<s>", "<s><s>"):
+        assert from_json.encode(spelled + text) == from_json.encode(text)
+
+
+def test_sentencepiece_reads_a_spelled_bos_as_letters(from_model: HeliumTokenizer) -> None:
+    assert from_model.decode(from_model.encode("<s>the")) == "<s>the"
+
+
+# --- ids that the model lacks
+
+
+def with_post_processor_id(directory: Path, index: int, vocab_size: int = 1000) -> Path:
+    rewrite_json(
+        directory,
+        {"post_processor": json.loads(
+            processors.TemplateProcessing(single=["<s>", "$A", "</s>"], special_tokens=[("<s>", 1), ("</s>", index)])
+            .__getstate__()
+        )},
+    )  # fmt: skip
+    samples.write_config(directory, vocab_size=vocab_size)
+    return directory
+
+
+def test_an_id_that_a_post_processor_makes_up_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="gives a text the id 1000; the model has 0 to 999") as caught:
+        HeliumTokenizer.from_pretrained(with_post_processor_id(tmp_path, 1000))
+    assert "\n" not in str(caught.value)
+    assert HeliumTokenizer.from_pretrained(with_post_processor_id(tmp_path, 999)).encode("the")[-1] == 999
+
+
+def test_an_id_that_only_some_texts_get_is_refused_with_them(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "x": 4, "y": 1000}, "merges": []}
+    rewrite_json(tmp_path, {"model": model, "added_tokens": [], "normalizer": None, "post_processor": None})
+    tokenizer = HeliumTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("xx") == [1, 4, 4]
+    for special in (True, False):
+        with pytest.raises(TokenizerError, match="gives a text the id 1000; the model has 0 to 435"):
+            tokenizer.encode("xy", add_special_tokens=special)
+
+
+def test_an_end_of_text_may_have_a_row_and_no_piece(tmp_path: Path) -> None:
+    for write in (samples.write_json_checkpoint, samples.write_sentencepiece_checkpoint):
+        directory = write(tmp_path / write.__name__)
+        samples.write_config(directory, vocab_size=1000, eos_token_id=[2, 999])
+        tokenizer = HeliumTokenizer.from_pretrained(directory)
+        assert tokenizer.eos_token_ids == (2, 999)
+        assert tokenizer.decode([999, THE]) == "the"
 
 
 def test_stored_padding_and_truncation_are_off(tmp_path: Path) -> None:
@@ -501,9 +552,9 @@ def test_a_post_processor_that_panics_is_named(tmp_path: Path, capfd: pytest.Cap
         ({"eos_token_id": []}, r"config\.json has no eos_token_id"),
         ({"eos_token_id": "2"}, r"config\.json has eos_token_id '2'; expected an integer or a list"),
         ({"eos_token_id": [True]}, r"config\.json has eos_token_id \[True\]; expected an integer or a list"),
-        ({"eos_token_id": [2, 999]}, "have eos_token_id 999; expected 0 to"),
+        ({"eos_token_id": [2, 1000]}, "have eos_token_id 1000; expected 0 to 999"),
         ({"bos_token_id": -1}, "have bos_token_id -1; expected 0 to"),
-        ({"pad_token_id": 999}, "have pad_token_id 999; expected 0 to"),
+        ({"pad_token_id": 1000}, "have pad_token_id 1000; expected 0 to 999"),
         ({"vocab_size": 400}, r"has \d+ pieces, but config\.json has vocab_size 400"),
         ({"vocab_size": "many"}, r"vocab_size 'many'; expected a positive integer"),
         ({"vocab_size": 0}, r"vocab_size 0; expected a positive integer"),
