@@ -29,7 +29,8 @@ class GenerationChunk:
     temperature and filters, and None and empty unless `logprobs` was asked for. Speeds are tokens a second;
     `peak_memory` is MLX's, in gigabytes (1e9 bytes). `from_draft` says that prompt lookup had guessed the token;
     `drafted_tokens` and `accepted_tokens` count what it has guessed so far, and what of that became text.
-    `finish_reason` is None until the last chunk, and `stop_string` unless one ended the text. A run cancelled in its prompt has one chunk, whose token is -1.
+    `finish_reason` is None until the last chunk, and `stop_string` unless one ended the text. A run cancelled in its
+    prompt has one chunk, whose token is -1.
     """
 
     text: str

@@ -2,15 +2,15 @@
 
 import functools
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from helium_mlx.errors import TokenizerError, one_line, shown
 from helium_mlx.files.untrusted import FileProblem, read_bytes
+from helium_mlx.tokenizer.bounds import MAX_GROWTH, charsmap_fault, excess, sentencepiece_growth, undefined_token
 from helium_mlx.tokenizer.detokenizer import (
     WORD_SEPARATOR,
     ByteFallbackDetokenizer,
@@ -23,12 +23,7 @@ from helium_mlx.tokenizer.detokenizer import (
 
 if TYPE_CHECKING:
     import sentencepiece
-    import tokenizers
 
-
-# What a tokenizer.json may hold beside its vocabulary; Helium's has a dozen parts, and its texts grow by nothing.
-MAX_STEPS = 1000
-MAX_GROWTH = 100
 
 # Where a library put it, `detokenizer.py` decodes the bytes anew.
 _REPLACEMENT = "\ufffd"
@@ -106,15 +101,18 @@ class JsonVocabulary:
 
         self._path = path
         data = _read_tokenizer(path)
+        fault = charsmap_fault(data)
+        if fault is not None:
+            raise TokenizerError(f"{path} has a precompiled_charsmap that {fault}; fetch it again")
         # Nothing nests deep: the parser behind it stops at 128 levels.
         with _named_failures(f"{path} is not a tokenizer"):
             self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(data)
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
-        excess = _excess(self._tokenizer)
-        if excess is not None:
-            raise TokenizerError(f"{path} has {excess}, which no Helium's has; fetch it again")
-        undefined = _undefined_token(self._tokenizer.post_processor)
+        found = excess(self._tokenizer)
+        if found is not None:
+            raise TokenizerError(f"{path} has {found}, which no Helium's has; fetch it again")
+        undefined = undefined_token(self._tokenizer.post_processor)
         if undefined is not None:
             raise TokenizerError(
                 f"{path} has a post-processor that fails: it names the token {shown(undefined)} without defining it; "
@@ -247,8 +245,14 @@ class SentencePieceVocabulary:
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor()
+        data = _read_tokenizer(path)
+        if sentencepiece_growth(data) > MAX_GROWTH:
+            raise TokenizerError(
+                f"{path} has rules in its normalizer that make a text more than {MAX_GROWTH} times as long, which no "
+                "Helium's has; fetch it again"
+            )
         with _named_failures(f"{path} is not a SentencePiece model"):
-            self._processor.LoadFromSerializedProto(_read_tokenizer(path))
+            self._processor.LoadFromSerializedProto(data)
             self.base_size = self.size = self._processor.GetPieceSize()
             # Pieces and the surface of <unk> are bytes in the file; what is no UTF-8 fails here, not in a text.
             self._processor.IdToPiece(list(range(self.size)))
@@ -304,60 +308,6 @@ def _read_tokenizer(path: Path) -> bytes:
         return read_bytes(path, MAX_TOKENIZER_BYTES)
     except FileProblem as problem:
         raise TokenizerError(f"{path} {problem}") from None
-
-
-def _excess(tokenizer: "tokenizers.Tokenizer") -> str | None:
-    """Say what in a tokenizer would make much of little text, and so take any amount of memory; None for nothing."""
-    steps = {
-        name: json.loads(part.__getstate__())
-        for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-        if (part := getattr(tokenizer, name)) is not None
-    }
-    growth = dict.fromkeys(steps, 1.0)
-    for name, step in steps.items():
-        nodes = list(_objects(step))
-        if len(nodes) > MAX_STEPS:
-            return f"{len(nodes)} parts in its {name}"
-        for node in nodes:
-            ids = node.get("ids")
-            if isinstance(ids, list) and len(ids) > MAX_STEPS:
-                return f"{len(ids)} ids for one token in its {name}"
-            if node.get("type") == "Replace":
-                pattern = node.get("pattern")
-                found = pattern.get("String") if isinstance(pattern, dict) else None
-                # A regular expression may match a single character, or none.
-                growth[name] *= max(1.0, len(str(node.get("content"))) / len(found) if found else math.inf)
-        if growth[name] > MAX_GROWTH:
-            return f"replacements in its {name} that make a text more than {MAX_GROWTH} times as long"
-    return None
-
-
-def _objects(value: object) -> Iterator[dict[str, object]]:
-    """Yield every object in a JSON value, however deep."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            yield cast("dict[str, object]", value)
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-
-
-def _undefined_token(processor: object) -> object | None:
-    """Return a token that a template of the post-processor names without defining it, over which Rust would panic."""
-    getstate = getattr(processor, "__getstate__", None)
-    remaining: list[object] = [] if processor is None or getstate is None else [json.loads(getstate())]
-    while remaining:
-        match remaining.pop():
-            case {"type": "Sequence", "processors": list(parts)}:
-                remaining += parts
-            case {"type": "TemplateProcessing", "single": list(single), "pair": list(pair), "special_tokens": defined}:
-                for part in (*single, *pair):
-                    match part:
-                        case {"SpecialToken": {"id": token}} if token not in cast("dict[object, object]", defined):
-                            return token
-    return None
 
 
 @contextmanager

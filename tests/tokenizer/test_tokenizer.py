@@ -1,5 +1,8 @@
+import base64
 import hashlib
 import json
+import random
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,13 +11,16 @@ from typing import TypedDict, cast
 
 import mlx.core as mx
 import pytest
+import sentencepiece
 import tokenizer_samples as samples
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, processors
 
+from helium_mlx.bundle import sentencepiece_model
 from helium_mlx.errors import TokenizerError
+from helium_mlx.tokenizer import bounds
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 CASES = Path(__file__).parents[1] / "reference" / "tokenizer_cases.json"
@@ -643,12 +649,87 @@ def tokenizer_with(directory: Path, **parts: object) -> Path:
     return directory
 
 
+def charsmap(units: list[int], strings: bytes) -> dict[str, object]:
+    table = struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + strings
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+
+
+def letter_a_becomes(text: str) -> dict[str, object]:
+    """A charsmap by which "a" becomes a text: units of `label | has_leaf << 8 | offset << 10`, and a leaf."""
+    units = [0] * 512
+    units[0] = 256 << 10
+    units[256 ^ ord("a")] = ord("a") | 1 << 8 | ord("a") << 10
+    units[256] = 1 << 31
+    return charsmap(units, text.encode() + b"\0")
+
+
+def sentencepiece_with_charsmap(text: str) -> bytes:
+    table = base64.b64decode(cast(str, letter_a_becomes(text)["precompiled_charsmap"]))
+    return sentencepiece_model._bytes(3, sentencepiece_model._bytes(2, table))
+
+
 DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 BOMBS: dict[str, dict[str, object]] = {
     "a normalizer that doubles": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 24}},
     "a replacement of nothing": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 10_000}},
     "a long replacement by pattern": {
         "normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 10_000}
+    },
+    "a long prefix": {"normalizer": {"type": "Prepend", "prepend": "x" * 10_000}},
+    "prefixes of prefixes": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "xxx"},
+                {"type": "Replace", "pattern": {"String": "x"}, "content": "xxxxxxxxxxx"},
+                {"type": "Replace", "pattern": {"String": "x"}, "content": "xxxxxxxxxxx"},
+            ],
+        }
+    },
+    "a charsmap": {"normalizer": letter_a_becomes("b" * 10_000)},
+    "ligatures of ligatures": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\ufdfa"},
+                {"type": "NFKD"},
+            ]
+            * 8,
+        }
+    },
+    "bytes of bytes": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 24}},
+    "bytes of bytes in words": {
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+            ]
+            * 24,
+        }
+    },
+    "spaces around spaces": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {
+                    "type": "BertNormalizer",
+                    "clean_text": False,
+                    "handle_chinese_chars": True,
+                    "strip_accents": None,
+                    "lowercase": False,
+                },
+                {"type": "Replace", "pattern": {"String": " "}, "content": "中"},
+            ]
+            * 12,
+        }
+    },
+    "a template of many texts": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 900,
+            "pair": [],
+            "special_tokens": {},
+        }
     },
     "a decoder that grows": {"decoder": {"type": "Sequence", "decoders": [DOUBLING] * 24}},
     "a template of many ids": {
@@ -683,3 +764,94 @@ def test_a_tokenizer_that_fails_at_a_text_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json (cannot encode a text|is not|has)") as caught:
         HeliumTokenizer.from_pretrained(directory).encode("what it does not know")
     assert "\n" not in str(caught.value)
+
+
+def test_a_sentencepiece_model_that_makes_much_of_little_is_refused(tmp_path: Path) -> None:
+    samples.write_config(tmp_path, vocab_size=1000)
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_with_charsmap("b" * 10_000))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model has rules .* which no Helium's has"):
+        HeliumTokenizer.from_pretrained(tmp_path)
+
+
+def unicode_charsmap(directory: Path) -> bytes:
+    """SentencePiece's own table for NFKC."""
+    (directory / "text").write_text("\n".join(f"the quick brown fox {number} jumps" for number in range(300)))
+    sentencepiece.SentencePieceTrainer.Train(
+        input=str(directory / "text"), model_prefix=str(directory / "trained"), vocab_size=45,
+        normalization_rule_name="nmt_nfkc", minloglevel=2,
+    )  # fmt: skip
+    specs = [value for field, value in bounds._fields((directory / "trained.model").read_bytes()) if field == 3]
+    return next(value for field, value in bounds._fields(specs[0]) if field == 2)
+
+
+USUAL: dict[str, list[dict[str, object]]] = {
+    "of ALBERT": [
+        {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}, {"type": "NFKD"}, {"type": "StripAccents"},
+        {"type": "Lowercase"}, {"type": "Precompiled"},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+    ],
+    "of Llama": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+    "a small charsmap": [letter_a_becomes("bb")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_normalizers_that_are_usual_are_taken(tmp_path: Path, name: str) -> None:
+    steps = [dict(step) for step in USUAL[name]]
+    for step in steps:
+        if step == {"type": "Precompiled"}:
+            step["precompiled_charsmap"] = base64.b64encode(unicode_charsmap(tmp_path)).decode()
+    directory = tokenizer_with(tmp_path, normalizer={"type": "Sequence", "normalizers": steps})
+    library = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    text = "a ﷺ Ａé"
+    ids = HeliumTokenizer.from_pretrained(directory).encode(text, add_special_tokens=False)
+    assert ids == library.encode(text, add_special_tokens=False).ids
+
+
+PANICS: dict[str, object] = {
+    "empty": "",
+    "null": None,
+    "not base64": "!!",
+    "escaped": "AA\n=",
+    "an empty table": base64.b64encode(bytes(4)).decode(),
+    "a cut table": base64.b64encode(struct.pack("<I", 400) + b"x").decode(),
+    "one unit": charsmap([0], b"")["precompiled_charsmap"],
+    "a unit that leads out": charsmap([0x3FFFFF << 10, *[0] * 255], b"")["precompiled_charsmap"],
+    "a leaf beyond the strings": charsmap([256 << 10 | 1 << 8, *[0] * 255, 500, *[0] * 255], b"x")[
+        "precompiled_charsmap"
+    ],
+    "a leaf inside a character": charsmap([256 << 10 | 1 << 8, *[0] * 255, 1, *[0] * 255], "é".encode())[
+        "precompiled_charsmap"
+    ],
+    "strings that are not UTF-8": charsmap([0] * 256, b"\xff")["precompiled_charsmap"],
+}
+
+
+@pytest.mark.parametrize("name", PANICS)
+def test_a_charsmap_that_rust_would_panic_over_is_refused_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": PANICS[name]}
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json has a precompiled_charsmap that ") as caught:
+        HeliumTokenizer.from_pretrained(tokenizer_with(tmp_path, normalizer=normalizer))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_charsmap_that_is_taken_never_panics(tmp_path: Path) -> None:
+    table, rng, taken = unicode_charsmap(tmp_path), random.Random(0), 0
+    for _ in range(25):
+        broken = bytearray(table)
+        for _ in range(rng.choice([1, 3])):
+            broken[rng.randrange(4, len(broken))] = rng.randrange(256)
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(broken).decode()}
+        try:
+            tokenizer = HeliumTokenizer.from_pretrained(tokenizer_with(tmp_path, normalizer=normalizer))
+        except TokenizerError as error:
+            assert "charsmap" in str(error) or "times as long" in str(error)
+            continue
+        taken += 1
+        tokenizer.encode("".join(map(chr, range(32, 2000))) + "ﷺ中Ａ")
+    assert taken
