@@ -3,6 +3,8 @@
 Where a checkpoint ships `tokenizer.model` only, that file is the tokenizer. Where `tokenizer.json` is followed (see
 `tokenizer.py`), the bundle's `tokenizer.model` is made from it, and the manifest says what SentencePiece does not do:
 
+A text loses the BOS that it spells at its beginning, if BOS is an added token, since one is put there. Then:
+
 1. The text is cut at added tokens, leftmost and longest first; one with `single_word` counts only where no word
    character is beside it.
 2. Each stretch between them gets `segment_prefix` in front.
@@ -33,7 +35,7 @@ from helium_mlx.tokenizer.detokenizer import (
     SentencePieceDetokenizer,
     StreamingDetokenizer,
 )
-from helium_mlx.tokenizer.tokenizer import JSON_FILE, SENTENCEPIECE_FILE, HeliumTokenizer
+from helium_mlx.tokenizer.tokenizer import JSON_FILE, SENTENCEPIECE_FILE, HeliumTokenizer, without_prefixes
 from helium_mlx.tokenizer.vocabularies import sentencepiece_piece
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -275,10 +277,14 @@ class BundleTokenizer:
         self._added_by_id = {token.id: token for token in recipe.added_tokens}
         self._find_added = _finder(self._added)
         self._find_literal = _finder(recipe.literals)
+        spelled = [token.content for token in recipe.added_tokens if token.id == bos_token_id]
+        self._spelled_bos = spelled[0] if spelled else ""
 
     def encode(self, text: str) -> list[int]:
         """Return one BOS and the ids of the text."""
         ids: list[int] = []
+        if self._spelled_bos:
+            text = without_prefixes(text, self._spelled_bos)
         for part, token in _cut(text, self._find_added, self._is_single):
             ids += [self._added[part].id] if token else self._encode_stretch(part)
         start = 0

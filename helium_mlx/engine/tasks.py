@@ -132,6 +132,7 @@ class EngineRow(BatchRow):
             prompt_tps=len(self.request.prompt) / prompt_seconds if new else 0.0,
             generation_tps=(new - 1) / seconds if new else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
+            stop_string=self.text_of.stop_string,
         )
 
 

@@ -1,8 +1,10 @@
 """From tokens to a completion: text as it becomes certain, stop strings, and why it ended.
 
-Stop strings are found in the text, not in the tokens: one may begin and end inside a token.
+Stop strings are found in the text, not in the tokens: one may begin and end inside a token. Special tokens are not
+shown, but a stop string may name them, as in transformers.
 """
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -14,6 +16,10 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 FinishReason = Literal["stop", "length", "eos", "cancelled"]
 
+# What a request may bring: the tables of so many take a few milliseconds and megabytes to make.
+MAX_STOP_STRINGS = 1000
+MAX_STOP_CHARACTERS = 20_000
+
 
 @dataclass(frozen=True)
 class GenerationChunk:
@@ -23,7 +29,8 @@ class GenerationChunk:
     temperature and filters, and None and empty unless `logprobs` was asked for. Speeds are tokens a second;
     `peak_memory` is MLX's, in gigabytes (1e9 bytes). `from_draft` says that prompt lookup had guessed the token;
     `drafted_tokens` and `accepted_tokens` count what it has guessed so far, and what of that became text.
-    `finish_reason` is None until the last chunk. A run cancelled in its prompt has one chunk, whose token is -1.
+    `finish_reason` is None until the last chunk, and `stop_string` unless one ended the text. A run cancelled in its
+    prompt has one chunk, whose token is -1.
     """
 
     text: str
@@ -39,6 +46,7 @@ class GenerationChunk:
     peak_memory: float
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,53 @@ def ranked(ids: mx.array, logprobs: mx.array) -> list[dict[int, float]]:
     return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
 
 
+class _StopTable:
+    """Aho and Corasick's automaton: finds any of many strings in a text, in time that does not depend on their number.
+
+    A state is the longest end of the text that a stop string begins with, `depth` its length, and `longest` the longest
+    stop string that ends there, if one does.
+    """
+
+    def __init__(self, strings: tuple[str, ...]) -> None:
+        self._following: list[dict[str, int]] = [{}]
+        self.depth = [0]
+        self.longest: list[str | None] = [None]
+        for string in strings:
+            self.longest[self._added(string)] = string
+        self._shorter = [0] * len(self.depth)
+        states = list(self._following[0].values())
+        for state in states:
+            for character, following in self._following[state].items():
+                shorter = self._shorter[following] = self.step(self._shorter[state], character)
+                self.longest[following] = self.longest[following] or self.longest[shorter]
+                states.append(following)
+
+    def _added(self, string: str) -> int:
+        state = 0
+        for character in string:
+            if character not in self._following[state]:
+                self._following[state][character] = len(self.depth)
+                self._following.append({})
+                self.depth.append(self.depth[state] + 1)
+                self.longest.append(None)
+            state = self._following[state][character]
+        return state
+
+    def step(self, state: int, character: str) -> int:
+        """Return the state after one more character."""
+        while state and character not in self._following[state]:
+            state = self._shorter[state]
+        return self._following[state].get(character, 0)
+
+
+_stop_table = functools.lru_cache(maxsize=32)(_StopTable)
+
+
 class StopStrings:
-    """Passes streamed text on, holding back an end that could be the start of a stop string."""
+    """Passes streamed text on, holding back an end that could be the start of a stop string.
+
+    `found` is the stop string that has been completed, if one has.
+    """
 
     def __init__(self, stop: str | Sequence[str] | None) -> None:
         strings = () if stop is None else (stop,) if isinstance(stop, str) else stop
@@ -67,25 +120,43 @@ class StopStrings:
                 f"stop is {shown(stop)}; it must be text of at least one character, several of them, or None"
             )
         self.stop = tuple(strings)
-        self.held = ""
+        characters = sum(map(len, self.stop))
+        if len(self.stop) > MAX_STOP_STRINGS or characters > MAX_STOP_CHARACTERS:
+            raise OptionError(
+                f"stop has {len(self.stop)} strings of {characters} characters in all; at most {MAX_STOP_STRINGS} of "
+                f"{MAX_STOP_CHARACTERS} are looked for: give fewer"
+            )
+        self.found: str | None = None
+        self._table = _stop_table(self.stop)
+        self._state = 0
+        # An entry for each character since the state's beginning, empty where the character is not to be shown.
+        self._held: list[str] = []
 
-    def add(self, text: str) -> tuple[str, bool]:
+    def add(self, text: str, *, visible: bool = True) -> tuple[str, bool]:
         """Return the text that can be shown now, and whether a stop string has been completed.
 
-        The stop string itself, and what follows it, are never shown.
+        The stop string itself, and what follows it, are never shown. Text that is not `visible` counts only as part of
+        a stop string.
         """
-        self.held += text
-        found = [position for string in self.stop if (position := self.held.find(string)) >= 0]
-        if found:
-            shown, self.held = self.held[: min(found)], ""
-            return shown, True
-        keep = max((_overlap(self.held, string) for string in self.stop), default=0)
-        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return shown, False
+        if not self.stop:
+            return (text if visible else ""), False
+        start = len(self._held) + len(text)
+        for end, character in enumerate(text, start=len(self._held) + 1):
+            self._state = self._table.step(self._state, character)
+            string = self._table.longest[self._state]
+            if string is not None and end - len(string) < start:
+                start, self.found = end - len(string), string
+        self._held += text if visible else [""] * len(text)
+        if self.found is None:
+            start = len(self._held) - self._table.depth[self._state]
+        shown = "".join(self._held[:start])
+        self._held = self._held[start:] if self.found is None else []
+        return shown, self.found is not None
 
     def finish(self) -> str:
         """Return what is still held back, once no more text comes."""
-        shown, self.held = self.held, ""
+        shown = "".join(self._held)
+        self._held, self._state = [], 0
         return shown
 
 
@@ -93,9 +164,15 @@ class CompletionText:
     """Turns the tokens of a completion into text, and says when it ends and why."""
 
     def __init__(self, tokenizer: HeliumTokenizer, stops: StopStrings, eos: frozenset[int]) -> None:
+        self.tokenizer = tokenizer
         self.detokenizer = tokenizer.detokenizer()
         self.stops = stops
         self.eos = eos
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self.stops.found
 
     def add(self, token: int, *, is_last: bool) -> tuple[str, FinishReason | None]:
         """Return the text that can be shown with this token, and the reason if it was the end."""
@@ -105,6 +182,10 @@ class CompletionText:
             reason = "eos"
         else:
             text, stopped = self.stops.add(self.detokenizer.add_token(token))
+            if not stopped and token in self.tokenizer.special_ids:
+                name = self.tokenizer.convert_ids_to_tokens(token)
+                more, stopped = self.stops.add(name, visible=False)
+                text += more
         if reason and not stopped:
             rest, stopped = self.finish()
             text += rest
@@ -114,9 +195,3 @@ class CompletionText:
         """Return the text that was held back, once no more tokens come, and whether a stop string ended it."""
         rest, stopped = self.stops.add(self.detokenizer.finish())
         return rest + self.stops.finish(), stopped
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that `stop` begins with; shorter than `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -386,6 +386,7 @@ class CompletionRun:
             peak_memory=mx.get_peak_memory() / 1e9,
             drafted_tokens=self.decoding.drafted,
             accepted_tokens=self._accepted,
+            stop_string=self.text_of.stop_string,
         )
 
 

@@ -10,8 +10,8 @@ there is followed to the id; where both are, `tokenizer.json` is. The two are no
   never writes them, so that `skip_special_tokens=False` changes nothing.
 - A text that spells a special piece, "<unk>" or "<0x41>" gets that id by `tokenizer.json`, letters by SentencePiece.
 - `<unk>` is no special id in either; it decodes to "<unk>" in `tokenizer.json` and to " ⁇ " in SentencePiece.
-- A run of bytes that is no UTF-8 decodes to one U+FFFD for every byte in `tokenizer.json`, for the invalid bytes
-  alone in SentencePiece. A skipped special token within the run goes unnoticed in the former, ends it in the latter.
+- A skipped special token within the bytes of a character goes unnoticed in `tokenizer.json`; in SentencePiece it ends
+  them. (Bytes that are not UTF-8 are decoded alike; see `detokenizer.py`.)
 
 Against transformers: bos, eos and pad come from `config.json` and `generation_config.json`, because Helium's
 `special_tokens_map.json` is empty; an encoding with special tokens has exactly one leading BOS, even where the text
@@ -120,7 +120,10 @@ class HeliumTokenizer:
         for path in (*companions, *model_files):
             is_tokenizer = path.name == JSON_FILE or path in model_files
             _require_readable(path, MAX_TOKENIZER_BYTES if is_tokenizer else MAX_JSON_BYTES)
-        return cls(vocabulary, ids, [*companions, *model_files])
+        tokenizer = cls(vocabulary, ids, [*companions, *model_files])
+        # An id that is added to every text fails here, not at the first prompt.
+        tokenizer.encode("")
+        return tokenizer
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -165,18 +168,42 @@ class HeliumTokenizer:
                 f"the text has the lone surrogate {text[error.start]!a} at position {error.start}, which no tokenizer "
                 "can express; read it as UTF-8 with errors='replace'"
             ) from error
-        ids = self._vocabulary.encode(text, add_special_tokens=add_special_tokens)
         if not add_special_tokens:
-            return ids
+            return self._known(self._vocabulary.encode(text, add_special_tokens=False))
+        if self._spelled_bos:
+            text = without_prefixes(text, self._spelled_bos)
+        ids = self._known(self._vocabulary.encode(text, add_special_tokens=True))
         start = 0
         while start < len(ids) and ids[start] == self.bos_token_id:
             start += 1
         return [self.bos_token_id, *ids[start:]]
 
-    def decode(self, ids: Ids, *, skip_special_tokens: bool = True) -> str:
-        """Return the text of the ids, as the library behind the file gives it.
+    @functools.cached_property
+    def _spelled_bos(self) -> str:
+        """The text that the vocabulary reads as a BOS; "" if none is."""
+        spelled = self._vocabulary.token(self.bos_token_id)
+        found = spelled and self.bos_token_id in self._vocabulary.encode(spelled, add_special_tokens=False)
+        return spelled if spelled and found else ""
 
-        An id that the model has and the vocabulary lacks stands for nothing. Raises TokenizerError for others.
+    def _known(self, ids: list[int]) -> list[int]:
+        """Return ids of a text. Raises TokenizerError for one that the model has no embedding of.
+
+        Every prompt, score and calibration text comes through here: what a post-processor adds is not bound to the
+        vocabulary, and an id beyond the embeddings reads foreign memory.
+        """
+        highest = max(ids, default=0)
+        if highest >= self._id_limit:
+            raise TokenizerError(
+                f"the tokenizer gives a text the id {highest}; the model has 0 to {self._id_limit - 1}: take "
+                "tokenizer and config from one checkpoint"
+            )
+        return ids
+
+    def decode(self, ids: Ids, *, skip_special_tokens: bool = True) -> str:
+        """Return the text of the ids, as the file's library gives it, but for bytes that are not UTF-8.
+
+        Of those, each beginning of a character that breaks off is one U+FFFD, and whole characters are kept. An id that
+        the model has and the vocabulary lacks stands for nothing. Raises TokenizerError for others.
         """
         return self._vocabulary.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
 
@@ -196,7 +223,7 @@ class HeliumTokenizer:
     def detokenizer(self, *, skip_special_tokens: bool = True) -> StreamingDetokenizer:
         """Return a fresh detokenizer; its pieces joined are what `decode` gives.
 
-        Raises TokenizerError if `tokenizer.json` has a decoder other than Helium's.
+        Raises TokenizerError if `tokenizer.json` has a decoder that is not known.
         """
         return self._vocabulary.detokenizer(self._piece, skip_special_tokens=skip_special_tokens)
 
@@ -222,6 +249,8 @@ class HeliumTokenizer:
         piece = self._piece(index)
         if isinstance(piece, int):
             return bytes((piece,))
+        if isinstance(piece, bytes):
+            return piece
         return (piece or "").replace(WORD_SEPARATOR, " ").encode()
 
     @overload
@@ -348,6 +377,14 @@ class HeliumTokenizer:
         return checked
 
 
+def without_prefixes(text: str, prefix: str) -> str:
+    """Return a text without what it begins with, as often as it does."""
+    start = 0
+    while text.startswith(prefix, start):
+        start += len(prefix)
+    return text[start:]
+
+
 def _directory_of(path_or_repo: str | Path, revision: str | None) -> Path:
     # Imported here: it brings the models in, which a tokenizer alone does not need.
     from helium_mlx.files.hub import resolve
@@ -426,11 +463,13 @@ def _check_model_ids(ids: _ModelIds, size: int, directory: Path) -> None:
         )
     named = [("bos", ids.bos), *(("eos", index) for index in ids.eos)]
     named += [("pad", ids.pad)] if ids.pad is not None else []
+    # One that the model has and the tokenizer lacks is never read, but may be generated.
+    limit = ids.vocab_size or size
     for name, index in named:
-        if not 0 <= index < size:
+        if not 0 <= index < limit:
             raise TokenizerError(
-                f"the configs of {directory} have {name}_token_id {shown(index)}; expected 0 to {size - 1}, the ids of "
-                "its tokenizer: take both from one checkpoint"
+                f"the configs of {directory} have {name}_token_id {shown(index)}; expected 0 to {limit - 1}, the ids "
+                "of its model: take both from one checkpoint"
             )
 
 

@@ -2,19 +2,20 @@
 
 import functools
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from helium_mlx.errors import TokenizerError, one_line, shown
 from helium_mlx.files.untrusted import FileProblem, read_bytes
+from helium_mlx.tokenizer.bounds import MAX_GROWTH, charsmap_fault, excess, sentencepiece_growth, undefined_token
 from helium_mlx.tokenizer.detokenizer import (
     WORD_SEPARATOR,
     ByteFallbackDetokenizer,
     DummyPrefix,
+    MetaspaceDetokenizer,
     Piece,
     SentencePieceDetokenizer,
     StreamingDetokenizer,
@@ -22,12 +23,10 @@ from helium_mlx.tokenizer.detokenizer import (
 
 if TYPE_CHECKING:
     import sentencepiece
-    import tokenizers
 
 
-# What a tokenizer.json may hold beside its vocabulary; Helium's has a dozen parts, and its texts grow by nothing.
-MAX_STEPS = 1000
-MAX_GROWTH = 100
+# Where a library put it, `detokenizer.py` decodes the bytes anew.
+_REPLACEMENT = "\ufffd"
 
 # Helium's have 3.5 MB and 0.8 MB.
 MAX_TOKENIZER_BYTES = 64_000_000
@@ -36,12 +35,22 @@ MAX_TOKENIZER_BYTES = 64_000_000
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 
 
-class _DecoderSteps(NamedTuple):
-    """What the decoder in `tokenizer.json` replaces in every piece, and strips from the left of the whole text."""
+class _FallbackSteps(NamedTuple):
+    """Helium's decoder: what it replaces in every piece, and what it strips from the left of the whole text."""
 
     replacements: list[tuple[str, str]]
     strip: str
     strip_count: int
+
+
+class _MetaspaceStep(NamedTuple):
+    """The decoder Metaspace; `drops` says whether the first piece loses its separators."""
+
+    separator: str
+    drops: bool
+
+
+_Decoder = _FallbackSteps | _MetaspaceStep | Literal["ByteLevel"]
 
 
 class Vocabulary(Protocol):
@@ -92,15 +101,18 @@ class JsonVocabulary:
 
         self._path = path
         data = _read_tokenizer(path)
+        fault = charsmap_fault(data)
+        if fault is not None:
+            raise TokenizerError(f"{path} has a precompiled_charsmap that {fault}; fetch it again")
         # Nothing nests deep: the parser behind it stops at 128 levels.
         with _named_failures(f"{path} is not a tokenizer"):
             self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(data)
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
-        excess = _excess(self._tokenizer)
-        if excess is not None:
-            raise TokenizerError(f"{path} has {excess}, which no Helium's has; fetch it again")
-        undefined = _undefined_token(self._tokenizer.post_processor)
+        found = excess(self._tokenizer)
+        if found is not None:
+            raise TokenizerError(f"{path} has {found}, which no Helium's has; fetch it again")
+        undefined = undefined_token(self._tokenizer.post_processor)
         if undefined is not None:
             raise TokenizerError(
                 f"{path} has a post-processor that fails: it names the token {shown(undefined)} without defining it; "
@@ -119,7 +131,10 @@ class JsonVocabulary:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         with _named_failures(f"{self._path} cannot decode ids"):
-            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+            text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        if _REPLACEMENT not in text or isinstance(self._decoder, dict):
+            return text
+        return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), ids)
 
     def token(self, index: int) -> str | None:
         return self._tokenizer.id_to_token(index)
@@ -136,28 +151,36 @@ class JsonVocabulary:
         return frozenset(index for index, token in added.items() if token.special)
 
     def detokenizer(self, piece_of: Callable[[int], Piece], *, skip_special_tokens: bool) -> StreamingDetokenizer:
-        steps = self._decoder
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
-        return ByteFallbackDetokenizer(piece_of, skipped=skipped, strip=steps.strip, strip_count=steps.strip_count)
+        match self._decoder:
+            case _FallbackSteps(_, strip, count):
+                return ByteFallbackDetokenizer(piece_of, skipped=skipped, strip=strip, strip_count=count)
+            case _MetaspaceStep(separator, drops):
+                return MetaspaceDetokenizer(piece_of, skipped=skipped, separator=separator, drops=drops)
+            case "ByteLevel":
+                return ByteFallbackDetokenizer(piece_of, skipped=skipped, strip_count=0)
+            case unknown:
+                raise TokenizerError(
+                    f"{self._path} has the decoder {one_line(json.dumps(unknown), 300)}, which cannot be streamed; "
+                    "expected Replace, ByteFallback, Fuse and Strip on the left, as Helium has, or Metaspace or "
+                    "ByteLevel; use decode() on the whole text"
+                )
 
     def piece(self, index: int) -> Piece:
         return self._piece_of(index)
 
     def _read_piece(self, index: int) -> Piece:
         token = self._tokenizer.id_to_token(index)
-        if token is None:
-            return None
+        if token is None or not isinstance(self._decoder, _FallbackSteps):
+            return _level_bytes(token) if token is not None and self._decoder == "ByteLevel" else token
         for old, new in self._decoder.replacements:
             token = token.replace(old, new)
         byte = _BYTE_PIECE.fullmatch(token)
         return token if byte is None else int(byte[1], 16)
 
     @functools.cached_property
-    def _decoder(self) -> _DecoderSteps:
-        """The steps that the file's decoder consists of.
-
-        Any decoder but Helium's is refused: to be exact about an unknown one would mean holding all text back.
-        """
+    def _decoder(self) -> _Decoder | dict[str, object]:
+        """The decoder's steps, or the decoder as the file has it: to be exact about one means to know it."""
         decoder = self._tokenizer.decoder
         state: dict[str, object] = {} if decoder is None else json.loads(decoder.__getstate__())
         remaining: object = state.get("decoders", [state])
@@ -168,19 +191,39 @@ class JsonVocabulary:
                     replacements.append((old, new))
                     remaining = rest
                 case [{"type": "ByteFallback"}, {"type": "Fuse"}]:
-                    return _DecoderSteps(replacements, strip=" ", strip_count=0)
+                    return _FallbackSteps(replacements, strip=" ", strip_count=0)
                 case [
                     {"type": "ByteFallback"},
                     {"type": "Fuse"},
                     {"type": "Strip", "content": str(strip), "start": int(count), "stop": 0},
                 ]:
-                    return _DecoderSteps(replacements, strip, count)
+                    return _FallbackSteps(replacements, strip, count)
+                case [{"type": "ByteLevel"}] if not replacements:
+                    return "ByteLevel"
+                case [{"type": "Metaspace", "replacement": str(separator), "prepend_scheme": scheme}] if (
+                    not replacements
+                ):
+                    return _MetaspaceStep(separator, drops=scheme != "never")
                 case _:
-                    break
-        raise TokenizerError(
-            f"{self._path} has the decoder {one_line(json.dumps(state), 300)}, which cannot be streamed; expected "
-            "Replace, ByteFallback, Fuse and Strip on the left, as Helium has; use decode() on the whole text"
-        )
+                    return state
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """The bytes that ByteLevel's characters stand for: GPT-2's `bytes_to_unicode`, the other way round."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def _level_bytes(token: str) -> bytes:
+    """The bytes of a ByteLevel piece; one with a character that stands for no byte, such as an added token, is text."""
+    known = _byte_of_character()
+    return bytes(known[c] for c in token) if all(c in known for c in token) else token.encode()
+
+
+def _streamed(detokenizer: StreamingDetokenizer, ids: Sequence[int]) -> str:
+    return "".join([*map(detokenizer.add_token, ids), detokenizer.finish()])
 
 
 def sentencepiece_piece(processor: "sentencepiece.SentencePieceProcessor", index: int) -> Piece:
@@ -202,8 +245,14 @@ class SentencePieceVocabulary:
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor()
+        data = _read_tokenizer(path)
+        if sentencepiece_growth(data) > MAX_GROWTH:
+            raise TokenizerError(
+                f"{path} has rules in its normalizer that make a text more than {MAX_GROWTH} times as long, which no "
+                "Helium's has; fetch it again"
+            )
         with _named_failures(f"{path} is not a SentencePiece model"):
-            self._processor.LoadFromSerializedProto(_read_tokenizer(path))
+            self._processor.LoadFromSerializedProto(data)
             self.base_size = self.size = self._processor.GetPieceSize()
             # Pieces and the surface of <unk> are bytes in the file; what is no UTF-8 fails here, not in a text.
             self._processor.IdToPiece(list(range(self.size)))
@@ -215,7 +264,10 @@ class SentencePieceVocabulary:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         known = [index for index in ids if index < self.size]
-        return self._processor.Decode(known) if known else ""
+        text = self._processor.Decode(known) if known else ""
+        if _REPLACEMENT not in text:
+            return text
+        return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), known)
 
     def token(self, index: int) -> str | None:
         return self._processor.IdToPiece(index) if index < self.size else None
@@ -256,60 +308,6 @@ def _read_tokenizer(path: Path) -> bytes:
         return read_bytes(path, MAX_TOKENIZER_BYTES)
     except FileProblem as problem:
         raise TokenizerError(f"{path} {problem}") from None
-
-
-def _excess(tokenizer: "tokenizers.Tokenizer") -> str | None:
-    """Say what in a tokenizer would make much of little text, and so take any amount of memory; None for nothing."""
-    steps = {
-        name: json.loads(part.__getstate__())
-        for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-        if (part := getattr(tokenizer, name)) is not None
-    }
-    growth = dict.fromkeys(steps, 1.0)
-    for name, step in steps.items():
-        nodes = list(_objects(step))
-        if len(nodes) > MAX_STEPS:
-            return f"{len(nodes)} parts in its {name}"
-        for node in nodes:
-            ids = node.get("ids")
-            if isinstance(ids, list) and len(ids) > MAX_STEPS:
-                return f"{len(ids)} ids for one token in its {name}"
-            if node.get("type") == "Replace":
-                pattern = node.get("pattern")
-                found = pattern.get("String") if isinstance(pattern, dict) else None
-                # A regular expression may match a single character, or none.
-                growth[name] *= max(1.0, len(str(node.get("content"))) / len(found) if found else math.inf)
-        if growth[name] > MAX_GROWTH:
-            return f"replacements in its {name} that make a text more than {MAX_GROWTH} times as long"
-    return None
-
-
-def _objects(value: object) -> Iterator[dict[str, object]]:
-    """Yield every object in a JSON value, however deep."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            yield cast("dict[str, object]", value)
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-
-
-def _undefined_token(processor: object) -> object | None:
-    """Return a token that a template of the post-processor names without defining it, over which Rust would panic."""
-    getstate = getattr(processor, "__getstate__", None)
-    remaining: list[object] = [] if processor is None or getstate is None else [json.loads(getstate())]
-    while remaining:
-        match remaining.pop():
-            case {"type": "Sequence", "processors": list(parts)}:
-                remaining += parts
-            case {"type": "TemplateProcessing", "single": list(single), "pair": list(pair), "special_tokens": defined}:
-                for part in (*single, *pair):
-                    match part:
-                        case {"SpecialToken": {"id": token}} if token not in cast("dict[object, object]", defined):
-                            return token
-    return None
 
 
 @contextmanager

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helium_mlx.errors import GenerationError
-from helium_mlx.generation.completion import StopStrings
+from helium_mlx.generation import completion
+from helium_mlx.generation.completion import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, StopStrings
 
 
 def run(stop: list[str], pieces: list[str]) -> tuple[list[str], bool]:
@@ -61,3 +62,41 @@ def test_streamed_text_is_the_text_before_the_first_stop(pieces: list[str], stop
             lengths = [start for end, start in ends if end <= len(text)]
             break
     assert "".join(shown) == whole[: min(lengths)]
+
+
+def test_the_string_that_was_found_is_named() -> None:
+    stops = StopStrings(["d", "bc", "abcd"])
+    assert stops.found is None
+    assert stops.add("xabcd") == ("x", True)
+    assert stops.found == "abcd"
+
+
+def test_text_that_is_not_visible_counts_and_is_not_shown() -> None:
+    stops = StopStrings("ab<end>")
+    assert [stops.add("xab"), stops.add("<end", visible=False), stops.add("y")] == [
+        ("x", False), ("", False), ("aby", False),
+    ]  # fmt: skip
+    assert [stops.add("ab"), stops.add("<end>", visible=False)] == [("", False), ("", True)]
+
+
+def test_the_time_does_not_grow_with_the_number_of_stop_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    step = completion._StopTable.step
+
+    def counting(self: completion._StopTable, state: int, character: str) -> int:
+        nonlocal steps
+        steps += 1
+        return step(self, state, character)
+
+    many = StopStrings([f"{number:03}END" for number in range(MAX_STOP_STRINGS)])
+    monkeypatch.setattr(completion._StopTable, "step", counting)
+    for _ in range(50):
+        many.add("0123456789")
+    assert steps == 500
+
+
+@pytest.mark.parametrize("stop", [["x"] * (MAX_STOP_STRINGS + 1), ["x" * (MAX_STOP_CHARACTERS + 1)]])
+def test_more_stop_strings_than_are_bearable_are_refused(stop: list[str]) -> None:
+    with pytest.raises(GenerationError, match=r"stop has \d+ strings of \d+ characters in all; at most") as caught:
+        StopStrings(stop)
+    assert len(str(caught.value)) < 200

@@ -1,14 +1,16 @@
 import codecs
+import json
 import sys
 from collections import Counter
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 import tokenizer_samples as samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from helium_mlx.errors import TokenizerError
 from helium_mlx.tokenizer.detokenizer import ByteFallbackDetokenizer, Piece, SentencePieceDetokenizer
@@ -121,18 +123,37 @@ def test_a_word_appears_with_its_token(tokenizers_by_name: dict[str, HeliumToken
         assert [piece.strip() for piece in stream(tokenizer, ids)] == ["the", "capital", "of", "France", ""]
 
 
-def test_tokenizer_json_holds_a_run_of_bytes_until_it_ends(tokenizers_by_name: dict[str, HeliumTokenizer]) -> None:
-    tokenizer = tokenizers_by_name["json"]
-    ids = [*byte_ids("👍🏽"), tokenizer.convert_tokens_to_ids("the")]
-    assert stream(tokenizer, ids) == ["", "", "", "", "", "", "", "", "👍🏽the", ""]
-    assert stream(tokenizer, ids[:-1])[-1] == "👍🏽"
+BYTE_NAMES = ("json", "model-prefix1-collapse0")
 
 
-def test_tokenizer_json_turns_a_broken_run_into_one_replacement_a_byte(
-    tokenizers_by_name: dict[str, HeliumTokenizer],
+@pytest.mark.parametrize("name", BYTE_NAMES)
+def test_a_character_appears_with_its_last_byte(tokenizers_by_name: dict[str, HeliumTokenizer], name: str) -> None:
+    tokenizer = tokenizers_by_name[name]
+    ids = [*byte_ids("é👍🏽"), tokenizer.convert_tokens_to_ids("the")]
+    assert stream(tokenizer, ids) == ["", "é", "", "", "", "👍", "", "", "", "🏽", "the", ""]
+
+
+@pytest.mark.parametrize("name", BYTE_NAMES)
+@settings(max_examples=300, deadline=None)
+@given(data=st.lists(st.one_of(st.sampled_from(CHARACTERS).map(str.encode), st.binary(max_size=3))).map(b"".join))
+def test_bytes_are_decoded_as_python_decodes_them_with_replacements(
+    tokenizers_by_name: dict[str, HeliumTokenizer], name: str, data: bytes
 ) -> None:
-    ids = [*byte_ids("😀"), samples.FIRST_BYTE + 0xFF, samples.FIRST_BYTE + 0x41]
-    assert stream(tokenizers_by_name["json"], ids) == ["", "", "", "", REPLACEMENT * 5, REPLACEMENT, ""]
+    tokenizer = tokenizers_by_name[name]
+    ids = [tokenizer.convert_tokens_to_ids("the"), *(samples.FIRST_BYTE + byte for byte in data)]
+    expected = "the" + data.decode("utf-8", errors="replace")
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids) == expected
+
+
+@pytest.mark.parametrize("name", BYTE_NAMES)
+def test_a_text_that_is_cut_inside_a_character_loses_that_one_alone(
+    tokenizers_by_name: dict[str, HeliumTokenizer], name: str
+) -> None:
+    tokenizer = tokenizers_by_name[name]
+    ids = byte_ids("你" * 11)[:31]
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids) == "你" * 10 + REPLACEMENT
+    ids.append(tokenizer.convert_tokens_to_ids("the"))
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids) == "你" * 10 + REPLACEMENT + "the"
 
 
 def test_tokenizer_json_does_not_see_a_skipped_token_within_a_run(
@@ -140,20 +161,15 @@ def test_tokenizer_json_does_not_see_a_skipped_token_within_a_run(
 ) -> None:
     ids = byte_ids("é")
     ids.insert(1, samples.EOS)
-    assert stream(tokenizers_by_name["json"], ids)[-1] == "é"
+    assert stream(tokenizers_by_name["json"], ids) == ["", "", "é", ""]
     shown = stream(tokenizers_by_name["json"], ids, skip_special_tokens=False)
     assert shown == ["", f"{REPLACEMENT}</s>", REPLACEMENT, ""]
 
 
-def test_sentencepiece_gives_a_character_with_its_last_byte(tokenizers_by_name: dict[str, HeliumTokenizer]) -> None:
-    tokenizer = tokenizers_by_name["model-prefix1-collapse0"]
-    assert stream(tokenizer, byte_ids("é😀")) == ["", "é", "", "", "", "😀", ""]
-
-
-def test_sentencepiece_replaces_the_broken_bytes_alone(tokenizers_by_name: dict[str, HeliumTokenizer]) -> None:
-    tokenizer = tokenizers_by_name["model-prefix1-collapse0"]
+def test_invalid_bytes_are_replaced_alone(tokenizers_by_name: dict[str, HeliumTokenizer]) -> None:
     ids = [*byte_ids("😀"), samples.FIRST_BYTE + 0xFF, *byte_ids("é")[:1]]
-    assert stream(tokenizer, ids) == ["", "", "", "😀", REPLACEMENT, "", REPLACEMENT]
+    for name in BYTE_NAMES:
+        assert stream(tokenizers_by_name[name], ids) == ["", "", "", "😀", REPLACEMENT, "", REPLACEMENT]
 
 
 def test_a_control_symbol_ends_a_run_for_sentencepiece(tokenizers_by_name: dict[str, HeliumTokenizer]) -> None:
@@ -244,18 +260,65 @@ def test_each_byte_of_a_run_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(codecs, "getincrementaldecoder", lambda _encoding: CountingDecoder)
     detokenizer = ByteFallbackDetokenizer(letters, skipped=frozenset())
     run = "😀é".encode() * 300
-    assert [detokenizer.add_token(byte) for byte in run] == [""] * len(run)
-    assert detokenizer.finish() == "😀é" * 300
+    assert "".join(detokenizer.add_token(byte) for byte in run) == "😀é" * 300
+    assert detokenizer.finish() == ""
     assert fed == len(run)
 
 
 @settings(deadline=None)
 @given(run=st.binary(max_size=40))
-def test_sentencepiece_holds_three_bytes_at_most(run: bytes) -> None:
-    detokenizer = SentencePieceDetokenizer(letters, dummy_prefix="first")
-    for byte in run:
-        detokenizer.add_token(byte)
-        assert len(detokenizer._pending) <= 3
+def test_three_bytes_at_most_are_held(run: bytes) -> None:
+    for make in (
+        lambda: ByteFallbackDetokenizer(letters, skipped=frozenset()),
+        lambda: SentencePieceDetokenizer(letters, dummy_prefix="first"),
+    ):
+        detokenizer = make()
+        shown = "".join(map(detokenizer.add_token, run))
+        assert run.decode("utf-8", errors="replace").startswith(shown)
+        assert len(detokenizer._utf8.getstate()[0]) <= 3
+
+
+def json_with_decoder(directory: Path, decoder: decoders.Decoder, model: dict[str, object] | None = None) -> Path:
+    samples.write_json_checkpoint(directory, ROWS)
+    path = directory / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["decoder"] = json.loads(decoder.__getstate__())
+    path.write_text(json.dumps(values if model is None else values | {"model": model}), encoding="utf-8")
+    return directory
+
+
+def check_against_the_library(directory: Path, ids: st.SearchStrategy[list[int]]) -> None:
+    """Stream and decode must be what `tokenizers` decodes, but for ids that no text is made of."""
+    tokenizer = HeliumTokenizer.from_pretrained(directory)
+    library = Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+    @settings(max_examples=300, deadline=None)
+    @given(ids=ids, skip=st.booleans())
+    def check(ids: list[int], skip: bool) -> None:
+        expected = library.decode(ids, skip_special_tokens=skip)
+        assert "".join(stream(tokenizer, ids, skip_special_tokens=skip)) == expected
+        assert tokenizer.decode(ids, skip_special_tokens=skip) == expected
+
+    check()
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_metaspace_is_streamed_as_the_library_decodes(
+    tmp_path: Path, scheme: Literal["always", "first", "never"]
+) -> None:
+    directory = json_with_decoder(tmp_path, decoders.Metaspace(prepend_scheme=scheme))
+    check_against_the_library(directory, id_lists())
+
+
+def test_byte_level_is_streamed_as_the_library_decodes(tmp_path: Path) -> None:
+    characters = "".join(pre_tokenizers.ByteLevel.alphabet())
+    pieces = ["<unk>", "<s>", "</s>", "<pad>", *sorted(characters), "ä½ł", "Ġthe", "ðŁĺ", "no▁bytes", "中"]
+    model = {"type": "BPE", "vocab": {piece: index for index, piece in enumerate(pieces)}, "merges": []}
+    samples_only = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None}
+    directory = json_with_decoder(tmp_path, decoders.ByteLevel(), model)
+    path = directory / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | samples_only))
+    check_against_the_library(directory, st.lists(st.integers(0, len(pieces) - 1), max_size=12))
 
 
 def test_the_vocabulary_is_asked_once_for_each_id_and_never_decodes(

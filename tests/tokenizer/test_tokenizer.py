@@ -1,11 +1,15 @@
+import base64
 import hashlib
 import json
+import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict, cast
 
 import mlx.core as mx
 import pytest
+import sentencepiece
 import tokenizer_samples as samples
 import tokenizers
 from hypothesis import given, settings
@@ -13,7 +17,9 @@ from hypothesis import strategies as st
 from processes import run_code
 from tokenizers import decoders, processors
 
+from helium_mlx.bundle import sentencepiece_model
 from helium_mlx.errors import TokenizerError
+from helium_mlx.tokenizer import bounds
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 CASES = Path(__file__).parents[1] / "reference" / "tokenizer_cases.json"
@@ -81,7 +87,7 @@ DECODING_DIFFERENCES = [
     ([samples.BOS, THE], "the", "<s> the", "the"),
     ([samples.IM_START, THE], "the", "<|im_start|> the", "the"),
     ([BYTE + 0x20, THE], " the", " the", "  the"),
-    ([BYTE + 0xF0, BYTE + 0x41], "��", "��", "�A"),
+    ([BYTE + 0xF0, BYTE + 0x41], "�A", "�A", "�A"),
     ([BYTE + 0xC3, samples.EOS, BYTE + 0xA9], "é", "�</s>�", "��"),
 ]
 
@@ -252,13 +258,64 @@ def test_exactly_one_bos_leads_whatever_the_post_processor_does(tmp_path: Path, 
 @settings(deadline=None)
 @given(text=st.lists(st.sampled_from(["<s>", " ", "the", "\n", "</s>"])).map("".join))
 def test_a_spelled_bos_is_neither_doubled_nor_lost(from_json: HeliumTokenizer, text: str) -> None:
-    own = from_json.encode(text, add_special_tokens=False)
     ids = from_json.encode(text)
     assert ids[0] == samples.BOS
     assert ids[1:2] != [samples.BOS]
-    while own[:1] == [samples.BOS]:
-        del own[0]
-    assert ids[1:] == own
+    while text.startswith("<s>"):
+        text = text.removeprefix("<s>")
+    assert ids[1:] == from_json.encode(text, add_special_tokens=False)
+
+
+@settings(deadline=None)
+@given(text=st.lists(st.sampled_from([" ", "the", "\n", "</s>"])).map("".join))
+def test_a_bos_that_a_text_begins_with_is_the_one_that_leads(from_json: HeliumTokenizer, text: str) -> None:
+    for spelled in ("<s>", "<s><s>"):
+        assert from_json.encode(spelled + text) == from_json.encode(text)
+
+
+def test_sentencepiece_reads_a_spelled_bos_as_letters(from_model: HeliumTokenizer) -> None:
+    assert from_model.decode(from_model.encode("<s>the")) == "<s>the"
+
+
+# --- ids that the model lacks
+
+
+def with_post_processor_id(directory: Path, index: int, vocab_size: int = 1000) -> Path:
+    rewrite_json(
+        directory,
+        {"post_processor": json.loads(
+            processors.TemplateProcessing(single=["<s>", "$A", "</s>"], special_tokens=[("<s>", 1), ("</s>", index)])
+            .__getstate__()
+        )},
+    )  # fmt: skip
+    samples.write_config(directory, vocab_size=vocab_size)
+    return directory
+
+
+def test_an_id_that_a_post_processor_makes_up_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="gives a text the id 1000; the model has 0 to 999") as caught:
+        HeliumTokenizer.from_pretrained(with_post_processor_id(tmp_path, 1000))
+    assert "\n" not in str(caught.value)
+    assert HeliumTokenizer.from_pretrained(with_post_processor_id(tmp_path, 999)).encode("the")[-1] == 999
+
+
+def test_an_id_that_only_some_texts_get_is_refused_with_them(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "x": 4, "y": 1000}, "merges": []}
+    rewrite_json(tmp_path, {"model": model, "added_tokens": [], "normalizer": None, "post_processor": None})
+    tokenizer = HeliumTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("xx") == [1, 4, 4]
+    for special in (True, False):
+        with pytest.raises(TokenizerError, match="gives a text the id 1000; the model has 0 to 435"):
+            tokenizer.encode("xy", add_special_tokens=special)
+
+
+def test_an_end_of_text_may_have_a_row_and_no_piece(tmp_path: Path) -> None:
+    for write in (samples.write_json_checkpoint, samples.write_sentencepiece_checkpoint):
+        directory = write(tmp_path / write.__name__)
+        samples.write_config(directory, vocab_size=1000, eos_token_id=[2, 999])
+        tokenizer = HeliumTokenizer.from_pretrained(directory)
+        assert tokenizer.eos_token_ids == (2, 999)
+        assert tokenizer.decode([999, THE]) == "the"
 
 
 def test_stored_padding_and_truncation_are_off(tmp_path: Path) -> None:
@@ -500,9 +557,9 @@ def test_a_post_processor_that_panics_is_named(tmp_path: Path, capfd: pytest.Cap
         ({"eos_token_id": []}, r"config\.json has no eos_token_id"),
         ({"eos_token_id": "2"}, r"config\.json has eos_token_id '2'; expected an integer or a list"),
         ({"eos_token_id": [True]}, r"config\.json has eos_token_id \[True\]; expected an integer or a list"),
-        ({"eos_token_id": [2, 999]}, "have eos_token_id 999; expected 0 to"),
+        ({"eos_token_id": [2, 1000]}, "have eos_token_id 1000; expected 0 to 999"),
         ({"bos_token_id": -1}, "have bos_token_id -1; expected 0 to"),
-        ({"pad_token_id": 999}, "have pad_token_id 999; expected 0 to"),
+        ({"pad_token_id": 1000}, "have pad_token_id 1000; expected 0 to 999"),
         ({"vocab_size": 400}, r"has \d+ pieces, but config\.json has vocab_size 400"),
         ({"vocab_size": "many"}, r"vocab_size 'many'; expected a positive integer"),
         ({"vocab_size": 0}, r"vocab_size 0; expected a positive integer"),
@@ -532,11 +589,10 @@ def test_a_malformed_config_is_named(tmp_path: Path, name: str, text: str, messa
     "decoder",
     [
         None,
-        decoders.Metaspace(),
         decoders.Sequence([decoders.Fuse(), decoders.ByteFallback()]),
         decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 0, 1)]),
     ],
-    ids=["none", "metaspace", "order", "right strip"],
+    ids=["none", "order", "right strip"],
 )
 def test_a_decoder_that_is_not_heliums_is_not_streamed(tmp_path: Path, decoder: decoders.Decoder | None) -> None:
     state = None if decoder is None else json.loads(decoder.__getstate__())
@@ -590,12 +646,87 @@ def tokenizer_with(directory: Path, **parts: object) -> Path:
     return directory
 
 
+def charsmap(units: list[int], strings: bytes) -> dict[str, object]:
+    table = struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + strings
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+
+
+def letter_a_becomes(text: str) -> dict[str, object]:
+    """A charsmap by which "a" becomes a text: units of `label | has_leaf << 8 | offset << 10`, and a leaf."""
+    units = [0] * 512
+    units[0] = 256 << 10
+    units[256 ^ ord("a")] = ord("a") | 1 << 8 | ord("a") << 10
+    units[256] = 1 << 31
+    return charsmap(units, text.encode() + b"\0")
+
+
+def sentencepiece_with_charsmap(text: str) -> bytes:
+    table = base64.b64decode(cast(str, letter_a_becomes(text)["precompiled_charsmap"]))
+    return sentencepiece_model._bytes(3, sentencepiece_model._bytes(2, table))
+
+
 DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 BOMBS: dict[str, dict[str, object]] = {
     "a normalizer that doubles": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 24}},
     "a replacement of nothing": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 10_000}},
     "a long replacement by pattern": {
         "normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 10_000}
+    },
+    "a long prefix": {"normalizer": {"type": "Prepend", "prepend": "x" * 10_000}},
+    "prefixes of prefixes": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "xxx"},
+                {"type": "Replace", "pattern": {"String": "x"}, "content": "xxxxxxxxxxx"},
+                {"type": "Replace", "pattern": {"String": "x"}, "content": "xxxxxxxxxxx"},
+            ],
+        }
+    },
+    "a charsmap": {"normalizer": letter_a_becomes("b" * 10_000)},
+    "ligatures of ligatures": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\ufdfa"},
+                {"type": "NFKD"},
+            ]
+            * 8,
+        }
+    },
+    "bytes of bytes": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 24}},
+    "bytes of bytes in words": {
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+            ]
+            * 24,
+        }
+    },
+    "spaces around spaces": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {
+                    "type": "BertNormalizer",
+                    "clean_text": False,
+                    "handle_chinese_chars": True,
+                    "strip_accents": None,
+                    "lowercase": False,
+                },
+                {"type": "Replace", "pattern": {"String": " "}, "content": "中"},
+            ]
+            * 12,
+        }
+    },
+    "a template of many texts": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 900,
+            "pair": [],
+            "special_tokens": {},
+        }
     },
     "a decoder that grows": {"decoder": {"type": "Sequence", "decoders": [DOUBLING] * 24}},
     "a template of many ids": {
@@ -630,3 +761,94 @@ def test_a_tokenizer_that_fails_at_a_text_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json (cannot encode a text|is not|has)") as caught:
         HeliumTokenizer.from_pretrained(directory).encode("what it does not know")
     assert "\n" not in str(caught.value)
+
+
+def test_a_sentencepiece_model_that_makes_much_of_little_is_refused(tmp_path: Path) -> None:
+    samples.write_config(tmp_path, vocab_size=1000)
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_with_charsmap("b" * 10_000))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model has rules .* which no Helium's has"):
+        HeliumTokenizer.from_pretrained(tmp_path)
+
+
+def unicode_charsmap(directory: Path) -> bytes:
+    """SentencePiece's own table for NFKC."""
+    (directory / "text").write_text("\n".join(f"the quick brown fox {number} jumps" for number in range(300)))
+    sentencepiece.SentencePieceTrainer.Train(
+        input=str(directory / "text"), model_prefix=str(directory / "trained"), vocab_size=45,
+        normalization_rule_name="nmt_nfkc", minloglevel=2,
+    )  # fmt: skip
+    specs = [value for field, value in bounds._fields((directory / "trained.model").read_bytes()) if field == 3]
+    return next(value for field, value in bounds._fields(specs[0]) if field == 2)
+
+
+USUAL: dict[str, list[dict[str, object]]] = {
+    "of ALBERT": [
+        {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}, {"type": "NFKD"}, {"type": "StripAccents"},
+        {"type": "Lowercase"}, {"type": "Precompiled"},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+    ],
+    "of Llama": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+    "a small charsmap": [letter_a_becomes("bb")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_normalizers_that_are_usual_are_taken(tmp_path: Path, name: str) -> None:
+    steps = [dict(step) for step in USUAL[name]]
+    for step in steps:
+        if step == {"type": "Precompiled"}:
+            step["precompiled_charsmap"] = base64.b64encode(unicode_charsmap(tmp_path)).decode()
+    directory = tokenizer_with(tmp_path, normalizer={"type": "Sequence", "normalizers": steps})
+    library = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    text = "a ﷺ Ａé"
+    ids = HeliumTokenizer.from_pretrained(directory).encode(text, add_special_tokens=False)
+    assert ids == library.encode(text, add_special_tokens=False).ids
+
+
+PANICS: dict[str, object] = {
+    "empty": "",
+    "null": None,
+    "not base64": "!!",
+    "escaped": "AA\n=",
+    "an empty table": base64.b64encode(bytes(4)).decode(),
+    "a cut table": base64.b64encode(struct.pack("<I", 400) + b"x").decode(),
+    "one unit": charsmap([0], b"")["precompiled_charsmap"],
+    "a unit that leads out": charsmap([0x3FFFFF << 10, *[0] * 255], b"")["precompiled_charsmap"],
+    "a leaf beyond the strings": charsmap([256 << 10 | 1 << 8, *[0] * 255, 500, *[0] * 255], b"x")[
+        "precompiled_charsmap"
+    ],
+    "a leaf inside a character": charsmap([256 << 10 | 1 << 8, *[0] * 255, 1, *[0] * 255], "é".encode())[
+        "precompiled_charsmap"
+    ],
+    "strings that are not UTF-8": charsmap([0] * 256, b"\xff")["precompiled_charsmap"],
+}
+
+
+@pytest.mark.parametrize("name", PANICS)
+def test_a_charsmap_that_rust_would_panic_over_is_refused_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": PANICS[name]}
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json has a precompiled_charsmap that ") as caught:
+        HeliumTokenizer.from_pretrained(tokenizer_with(tmp_path, normalizer=normalizer))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_charsmap_that_is_taken_never_panics(tmp_path: Path) -> None:
+    table, rng, taken = unicode_charsmap(tmp_path), random.Random(0), 0
+    for _ in range(25):
+        broken = bytearray(table)
+        for _ in range(rng.choice([1, 3])):
+            broken[rng.randrange(4, len(broken))] = rng.randrange(256)
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(broken).decode()}
+        try:
+            tokenizer = HeliumTokenizer.from_pretrained(tokenizer_with(tmp_path, normalizer=normalizer))
+        except TokenizerError as error:
+            assert "charsmap" in str(error) or "times as long" in str(error)
+            continue
+        taken += 1
+        tokenizer.encode("".join(map(chr, range(32, 2000))) + "ﷺ中Ａ")
+    assert taken
