@@ -65,11 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _convert(**options: object) -> None:
     from helium_mlx.conversion.conversion import convert
-    from helium_mlx.publishing.session import DEFAULT_TIMEOUT, prepare_session, upload_progress
+    from helium_mlx.publishing.progress import upload_progress
 
     _require_usable(options)
-    if options["upload_repo"]:
-        prepare_session(timeout=DEFAULT_TIMEOUT)
     report = convert(
         **options,  # pyright: ignore[reportArgumentType]
         on_progress=Progress("Converting"),

@@ -28,6 +28,7 @@ from helium_mlx.errors import CheckpointError, HeliumError, TokenizerError
 from helium_mlx.files.atomic import new_directory, write_json
 from helium_mlx.files.hashes import file_hashes, hashing
 from helium_mlx.files.hub import resolve
+from helium_mlx.files.hub_cache import snapshot_of
 from helium_mlx.files.names import GENERATION_CONFIG_FILE
 from helium_mlx.files.safetensors_header import FLOAT_DTYPES
 from helium_mlx.model_card.card import CardFacts, interoperability_warnings, model_card
@@ -63,6 +64,7 @@ class ConversionReport:
     mlx_path: str
     source: str
     revision: str | None
+    subfolder: str | None
     source_files: dict[str, str]
     files: dict[str, str]
     options: dict[str, object]
@@ -85,6 +87,7 @@ def convert(
     mlx_path: str,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     quantize: bool = False,
     q_bits: int | None = None,
     q_group_size: int | None = None,
@@ -142,7 +145,9 @@ def convert(
     mx.reset_peak_memory()
     destination = Path(mlx_path)
     _require_free(destination, overwrite=overwrite)
-    source = open_checkpoint(resolve(hf_path, revision=revision), architecture=None)
+    source = open_checkpoint(
+        resolve(hf_path, revision=revision, subfolder=subfolder, documents=True), architecture=None
+    )
     if measure and source.architecture != "ForCausalLM":
         raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
     if destination.resolve() == source.directory.resolve():
@@ -183,6 +188,7 @@ def convert(
             mlx_path=str(destination),
             source=facts.source,
             revision=facts.revision,
+            subfolder=_subfolder(source.directory) if facts.revision else subfolder,
             source_files=source_hashes(),
             files=files | file_hashes([directory / CARD_FILE]),
             options=options.given() | {"verify": verify, "overwrite": overwrite},
@@ -371,4 +377,11 @@ def _warnings(
 
 def _commit(directory: Path) -> str | None:
     """Return the commit of a directory inside the Hub's cache, which names snapshots by it."""
-    return directory.name if directory.parent.name == "snapshots" else None
+    snapshot = snapshot_of(directory)
+    return snapshot.commit if snapshot else None
+
+
+def _subfolder(directory: Path) -> str | None:
+    """Return where in its repository a directory of the Hub's cache lies; None for its top."""
+    snapshot = snapshot_of(directory)
+    return directory.relative_to(snapshot.root).as_posix() if snapshot and directory != snapshot.root else None

@@ -1,7 +1,48 @@
 """The names of a checkpoint's files, for every room: transformers' own."""
 
+import os
+import re
+from pathlib import Path
+
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+# Where transformers saves the templates that have a name, one a file.
+CHAT_TEMPLATES_DIRECTORY = "additional_chat_templates"
+
+# What may stand beside a tokenizer's own file; each goes wherever that goes, byte for byte.
+COMPANION_FILES = (
+    TOKENIZER_CONFIG_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    CHAT_TEMPLATE_FILE,
+    "chat_template.json",
+)
+_NAMED_TEMPLATE = re.compile(rf"{CHAT_TEMPLATES_DIRECTORY}/[\w-][\w.-]*\.jinja")
+
+
+def is_companion(name: str) -> bool:
+    """Return whether a name, relative to a checkpoint, is that of a file that may stand beside a tokenizer's own."""
+    return name in COMPANION_FILES or _NAMED_TEMPLATE.fullmatch(name) is not None
+
+
+def companion_files(directory: Path) -> list[Path]:
+    """Return what stands beside a tokenizer's own file: settings, vocabularies, chat templates."""
+    templates = directory / CHAT_TEMPLATES_DIRECTORY
+    # A link would lead out of the checkpoint.
+    named = sorted(templates.iterdir()) if templates.is_dir() and not templates.is_symlink() else []
+    paths = [*(directory / name for name in COMPANION_FILES), *named]
+    return [path for path in paths if os.path.lexists(path) and is_companion(relative_name(path, directory))]
+
+
+def relative_name(path: Path, directory: Path) -> str:
+    """Return how a checkpoint's records call one of its files: its path from there, with slashes."""
+    return path.relative_to(directory).as_posix()

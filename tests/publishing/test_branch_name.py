@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helium_mlx.errors import OptionError
+from helium_mlx.errors import UsageError
 from helium_mlx.publishing.upload import require_branch_name
 
 PIECES = ["a", "é", "4bit", ".", "..", "/", "-", "@", "{", "}", "~", "^", ":", "?", "*", "[", "]", "\\", " ", "\t",
@@ -17,7 +17,7 @@ PIECES = ["a", "é", "4bit", ".", "..", "/", "-", "@", "{", "}", "~", "^", ":", 
 def is_taken(name: str) -> bool:
     try:
         require_branch_name(name)
-    except OptionError:
+    except UsageError:
         return False
     return True
 
@@ -35,7 +35,7 @@ def test_what_git_takes_is_taken(name: str) -> None:
      "a@{1}", "@", ".a", "a/.b", "a.", "a\n", "\n", "a\x7f", "HEAD"],
 )  # fmt: skip
 def test_what_git_refuses_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(OptionError, match=r"^revision is ") as caught:
+    with pytest.raises(UsageError, match=r"^revision is ") as caught:
         require_branch_name(name)
     assert "\n" not in str(caught.value)
 
