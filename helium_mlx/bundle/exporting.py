@@ -71,6 +71,7 @@ def export(
     *,
     context: int | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     verify: bool = True,
@@ -90,7 +91,7 @@ def export(
     start = time.perf_counter()
     destination = Path(output)
     _require_free(destination, overwrite=overwrite)
-    checkpoint = _causal_lm(resolve(model, revision=revision))
+    checkpoint = _causal_lm(resolve(model, revision=revision, subfolder=subfolder))
     tokens = _checked_context(context, checkpoint.config)
     tokenizer = HeliumTokenizer.from_pretrained(checkpoint.directory)
     loaded = load_model(checkpoint, dtype=dtype)

@@ -112,6 +112,8 @@ def convert(
 ) -> ConversionReport:
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
+    `revision` is a branch, tag or commit of the repository, `subfolder` a folder inside it or the directory.
+
     `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, `q_mode` "affine"; the modes mxfp4, mxfp8 and
     nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `recipes.py`); `target_bpw`
     chooses bits and group size of each module so that the result takes at most so many bits per weight (see
@@ -168,7 +170,7 @@ def convert(
             figures = _verified(directory, source, expected, destination, on_verification)
         facts = CardFacts(
             name=destination.name,
-            source=str(hf_path),
+            source=_source_name(hf_path, subfolder, source.directory),
             revision=_commit(source.directory),
             recipe=recipe,
             bits_per_weight=round(8 * plan.total_bytes / plan.parameters, 3),
@@ -186,9 +188,9 @@ def convert(
         (directory / CARD_FILE).write_text(card, encoding="utf-8", errors="replace")
         report = ConversionReport(
             mlx_path=str(destination),
-            source=facts.source,
+            source=facts.source.partition(":")[0] if facts.revision else facts.source,
             revision=facts.revision,
-            subfolder=_subfolder(source.directory) if facts.revision else subfolder,
+            subfolder=_subfolder(source.directory),
             source_files=source_hashes(),
             files=files | file_hashes([directory / CARD_FILE]),
             options=options.given() | {"verify": verify, "overwrite": overwrite},
@@ -222,7 +224,9 @@ def _measured(report: ConversionReport, source: Checkpoint, on_progress: OnProgr
     """Compare a conversion with its source, and write what was found into its card; return the report anew."""
     destination = Path(report.mlx_path)
     comparison = compare(source.directory, destination, on_progress=on_progress)
-    update_card(destination, comparison, reference=report.source if report.revision else None)
+    update_card(
+        destination, comparison, reference=_source_name(report.source, source.directory) if report.revision else None
+    )
     return replace(report, files=report.files | file_hashes([destination / CARD_FILE]))
 
 
@@ -379,6 +383,14 @@ def _commit(directory: Path) -> str | None:
     """Return the commit of a directory inside the Hub's cache, which names snapshots by it."""
     snapshot = snapshot_of(directory)
     return snapshot.commit if snapshot else None
+
+
+def _source_name(hf_path: str | Path, subfolder: str | None, directory: Path) -> str:
+    """Return what names the source again: the repository with its subfolder, or the directory."""
+    snapshot, inside = snapshot_of(directory), _subfolder(directory)
+    if snapshot is None:
+        return str(Path(hf_path, subfolder)) if subfolder else str(hf_path)
+    return f"{snapshot.repo}:{inside}" if inside else snapshot.repo
 
 
 def _subfolder(directory: Path) -> str | None:

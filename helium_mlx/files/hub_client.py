@@ -246,8 +246,8 @@ def _refusal(error: BaseException, status: int, repo: str, writing: bool) -> str
         return f"the Hub has no such file in it ({answered}); check the name"
     if not get_token() and (status == 401 or isinstance(error, RepositoryNotFoundError)):
         return (
-            f"the Hub has no such repository, or shows it only with a token, and there is none here ({answered}); check "
-            "the name, or log in with `hf auth login`"
+            f"the Hub has no such repository, or shows it only with a token, and there is none here ({answered}); "
+            "check the name, or log in with `hf auth login`"
         )
     if isinstance(error, RepositoryNotFoundError):
         status = 404
