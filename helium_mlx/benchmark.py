@@ -23,7 +23,7 @@ from typing import cast
 
 from helium_mlx.diagnostics.measures import Figure, Report, benchmark
 from helium_mlx.json_writer import to_json
-from helium_mlx.terminal import Progress, flags_of, run_command
+from helium_mlx.terminal import Progress, add_repository_options, flags_of, run_command
 from helium_mlx.version import __version__
 
 __all__ = ["Figure", "Report", "benchmark", "build_parser", "main"]
@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser; option names are those of `benchmark`, and `--json` and `--plot`."""
     parser = argparse.ArgumentParser(prog="helium-mlx benchmark", description="Measure speed and memory here.")
     parser.add_argument("--model", default="demo", help="directory, Hub repository or 'demo' (default: %(default)s)")
+    add_repository_options(parser)
     parser.add_argument(
         "--prompt-tokens", type=int, nargs="+", default=[128, 512, 2048], metavar="N",
         help="lengths of the prompts whose prefill is timed (default: 128 512 2048)",

@@ -30,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--reference-revision", metavar="REV", help="branch, tag or commit of A's Hub repository")
     parser.add_argument("--candidate-revision", metavar="REV", help="branch, tag or commit of B's Hub repository")
+    parser.add_argument("--reference-subfolder", metavar="NAME", help="folder in A that the checkpoint is in")
+    parser.add_argument("--candidate-subfolder", metavar="NAME", help="folder in B that the checkpoint is in")
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument(
         "--text", action="append", metavar="FILE",
@@ -77,8 +79,9 @@ def _compare(
     from helium_mlx.comparison.text import bundled_documents, documents_of_files
     from helium_mlx.model_card import quality as card_quality
 
-    if options["candidate_revision"] is not None and len(candidates) > 1:
-        raise UsageError("--candidate-revision is of one repository; give one --candidate with it")
+    for option in ("candidate_revision", "candidate_subfolder"):
+        if options[option] is not None and len(candidates) > 1:
+            raise UsageError(f"--{option.replace('_', '-')} is of one repository; give one --candidate with it")
     if plot is not None:
         from helium_mlx.plotting import check_plot
 

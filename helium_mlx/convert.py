@@ -9,7 +9,7 @@ from helium_mlx.checkpoint.quantization_settings import MODES
 from helium_mlx.errors import HeliumError, UsageError
 from helium_mlx.quantization.recipes import RECIPES
 from helium_mlx.quantization.rounding import ROUNDINGS
-from helium_mlx.terminal import Progress, flags_of, run_command
+from helium_mlx.terminal import Progress, add_repository_options, flags_of, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--hf-path", required=True, help="checkpoint directory, Hub repository or 'demo'")
     parser.add_argument("--mlx-path", default="mlx_model", help="directory to write (default: %(default)s)")
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    add_repository_options(parser)
     parser.add_argument("--quantize", "-q", action="store_true", help="quantize the weights")
     parser.add_argument("--q-bits", type=int, help="bits a weight: 2, 3, 4, 5, 6 or 8 (default: 4)")
     parser.add_argument("--q-group-size", type=int, help="weights that share a scale: 32, 64 or 128 (default: 64)")
@@ -65,11 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _convert(**options: object) -> None:
     from helium_mlx.conversion.conversion import convert
-    from helium_mlx.publishing.session import DEFAULT_TIMEOUT, prepare_session, upload_progress
+    from helium_mlx.publishing.progress import upload_progress
 
     _require_usable(options)
-    if options["upload_repo"]:
-        prepare_session(timeout=DEFAULT_TIMEOUT)
     report = convert(
         **options,  # pyright: ignore[reportArgumentType]
         on_progress=Progress("Converting"),

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.json_writer import to_json
-from helium_mlx.terminal import Progress, flags_of, run_command
+from helium_mlx.terminal import Progress, add_repository_options, flags_of, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--context", type=int, help="tokens of prompt and completion together (default: as many as the model can)"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    add_repository_options(parser)
     parser.add_argument(
         "--dtype", choices=DTYPES, help="dtype to compute in (default: the checkpoint's; float32 if quantized, on CPUs)"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.errors import GenerationError, OptionError
 from helium_mlx.json_writer import to_json
-from helium_mlx.terminal import Progress, flags_of, run_command
+from helium_mlx.terminal import Progress, add_repository_options, flags_of, run_command
 
 if TYPE_CHECKING:
     from helium_mlx.generation.completion import GenerationChunk
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="checkpoint directory, Hub repository or 'demo' (default: %(default)s)"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    add_repository_options(parser)
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", "-p", help="text to continue; - reads standard input")
     prompts.add_argument(
@@ -104,6 +104,7 @@ def _generate(
     *,
     model: str,
     revision: str | None,
+    subfolder: str | None,
     dtype: str | None,
     prompt: str | None,
     prompt_file: str | None,
@@ -119,7 +120,7 @@ def _generate(
     _require_in_range(options)
     # The shell's bytes are UTF-8, whatever the locale made of them.
     text = _read_prompt() if prompt == "-" else os.fsencode(prompt or "").decode("utf-8", errors="replace")
-    network, tokenizer = load(model, revision=revision, dtype=dtype)
+    network, tokenizer = load(model, revision=revision, subfolder=subfolder, dtype=dtype)
     if prompt_file is not None:
         _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
         return

@@ -70,6 +70,16 @@ def _place(error: OSError) -> str | None:
     return None
 
 
+def add_repository_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which checkpoint of a repository is meant."""
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    parser.add_argument(
+        "--subfolder",
+        metavar="NAME",
+        help="folder that holds the checkpoint; for the Hub, user/name:NAME says the same",
+    )
+
+
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
     """Return the longest flag of each of a parser's options by its name in Python."""
     return {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}

@@ -5,7 +5,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from helium_mlx.errors import shown, some
-from helium_mlx.publishing.session import DEFAULT_TIMEOUT, prepare_session, upload_progress
+from helium_mlx.files.hub_client import DEFAULT_TIMEOUT, TIMEOUT_VARIABLE, prepare_session
+from helium_mlx.publishing.progress import upload_progress
 from helium_mlx.terminal import flags_of, run_command
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="helium-mlx upload",
         description="Publish a directory that `helium-mlx convert` made on the Hugging Face Hub, in one commit, and "
-        "read it back. What the Hub has is not sent; the same command goes on with an upload that was cut off.",
+        "read it back. What the Hub has is not sent; the same command resumes an upload that was cut off.",
     )
     parser.add_argument("--path", required=True, help="the converted directory")
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="the repository; made if there is none")
@@ -28,14 +29,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="go on in a repository that holds something else than an upload of ours",
+        help="write to a repository that holds something else than an upload of helium_mlx",
     )
     parser.add_argument(
         "--timeout",
         type=_seconds,
-        default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
-        help="give up on a server that is silent for so long (default: %(default)g)",
+        help=f"give up on a server that is silent for so long (default: {DEFAULT_TIMEOUT:g}, or {TIMEOUT_VARIABLE})",
     )
     return parser
 
@@ -47,10 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(lambda: _upload(**options), flags_of(parser))
 
 
-def _upload(*, timeout: float, **options: object) -> None:
+def _upload(*, timeout: float | None, **options: object) -> None:
     from helium_mlx.publishing.upload import upload
 
-    prepare_session(timeout=timeout)
+    if timeout is not None:
+        prepare_session(timeout=timeout)
     report = upload(**options, on_progress=upload_progress())  # pyright: ignore[reportArgumentType]
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -89,7 +90,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0 and below 1,000,000")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and below 1,000,000")
     return value
 
 

@@ -192,7 +192,7 @@ def test_a_timeout_that_is_none_is_wrong_usage(value: str, capsys: pytest.Captur
         main(["--path", "x", "--repo", REPO, "--timeout", value])
     assert caught.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.endswith(f"--timeout: {value!r} is no number of seconds above 0 and below 1,000,000")
+    assert said.endswith(f"--timeout: {value!r} is not a number of seconds above 0 and below 1,000,000")
 
 
 def test_an_empty_revision_is_wrong_usage(hub_here: HubStandIn, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +203,7 @@ def test_an_empty_revision_is_wrong_usage(hub_here: HubStandIn, capsys: pytest.C
 def test_convert_gives_up_on_silence_too_and_hides_the_token(
     hub_here: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("helium_mlx.publishing.session.DEFAULT_TIMEOUT", 0.2)
+    monkeypatch.setenv("HELIUM_MLX_HUB_TIMEOUT", "0.2")
     warning = {"X-HF-Warning": f"a; {TOKEN} b"}
     hub_here.faults = [Fault("POST", "/preupload/", status=503, headers=warning), Fault("POST", "/commit/", delay=1)]
     made = ["--hf-path", "demo", "--mlx-path", str(tmp_path / "made"), "-q", "--upload-repo", REPO]

@@ -70,6 +70,7 @@ def export(
     *,
     context: int | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     verify: bool = True,
@@ -89,7 +90,7 @@ def export(
     start = time.perf_counter()
     destination = Path(output)
     require_free(destination, replace=overwrite, foreign=_foreign, error=BundleError)
-    checkpoint = _causal_lm(resolve(model, revision=revision))
+    checkpoint = _causal_lm(resolve(model, revision=revision, subfolder=subfolder))
     tokens = _checked_context(context, checkpoint.config)
     tokenizer = HeliumTokenizer.from_pretrained(checkpoint.directory)
     loaded = load_model(checkpoint, dtype=dtype)

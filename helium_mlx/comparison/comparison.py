@@ -46,6 +46,8 @@ def compare(
     dtype: str | None = None,
     reference_revision: str | None = None,
     candidate_revision: str | None = None,
+    reference_subfolder: str | None = None,
+    candidate_subfolder: str | None = None,
     by_layers: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ComparisonReport:
@@ -64,7 +66,8 @@ def compare(
     documents = bundled_documents(languages) if texts is None else documents_of(texts)
     (report,) = compare_all(
         reference, [candidate], documents, window=window, batch_size=batch_size, dtype=dtype,
-        reference_revision=reference_revision, candidate_revision=candidate_revision, by_layers=by_layers,
+        reference_revision=reference_revision, candidate_revision=candidate_revision,
+        reference_subfolder=reference_subfolder, candidate_subfolder=candidate_subfolder, by_layers=by_layers,
         on_progress=on_progress,
     )  # fmt: skip
     return report
@@ -80,13 +83,18 @@ def compare_all(
     dtype: str | None = None,
     reference_revision: str | None = None,
     candidate_revision: str | None = None,
+    reference_subfolder: str | None = None,
+    candidate_subfolder: str | None = None,
     by_layers: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Iterator[ComparisonReport]:
     """Yield the report of each of `candidates`, as `compare` returns it; the reference runs once for all of them."""
     batch_size = require_whole("batch_size", batch_size, 1, error=UsageError)
-    ours = open_side(str(reference), revision=reference_revision)
-    others = [open_side(str(candidate), revision=candidate_revision) for candidate in candidates]
+    ours = open_side(str(reference), revision=reference_revision, subfolder=reference_subfolder)
+    others = [
+        open_side(str(candidate), revision=candidate_revision, subfolder=candidate_subfolder)
+        for candidate in candidates
+    ]
     size = _window_size(window, [ours, *others])
     text = _encoded(documents, ours, size)
     texts = [_encoded(documents, other, size) for other in others]

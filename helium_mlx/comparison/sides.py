@@ -81,15 +81,15 @@ class Side(Loadable, Protocol):
         ...
 
 
-def open_side(name: str, *, revision: str | None = None) -> Side:
+def open_side(name: str, *, revision: str | None = None, subfolder: str | None = None) -> Side:
     """Open a directory, a Hub repository or "demo", or after "mlx-lm:" what mlx-lm can open.
 
     Raises CheckpointError, ConfigError, QuantizationError, TokenizerError or ComparisonError, one line.
     """
     if name.startswith(MLX_LM_PREFIX):
         bare = name.removeprefix(MLX_LM_PREFIX)
-        return MlxLmSide(name, resolve(bare, revision=revision))
-    directory = resolve(name, revision=revision)
+        return MlxLmSide(name, resolve(bare, revision=revision, subfolder=subfolder))
+    directory = resolve(name, revision=revision, subfolder=subfolder)
     try:
         return HeliumSide(name, directory)
     except ConfigError as error:

@@ -29,6 +29,7 @@ from helium_mlx.errors import CheckpointError, HeliumError, TokenizerError
 from helium_mlx.files.atomic import new_directory, require_free, write_json
 from helium_mlx.files.hashes import file_hashes, hashing
 from helium_mlx.files.hub import resolve
+from helium_mlx.files.hub_cache import snapshot_of
 from helium_mlx.files.local_paths import without_local_paths
 from helium_mlx.files.names import relative_name
 from helium_mlx.files.safetensors_header import FLOAT_DTYPES
@@ -60,6 +61,7 @@ class ConversionReport:
     mlx_path: str
     source: str
     revision: str | None
+    subfolder: str | None
     source_files: dict[str, str]
     files: dict[str, str]
     options: dict[str, object]
@@ -82,6 +84,7 @@ def convert(
     mlx_path: str,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     quantize: bool = False,
     q_bits: int | None = None,
     q_group_size: int | None = None,
@@ -105,6 +108,8 @@ def convert(
     on_upload: OnProgress | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
+
+    `revision` is a branch, tag or commit of the repository, `subfolder` a folder inside it or the directory.
 
     `quantize` gives `q_bits` = 4 bits in groups of `q_group_size` = 64, `q_mode` "affine"; the modes mxfp4, mxfp8 and
     nvfp4 have one width and group size each. `recipe` mixes bits by module instead (see `quantization/recipes.py`);
@@ -140,7 +145,9 @@ def convert(
     destination = Path(mlx_path)
     _require_other(destination, Path(hf_path))
     require_free(destination, replace=overwrite, foreign=foreign)
-    source = open_checkpoint(resolve(hf_path, revision=revision), architecture=None)
+    source = open_checkpoint(
+        resolve(hf_path, revision=revision, subfolder=subfolder, documents=True), architecture=None
+    )
     _require_other(destination, source.directory)
     if measure and source.architecture != "ForCausalLM":
         raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
@@ -163,7 +170,7 @@ def convert(
             figures = _verified(directory, source, expected, destination, on_verification)
         facts = CardFacts(
             name=destination.name,
-            source=str(hf_path),
+            source=_source_name(hf_path, subfolder, source.directory),
             revision=_commit(source.directory),
             recipe=recipe,
             bits_per_weight=round(8 * plan.total_bytes / plan.parameters, 3),
@@ -182,8 +189,9 @@ def convert(
         (directory / CARD_FILE).write_text(card, encoding="utf-8", errors="replace")
         report = ConversionReport(
             mlx_path=str(destination),
-            source=facts.source,
+            source=facts.source.partition(":")[0] if facts.revision else facts.source,
             revision=facts.revision,
+            subfolder=_subfolder(source.directory),
             source_files=source_hashes(),
             files=files | file_hashes([directory / CARD_FILE]),
             options=options.given() | {"verify": verify, "overwrite": overwrite},
@@ -365,4 +373,19 @@ def _warnings(
 
 def _commit(directory: Path) -> str | None:
     """Return the commit of a directory inside the Hub's cache, which names snapshots by it."""
-    return directory.name if directory.parent.name == "snapshots" else None
+    snapshot = snapshot_of(directory)
+    return snapshot.commit if snapshot else None
+
+
+def _source_name(hf_path: str | Path, subfolder: str | None, directory: Path) -> str:
+    """Return what names the source again: the repository with its subfolder, or the directory."""
+    snapshot, inside = snapshot_of(directory), _subfolder(directory)
+    if snapshot is None:
+        return str(Path(hf_path, subfolder)) if subfolder else str(hf_path)
+    return f"{snapshot.repo}:{inside}" if inside else snapshot.repo
+
+
+def _subfolder(directory: Path) -> str | None:
+    """Return where in its repository a directory of the Hub's cache lies; None for its top."""
+    snapshot = snapshot_of(directory)
+    return directory.relative_to(snapshot.root).as_posix() if snapshot and directory != snapshot.root else None

@@ -176,6 +176,8 @@ class Worker:
 def benchmark(
     model: str,
     *,
+    revision: str | None = None,
+    subfolder: str | None = None,
     prompt_tokens: Sequence[int] = (128, 512, 2048),
     contexts: Sequence[int] = (16, 1024, 4000),
     generation_tokens: int = 100,
@@ -200,7 +202,7 @@ def benchmark(
             raise UsageError(f"{name} is {min(values)}; it must be at least {least}")
     if against is not None and find_spec("mlx_lm") is None:
         raise HeliumError("--against mlx-lm needs mlx-lm; install it with: pip install mlx-lm")
-    directory = resolve(model)
+    directory = resolve(model, revision=revision, subfolder=subfolder)
     names = [OURS] if against is None else [OURS, against]
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, directory)) for name in names]

@@ -1,61 +1,104 @@
-"""From what a user names (a directory, a Hub repository, or `demo`) to a directory on this machine.
-
-The network is used only for a repository that is not in the local cache. `huggingface_hub` does the work: resumable
-downloads, tokens, `HF_ENDPOINT`, `HF_HUB_OFFLINE`. What it raises becomes one line, which never holds a token.
-"""
+"""From what a user names (a directory, a Hub repository, or `demo`) to a directory on this machine."""
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
-from helium_mlx.errors import CheckpointError, one_line
-from helium_mlx.files.names import INDEX_FILE
-from helium_mlx.files.untrusted import FileProblem, read_json_object
+from helium_mlx.errors import CheckpointError, UsageError, shown
+from helium_mlx.files.hub_client import HubProblem
+from helium_mlx.files.hub_download import download, download_file
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-# What a checkpoint consists of; never pickles, never code.
-FILE_PATTERNS = ["*.safetensors", "*.json", "tokenizer*.model", "README.md", "LICENSE*", "LICENCE*", "NOTICE*"]
+_WITH_SUBFOLDER = re.compile(r"([\w.-]+/[\w.-]+):(.*)", re.DOTALL)
+_SEGMENT = re.compile(r"(?!\.{1,2}/)[\w.+ -]{1,200}/")
+_FORBIDDEN = re.compile(
+    r"[\x00-\x20\x7f~^:?*\[\\]"  # blanks, control characters, and what git has other uses for
+    r"|\.\.|@\{|//|/\.|\.lock(/|$)"
+    r"|^[-/.]|[/.]$|^(@|HEAD)?$",
+)
 
 DEMO_NAME = "demo"
 DEMO_DIRECTORY = Path(__file__).parents[1] / "demo"
 
-AGAIN = "run the same command again: what the Hub has is not sent again"
 
-
-def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
+def resolve(
+    path_or_repo: str | Path, *, revision: str | None = None, subfolder: str | None = None, documents: bool = False
+) -> Path:
     """Return the directory of a checkpoint, downloading it first if it is a Hub repository that is not cached.
 
-    Raises CheckpointError, one line, if there is no such directory or the Hub cannot give it.
+    `subfolder` is where in the directory or repository it lies; "user/name:subfolder" says the same. `documents` asks
+    for the repository's card and licence too, which a cache that other programs filled may lack.
+
+    Raises CheckpointError, one line, if there is no such directory or the Hub cannot give it, and UsageError for names
+    that can be none.
     """
-    directory = _local_directory(str(path_or_repo))
-    if directory is not None and revision is not None:
+    name, subfolder = _parts(path_or_repo, revision, subfolder)
+    directory = _local_directory(name)
+    if directory is None:
+        try:
+            return download(name, revision, subfolder, documents=documents)
+        except HubProblem as problem:
+            raise _download_error(problem) from None
+    if revision is not None:
         raise CheckpointError(
-            f"{path_or_repo} is a directory on this machine, which has no revision {revision}; leave that out"
+            f"{name} is a directory on this machine, which has no revision {revision}; leave that out"
         )
-    return directory or _download(str(path_or_repo), revision)
+    if subfolder and not (directory / subfolder).is_dir():
+        raise CheckpointError(f"{directory} has no subfolder {subfolder}; check its name, or leave it out")
+    return directory / (subfolder or "")
 
 
-def resolve_file(path_or_repo: str | Path, file: str, *, revision: str | None = None) -> Path:
+def resolve_file(
+    path_or_repo: str | Path, file: str, *, revision: str | None = None, subfolder: str | None = None
+) -> Path:
     """Return one file of a checkpoint, which is all that is downloaded; it may be missing from a directory.
 
-    Raises CheckpointError, one line, if there is no such directory or the Hub cannot give the file.
+    Raises the errors of `resolve`.
     """
-    repo = str(path_or_repo)
-    directory = _local_directory(repo)
+    name, subfolder = _parts(path_or_repo, revision, subfolder)
+    directory = _local_directory(name)
     if directory is not None:
-        return directory / file
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
+        return directory / (subfolder or "") / file
     try:
-        return Path(hf_hub_download(repo, file, revision=revision))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _download_error(repo, revision, error) from None
+        return download_file(name, revision, subfolder, file)
+    except HubProblem as problem:
+        raise _download_error(problem) from None
+
+
+def require_branch_name(name: str) -> None:
+    """Raise UsageError for a name that git takes neither for a branch or tag nor for a reference such as refs/pr/3."""
+    if _FORBIDDEN.search(name):
+        raise UsageError(
+            f"revision is {shown(name)}, which git takes for no branch; expected a name such as 4bit or q/4-bit"
+        )
+
+
+def require_subfolder(name: str) -> None:
+    """Raise UsageError for a subfolder that is not one or more plain names with slashes between them."""
+    if not re.fullmatch(rf"({_SEGMENT.pattern})+", f"{name}/"):
+        raise UsageError(f"subfolder is {shown(name)}; expected the name of a folder inside, such as variants/2024")
+
+
+def _parts(path_or_repo: str | Path, revision: str | None, subfolder: str | None) -> tuple[str, str | None]:
+    """Return the name without its subfolder, and that; both, and the revision, can be what they are to be."""
+    name = str(path_or_repo)
+    found = None if name and Path(name).exists() else _WITH_SUBFOLDER.fullmatch(name)
+    if found and subfolder is not None:
+        raise UsageError(f"subfolder is {shown(subfolder)}, and {name} names one too; leave one of them out")
+    if found:
+        name, subfolder = found[1], found[2]
+    if subfolder is not None:
+        require_subfolder(subfolder)
+    if revision is not None:
+        require_branch_name(revision)
+    return name, subfolder
 
 
 def _local_directory(name: str) -> Path | None:
     if name == DEMO_NAME:
+        if Path(name).is_dir():
+            _note_demo()
         return DEMO_DIRECTORY
     if name and Path(name).exists():
         return Path(name)
@@ -67,128 +110,15 @@ def _local_directory(name: str) -> Path | None:
     return None
 
 
-def _download(repo: str, revision: str | None) -> Path:
-    # Imported here: 0.2 s that a local checkpoint need not pay.
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
-
-    try:
-        cached = Path(snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS, local_files_only=True))
-        if _is_whole(cached) or constants.HF_HUB_OFFLINE:
-            return cached
-    except LocalEntryNotFoundError:
-        pass
-    except ValueError as error:
-        raise CheckpointError(f"{repo}: {_first_line(error)}") from None
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        plan = snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS, dry_run=True)
-        size = sum(file.file_size or 0 for file in plan if file.will_download)
-        print(f"Downloading {repo}: {len(plan)} files, {_readable(size)}", file=sys.stderr, flush=True)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILE_PATTERNS))
-    except (HfHubHTTPError, OSError) as error:
-        raise _download_error(repo, revision, error) from None
-
-
-def _is_whole(snapshot: Path) -> bool:
-    """Whether a cached snapshot has what a checkpoint needs; somebody may have fetched its config only."""
-    try:
-        index = read_json_object(snapshot / INDEX_FILE) if (snapshot / INDEX_FILE).exists() else {"weight_map": {}}
-    except FileProblem:
-        return True  # for `open_checkpoint` to refuse
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict):
-        return True
-    shards = set(map(str, weight_map.values()))
-    has_weights = any(snapshot.glob("*.safetensors")) and all((snapshot / name).exists() for name in shards)
-    return has_weights and any(snapshot.glob("tokenizer*"))
-
-
-def _download_error(repo: str, revision: str | None, error: Exception) -> CheckpointError:
-    at, doubtful = (f" at revision {revision}", "the revision, ") if revision else ("", "")
-    return CheckpointError(
-        f"{repo}{at}: cannot be downloaded from the Hub ({_first_line(error)}); "
-        f"check the name, {doubtful}the network and `hf auth login`, or try {DEMO_NAME!r}"
+@cache
+def _note_demo() -> None:
+    """Say once that the name has two meanings; the package's is taken, so that examples do what they say anywhere."""
+    print(
+        f"note: {DEMO_NAME!r} is the checkpoint inside the package; for the folder of that name say ./{DEMO_NAME}",
+        file=sys.stderr,
+        flush=True,
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-
-
-def _readable(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def client_errors() -> tuple[type[Exception], ...]:
-    """Return what calls of `huggingface_hub` raise.
-
-    Beside its own errors those are its transport's, which come from a package that is another one in other versions
-    (httpx, httpx2); RuntimeError, which its threads wrap their errors in; and ValueError, for answers it cannot read.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
-
-
-def explained(error: BaseException, repo: str) -> str:
-    """Return what went wrong in a call about `repo`, and what to do, in one line."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    status, said = status_of(error), _said(error)
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo}: HF_HUB_OFFLINE is set, so that the Hub is not asked; unset it"
-    if status is None:
-        kind = type(error).__name__
-        return f"{repo}: the Hub at {constants.ENDPOINT} was not reached or broke off ({said or kind}); {AGAIN}"
-    answered = f"{status}, {said}" if said else str(status)
-    return f"{repo}: {_remedy(status).format(answered=answered)}"
-
-
-def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that an error is about; None for those of the transport and of the client itself."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def may_have_been_done(error: BaseException) -> bool:
-    """Whether the Hub may have done what it was asked, and only the answer is missing."""
-    status = status_of(error)
-    return status is None or status >= 500
-
-
-def without_token(text: str) -> str:
-    """Return a text in which the token of this machine is not legible."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    return text.replace(token, "***") if token else text
-
-
-def _remedy(status: int) -> str:
-    known = {
-        400: "the Hub refused what was sent ({answered})",
-        401: "the Hub does not accept the token ({answered}); log in with `hf auth login`, or set HF_TOKEN anew",
-        403: "the token may not write there ({answered}); take one with write access to it, or another name",
-        404: "the Hub has no such repository or revision, or the token may not see it ({answered}); check the name",
-        409: "the repository is being changed by somebody else ({answered}); " + AGAIN,
-        412: "the repository was changed by somebody else meanwhile ({answered}); " + AGAIN,
-        429: "the Hub asks for a pause ({answered}); wait some minutes, and " + AGAIN,
-    }
-    if status >= 500:
-        return "the Hub failed ({answered}); " + AGAIN
-    # Braces of what the Hub said are no fields of a format.
-    return known.get(status, "the Hub refused the request ({answered})")
-
-
-def _said(error: BaseException) -> str:
-    """Return what the server says, else what the client says of it, in one line."""
-    said = getattr(error, "server_message", None)
-    if not said and status_of(error) is None:
-        said = str(error)
-    return one_line(without_token(re.sub(r"\s+", " ", str(said or "")).strip().rstrip(".")), 300)
+def _download_error(problem: HubProblem) -> CheckpointError:
+    return CheckpointError(f"{problem}, or try {DEMO_NAME!r}")

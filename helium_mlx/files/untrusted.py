@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from helium_mlx.errors import one_line, shown
+from helium_mlx.files.hub_cache import snapshot_of
 
 # A quantized Helium of 2 billion parameters has a header of 80 kB, and a config.json of 2 kB.
 MAX_JSON_BYTES = 4_000_000
@@ -105,10 +106,10 @@ def parse_json_object(text: bytes) -> dict[str, object]:
 
 def _require_inside(path: Path) -> None:
     directory = path.parent.resolve()
-    repository = directory.parent.parent
-    in_cache = directory.parent.name == "snapshots" and repository.name.startswith("models--")
+    snapshot = snapshot_of(directory)
+    in_cache = snapshot is not None and _is_below(path, snapshot.repository)
     # The package's own checkpoint is no stranger's; some installers link every file of a package.
-    inside = (in_cache and _is_below(path, repository)) or _is_below(path, directory) or directory.parent == _PACKAGE
+    inside = in_cache or _is_below(path, directory) or directory.parent == _PACKAGE
     if not inside:
         raise UnreadableFile(f"is a link to {shown(os.readlink(path))}, outside of the checkpoint; copy the file there")
 

@@ -17,7 +17,7 @@ from helium_mlx.checkpoint.layout import BODY_PREFIX, architecture_name
 from helium_mlx.checkpoint.weight_files import write_weights
 from helium_mlx.errors import UploadError
 from helium_mlx.files.atomic import files_into, write_json
-from helium_mlx.files.hub import client_errors, explained
+from helium_mlx.files.hub_client import HubProblem, hub_problems
 from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
 from helium_mlx.model.interfaces import PretrainedModel
 
@@ -51,12 +51,13 @@ def push_model(
     with tempfile.TemporaryDirectory() as directory:
         save_model(model, Path(directory))
         try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=directory, commit_message=commit_message or "Upload a Helium model"
-            )
-        except client_errors() as error:
-            raise UploadError(explained(error, repo_id)) from None
+            with hub_problems(repo_id, writing=True):
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repo_id, folder_path=directory, commit_message=commit_message or "Upload a Helium model"
+                )
+        except HubProblem as problem:
+            raise UploadError(str(problem)) from None
     return commit.commit_url
 
 

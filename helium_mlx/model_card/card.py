@@ -110,8 +110,10 @@ def _origin(facts: CardFacts, source: Source) -> str:
     if facts.revision is None or source.repository is None:
         origin = f"`{_named(facts)}`"
         return f"{origin}, of `{source.repository}`," if source.repository else origin
-    address = f"https://huggingface.co/{source.repository}"
-    return f"[`{source.repository}`]({address}) at revision [`{facts.revision}`]({address}/tree/{facts.revision})"
+    address, subfolder = f"https://huggingface.co/{source.repository}", facts.source.partition(":")[2]
+    folder, below = (f", folder `{subfolder}`,", f"/{subfolder}") if subfolder else ("", "")
+    tree = f"{address}/tree/{facts.revision}{below}"
+    return f"[`{source.repository}`]({address}){folder} at revision [`{facts.revision}`]({tree})"
 
 
 def _precision(facts: CardFacts, config: HeliumConfig) -> str:

@@ -15,6 +15,7 @@ from typing import cast
 
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import CheckpointError, one_line
+from helium_mlx.files.hub_cache import snapshot_of
 from helium_mlx.files.names import (
     CHAT_TEMPLATE_FILE,
     CHAT_TEMPLATES_DIRECTORY,
@@ -55,6 +56,10 @@ _MAX_METADATA = 20_000
 _MAX_VALUES = 200
 _OURS = "The weights are under the source's terms"
 _ILLEGIBLE = "the metadata of the source's card cannot be read; look its licence up, and add it here"
+_NOT_HERE = (
+    "the source's card and licence are not in the Hub's cache, and the Hub was not asked; look the licence up, and add "
+    "it here, or convert it again with a network"
+)
 Metadata = dict[str, object]
 
 
@@ -181,10 +186,13 @@ def _card(directory: Path) -> tuple[Metadata, str, str | None]:
     # Imported here: it takes a while, and only conversions need it. It comes with huggingface_hub.
     import yaml
 
+    snapshot = snapshot_of(directory)
+    # A subfolder of a repository is under the repository's terms.
+    folder = directory if snapshot is None or (directory / CARD_FILE).exists() else snapshot.root
     try:
-        text = read_bytes(directory / CARD_FILE, MAX_JSON_BYTES).decode(errors="replace")
+        text = read_bytes(folder / CARD_FILE, MAX_JSON_BYTES).decode(errors="replace")
     except UnreadableFile:
-        return {}, "", None
+        return {}, "", None if snapshot is None or snapshot.knows(CARD_FILE) else _NOT_HERE
     found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
     if not found:
         return {}, text, None
@@ -226,9 +234,8 @@ def _sentences_about_gemma(text: str) -> tuple[str, ...]:
 
 
 def _origin(directory: Path, config: HeliumConfig, hashes: Mapping[str, str]) -> tuple[str | None, bool]:
-    if directory.parent.name == "snapshots":
-        # The Hub's cache: models--user--name/snapshots/commit
-        return directory.parent.parent.name.removeprefix("models--").replace("--", "/"), True
+    if snapshot := snapshot_of(directory):
+        return snapshot.repo, True
     try:
         record = read_json_object(directory / CONVERSION_FILE)
     except FileProblem:

@@ -9,16 +9,13 @@ from pathlib import Path
 from helium_mlx.errors import HeliumError, UploadError, shown
 from helium_mlx.files.hashes import file_hashes
 from helium_mlx.files.hub import DEMO_NAME
+from helium_mlx.files.hub_download import is_checkpoint_file
+from helium_mlx.files.names import CHAT_TEMPLATES_DIRECTORY
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, open_file, read_bytes, read_json_object
 from helium_mlx.model_card.card import with_repository
 from helium_mlx.model_card.record import CARD_FILE, CONVERSION_FILE, is_record, recorded_hashes, unconverted
 
-# Nothing else is ever sent or removed.
-PUBLISHABLE = re.compile(
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
-    r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|tokenizer[\w.-]*\.model"
-    r"|conversion\.json|README\.md|(LICEN[CS]E|NOTICE)[\w.-]*"
-)
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,11 @@ class Publication:
     warnings: tuple[str, ...]
 
 
+def is_publishable(name: str) -> bool:
+    """Whether a name, relative to a checkpoint, is that of a file of it. Nothing else is ever sent or removed."""
+    return _WEIGHTS.fullmatch(name) is not None or is_checkpoint_file(name)
+
+
 def publication(directory: Path, repo: str) -> Publication:
     """Return what is to be published of a converted directory as `repo`.
 
@@ -55,12 +57,12 @@ def publication(directory: Path, repo: str) -> Publication:
     record = _record(directory)
     recorded = _recorded_files(record, directory)
     _require_verified(record, directory)
-    beside = sorted(path.name for path in directory.iterdir())
-    left_out = [name for name in beside if not PUBLISHABLE.fullmatch(name)]
+    beside = sorted(_names(directory))
+    left_out = [name for name in beside if not is_publishable(name)]
     _require_unchanged(directory, recorded, {*beside} - {*left_out, CONVERSION_FILE})
 
     card = with_repository(_text(directory / CARD_FILE), repo)
-    files = {name: _on_disk(directory / name, digest) for name, digest in recorded.items()}
+    files = {name: _on_disk(directory / name, name, digest) for name, digest in recorded.items()}
     files[CARD_FILE] = _in_memory(CARD_FILE, card)
     files[CONVERSION_FILE] = _in_memory(CONVERSION_FILE, _published_record(record, files[CARD_FILE]))
     warnings = [] if re.search(r"^license: *\S|^license:$", card, re.MULTILINE) else [
@@ -88,8 +90,8 @@ def _record(directory: Path) -> dict[str, object]:
 def _recorded_files(record: dict[str, object], directory: Path) -> dict[str, str]:
     recorded = {name: str(digest) for name, digest in recorded_hashes(record).items()}
     for name in recorded:
-        if not PUBLISHABLE.fullmatch(name) or name == CONVERSION_FILE:
-            raise UploadError(f"{directory / CONVERSION_FILE} names {shown(name)}, which is no file of a checkpoint")
+        if not is_publishable(name) or name == CONVERSION_FILE:
+            raise UploadError(f"{directory / CONVERSION_FILE} names {shown(name)}, which is not a file of a checkpoint")
     if CARD_FILE not in recorded or not any(name.endswith(".safetensors") for name in recorded):
         raise UploadError(f"{directory / CONVERSION_FILE} names no card or no weights; convert the checkpoint again")
     return recorded
@@ -113,7 +115,7 @@ def _require_unchanged(directory: Path, recorded: dict[str, str], present: set[s
     try:
         for name in recorded:
             open_file(directory / name).close()
-        hashes = file_hashes(directory / name for name in sorted(recorded))
+        hashes = {name: file_hashes([directory / name])[Path(name).name] for name in sorted(recorded)}
     except (FileProblem, HeliumError) as problem:
         raise UploadError(f"{directory}: {problem}") from None
     changed = [name for name, digest in hashes.items() if digest != recorded[name]]
@@ -121,8 +123,17 @@ def _require_unchanged(directory: Path, recorded: dict[str, str], present: set[s
         raise UploadError(f"{directory / changed[0]} has been changed since, says {CONVERSION_FILE}; {again}")
 
 
-def _on_disk(path: Path, digest: str) -> LocalFile:
-    return LocalFile(path.name, path, path.stat().st_size, digest)
+def _names(directory: Path) -> list[str]:
+    """Return the names in a directory; the files in its folder of chat templates come with that folder's name."""
+    templates = directory / CHAT_TEMPLATES_DIRECTORY
+    is_folder = templates.is_dir() and not templates.is_symlink()
+    paths = [path for path in directory.iterdir() if path != templates or not is_folder]
+    paths += templates.iterdir() if is_folder else []
+    return [path.relative_to(directory).as_posix() for path in paths]
+
+
+def _on_disk(path: Path, name: str, digest: str) -> LocalFile:
+    return LocalFile(name, path, path.stat().st_size, digest)
 
 
 def _in_memory(name: str, text: str) -> LocalFile:

@@ -2,43 +2,42 @@
 
 One commit, so that nobody ever downloads half of a checkpoint (`huggingface_hub.upload_large_folder` makes many).
 Large files are sent one after the other before it; what has arrived stays there, so that an upload that was cut off
-goes on with the next file, or with Xet the next piece of a file.
+resumes with the next file, or with Xet the next piece of a file.
 """
 
 import re
 import shlex
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helium_mlx.errors import UploadError, UsageError, shown
-from helium_mlx.files.hub import client_errors, explained, may_have_been_done
-from helium_mlx.model_card.record import recorded_hashes
+from helium_mlx.files.hub import require_branch_name
+from helium_mlx.files.hub_cache import COMMIT
+from helium_mlx.files.hub_client import HubProblem, hub_problems
+from helium_mlx.model_card.record import CARD_FILE, recorded_hashes
 from helium_mlx.option_values import OnProgress
-from helium_mlx.publishing.publication import PUBLISHABLE, LocalFile, Publication, publication
+from helium_mlx.publishing.publication import LocalFile, Publication, is_publishable, publication
 from helium_mlx.publishing.repository import (
     RemoteState,
+    card_warnings,
     differing,
     previous_record,
     pull_request_holding,
     remote_files,
+    remote_head,
     remote_state,
-    require_ours,
+    require_replaceable,
 )
 from helium_mlx.version import __version__
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
-
-_FORBIDDEN = re.compile(
-    r"[\x00-\x20\x7f~^:?*\[\\]"  # blanks, control characters, and what git has other uses for
-    r"|\.\.|@\{|//|/\.|\.lock(/|$)"
-    r"|^[-/.]|[/.]$|^(@|HEAD)?$",
-)
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,8 @@ def upload(
     contents = publication(Path(path), repo)
     try:
         return _Upload(contents, repo, revision, private, create_pr, overwrite, on_progress).run(dry_run=dry_run)
-    except client_errors() as error:
-        raise UploadError(explained(error, repo)) from None
+    except HubProblem as problem:
+        raise UploadError(str(problem)) from None
 
 
 def require_ready(repo: str, *, verify: bool) -> None:
@@ -117,12 +116,12 @@ def require_ready(repo: str, *, verify: bool) -> None:
 
 
 def publish(directory: Path, repo: str, *, on_progress: OnProgress | None = None) -> UploadReport:
-    """Upload what has just been converted. The UploadError says how to go on, which needs no second conversion."""
+    """Upload what has just been converted. The UploadError says how to continue, which needs no second conversion."""
     try:
         return upload(directory, repo, on_progress=on_progress)
     except UploadError as error:
         again = f"helium-mlx upload --path {shlex.quote(str(directory))} --repo {repo}"
-        raise UploadError(f"{error} ({directory} is kept; go on with: {again})") from None
+        raise UploadError(f"{error} ({directory} is kept; continue with: {again})") from None
 
 
 def _require_names(repo: str, revision: str | None) -> None:
@@ -135,7 +134,7 @@ def _require_names(repo: str, revision: str | None) -> None:
         validate_repo_id(repo)
     except HFValidationError:
         raise UsageError(
-            f"{repo!r} is no name of a repository; expected user/name, of letters, digits, -, _ and ."
+            f"{repo!r} is not a name of a repository; expected user/name, of letters, digits, -, _ and ."
         ) from None
     if revision is None:
         return
@@ -165,7 +164,7 @@ class _Upload:
         state = remote_state(api, self.repo, self.revision)
         self._require_acceptable(state)
         record = previous_record(api, self.repo, state)
-        require_ours(self.repo, state, is_ours=record is not None, overwrite=self.overwrite)
+        require_replaceable(self.repo, state, is_uploaded=record is not None, overwrite=self.overwrite)
         changed, stale = differing(self.contents.files, state.files), self._stale(state, record)
         if dry_run:
             return self._report(api, state, changed, stale)
@@ -173,11 +172,16 @@ class _Upload:
             return self._report(api, state, changed, stale, commit=state.head)
         holder = pull_request_holding(api, self.repo, self.contents.files) if self.create_pr and state.head else None
         if holder:
-            head = api.model_info(self.repo, revision=holder).sha
-            return self._report(api, state, [], [], commit=head, pull_request=holder)
+            return self._report(api, state, [], [], commit=holder[1], pull_request=holder[0])
+        said = card_warnings(self.repo, self._card()) if any(file.name == CARD_FILE for file in changed) else ()
         commit, pull_request = self._send(api, state, changed, stale)
         self._require_arrived(api, commit, stale)
-        return self._report(api, state, changed, stale, commit=commit, pull_request=pull_request)
+        report = self._report(api, state, changed, stale, commit=commit, pull_request=pull_request)
+        return replace(report, warnings=report.warnings + said)
+
+    def _card(self) -> str:
+        card = next(file.content for file in self.contents.files if file.name == CARD_FILE)
+        return (card if isinstance(card, bytes) else card.read_bytes()).decode(errors="replace")
 
     def _require_acceptable(self, state: RemoteState) -> None:
         if self.private and state.head and not state.is_private:
@@ -192,9 +196,9 @@ class _Upload:
 
     def _stale(self, state: RemoteState, record: dict[str, object] | None) -> list[str]:
         """Return what an earlier upload left there and this one lacks; without one, the weights that are replaced."""
-        ours = {file.name for file in self.contents.files}
+        kept = {file.name for file in self.contents.files}
         names = recorded_hashes(record) if record else filter(_WEIGHTS.fullmatch, state.files)
-        return sorted({name for name in names if PUBLISHABLE.fullmatch(name)} & {*state.files} - ours)
+        return sorted({name for name in names if is_publishable(name)} & {*state.files} - kept)
 
     def _send(
         self, api: "HfApi", state: RemoteState, changed: list[LocalFile], stale: list[str]
@@ -202,37 +206,45 @@ class _Upload:
         """Make repository and branch if need be, send the files and commit them; return commit and pull request."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        parent = state.head
-        if parent is None:
-            api.create_repo(self.repo, private=self.private, exist_ok=True)
-        if not state.has_branch and self.revision:
-            api.create_branch(self.repo, branch=self.revision, exist_ok=True)
+        with hub_problems(self.repo, writing=True):
+            if state.head is None:
+                api.create_repo(self.repo, private=self.private, exist_ok=True)
+            if not state.has_branch and self.revision:
+                api.create_branch(self.repo, branch=self.revision, exist_ok=True)
         if not changed and not stale:
-            head = api.model_info(self.repo, revision=self.revision).sha
-            assert head is not None
-            return head, None
+            return remote_head(api, self.repo, self.revision), None
         additions = [
             CommitOperationAdd(file.name, file.content)
             for file in sorted(changed, key=lambda file: file.size, reverse=True)
         ]
         self._send_large_files(api, additions)
         try:
+            return self._commit(api, [*additions, *(CommitOperationDelete(name) for name in stale)], state.head)
+        except HubProblem as problem:
+            landed = self._landed(api, stale) if problem.may_have_been_done else None
+            if landed is None:
+                raise
+            return landed, None
+
+    def _commit(
+        self, api: "HfApi", operations: "list[CommitOperationAdd | CommitOperationDelete]", parent: str | None
+    ) -> tuple[str, str | None]:
+        """Make the commit; return it, and the pull request that it is in."""
+        with hub_problems(self.repo, writing=True), warnings.catch_warnings():
+            # The client asks about the card once more, and repeats what the Hub says of it as it came.
+            warnings.simplefilter("ignore")
             commit = api.create_commit(
                 self.repo,
-                [*additions, *(CommitOperationDelete(name) for name in stale)],
+                operations,
                 commit_message=f"Upload a conversion by helium_mlx {__version__}",
                 revision=self.revision,
                 create_pr=self.create_pr,
                 # So that a commit that somebody else makes meanwhile is not undone unseen.
                 parent_commit=None if self.create_pr else parent,
             )
-        except client_errors() as error:
-            landed = self._landed(api, stale) if may_have_been_done(error) else None
-            if landed is None:
-                raise
-            return landed, None
-        reference = f"refs/pr/{commit.pr_num}" if commit.pr_num is not None else None
-        return commit.oid, reference
+            if not COMMIT.fullmatch(commit.oid):
+                raise ValueError(f"the commit is {shown(commit.oid)}")
+            return commit.oid, f"refs/pr/{commit.pr_num}" if commit.pr_num is not None else None
 
     def _send_large_files(self, api: "HfApi", additions: "list[CommitOperationAdd]") -> None:
         """Send the contents of those that are for LFS or Xet; small ones travel in the commit."""
@@ -240,9 +252,10 @@ class _Upload:
         weights = [addition for addition in additions if addition.path_in_repo.endswith(".safetensors")]
         others = [addition for addition in additions if addition not in weights]
         for group in (*([one] for one in weights), others):
-            api.preupload_lfs_files(
-                self.repo, group, revision=self.revision, create_pr=self.create_pr, free_memory=False
-            )
+            with hub_problems(self.repo, writing=True):
+                api.preupload_lfs_files(
+                    self.repo, group, revision=self.revision, create_pr=self.create_pr, free_memory=False
+                )
             done += sum(addition.upload_info.size for addition in group)
             if self.on_progress:
                 self.on_progress(done, total)
@@ -253,7 +266,7 @@ class _Upload:
             return None
         try:
             state = remote_state(api, self.repo, self.revision)
-        except client_errors():
+        except HubProblem:
             return None
         is_there = not differing(self.contents.files, state.files) and not {*stale} & {*state.files}
         return state.head if is_there else None
@@ -300,11 +313,3 @@ def _client(*, needs_token: bool) -> "HfApi":
     if needs_token and not get_token():
         raise UploadError("there is no token of the Hub on this machine; run `hf auth login`, or set HF_TOKEN")
     return HfApi(library_name="helium_mlx", library_version=__version__)
-
-
-def require_branch_name(name: str) -> None:
-    """Raise UsageError for a revision that can be no branch, nor a reference such as "refs/pr/3"."""
-    if _FORBIDDEN.search(name):
-        raise UsageError(
-            f"revision is {shown(name)}, which git takes for no branch; expected a name such as 4bit or q/4-bit"
-        )

@@ -3,7 +3,7 @@ import importlib
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from helium_mlx.files.hub import client_errors, explained, may_have_been_done, without_token
+from helium_mlx.files.hub_client import client_errors, explained, may_have_been_done, without_token
 
 # httpx2 or httpx, whichever this version of the client has.
 httpx = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
@@ -27,17 +27,17 @@ def test_the_transports_errors_are_the_clients() -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412, 418, 429, 500, 503])
 def test_what_the_server_says_is_in_one_line(status: int) -> None:
-    said = explained(answered(status), "a/b")
+    said = explained(answered(status), "a/b", writing=True)
     assert f"({status}, why not)" in said
     assert "\n" not in said
 
 
 def test_without_words_of_the_server_the_status_is_said() -> None:
-    assert "(403)" in explained(answered(403, None), "a/b")
+    assert "(403)" in explained(answered(403, None), "a/b", writing=True)
 
 
 def test_the_cause_of_a_thread_s_error_is_what_counts() -> None:
-    assert "may not write" in explained(wrapped(wrapped(answered(403))), "a/b")
+    assert "may not write" in explained(wrapped(wrapped(answered(403))), "a/b", writing=True)
 
 
 def test_only_an_answer_says_that_nothing_was_done() -> None:
@@ -49,4 +49,4 @@ def test_only_an_answer_says_that_nothing_was_done() -> None:
 def test_a_token_is_not_legible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert without_token("a hf_secret b") == "a *** b"
-    assert "hf_secret" not in explained(httpx.ConnectError("no hf_secret"), "a/b")
+    assert "hf_secret" not in explained(httpx.ConnectError("no hf_secret"), "a/b", writing=True)

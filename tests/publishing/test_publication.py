@@ -7,7 +7,7 @@ import pytest
 
 import helium_mlx
 from helium_mlx.errors import UploadError
-from helium_mlx.publishing.publication import PUBLISHABLE, LocalFile, publication
+from helium_mlx.publishing.publication import LocalFile, is_publishable, publication
 
 REPO = "somebody/tiny"
 
@@ -132,7 +132,7 @@ def test_a_record_without_figures_counts_as_not_verified(converted: Path, figure
 def test_a_record_cannot_name_other_files(converted: Path, name: str) -> None:
     files = json.loads((converted / "conversion.json").read_text())["files"]
     record(converted, files=files | {name: "0" * 64})
-    with pytest.raises(UploadError, match="is no file of a checkpoint"):
+    with pytest.raises(UploadError, match="is not a file of a checkpoint"):
         publication(converted, REPO)
 
 
@@ -174,4 +174,4 @@ def test_a_card_without_a_licence_is_a_warning(tmp_path: Path) -> None:
     ["pytorch_model.bin", "training_args.bin", "modeling.py", ".env", "token", "optimizer.json", "README.md.bak"],
 )
 def test_other_names_are_on_no_list(name: str) -> None:
-    assert not PUBLISHABLE.fullmatch(name)
+    assert not is_publishable(name)

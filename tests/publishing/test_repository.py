@@ -14,7 +14,7 @@ from helium_mlx.publishing.repository import (
     differing,
     previous_record,
     remote_state,
-    require_ours,
+    require_replaceable,
 )
 
 DATA = b"some weights"
@@ -61,8 +61,8 @@ def test_a_record_is_ours_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_an_empty_repository_is_anybodys() -> None:
-    require_ours("a/b", RemoteState("0", False, True, {}), is_ours=False, overwrite=False)
+    require_replaceable("a/b", RemoteState("0", False, True, {}), is_uploaded=False, overwrite=False)
     for name, said in (("x", "x"), ("x\x1b[2J", r"x\\x1b\[2J")):
         state = RemoteState("0", False, True, {name: RemoteFile(1, None, "")})
         with pytest.raises(UploadError, match=f"holds {said}, which no upload"):
-            require_ours("a/b", state, is_ours=False, overwrite=False)
+            require_replaceable("a/b", state, is_uploaded=False, overwrite=False)

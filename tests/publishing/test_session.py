@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from helium_mlx.publishing.session import prepare_session, upload_progress
+from helium_mlx.files.hub_client import prepare_session
+from helium_mlx.publishing.progress import upload_progress
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from hub_standin.client import TOKEN, Clock, set_token, use
 
 import helium_mlx
 from helium_mlx.errors import UploadError, UsageError
-from helium_mlx.publishing.session import prepare_session
+from helium_mlx.files.hub_client import prepare_session
 from helium_mlx.publishing.upload import upload
 
 REPO = "somebody/tiny"
@@ -465,7 +465,7 @@ def test_a_pull_request_needs_a_repository(hub: HubStandIn, converted: Path) -> 
 
 @pytest.mark.parametrize("name", ["tiny", "", "a/b/c", "some body/tiny", "somebody/-", "somebody/tiny.git", "../tiny"])
 def test_a_name_that_is_no_repository_is_refused(hub: HubStandIn, converted: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="is no name of a repository"):
+    with pytest.raises(UsageError, match="is not a name of a repository"):
         upload(converted, name)
     assert hub.requests == []
 
@@ -502,7 +502,7 @@ def test_a_conversion_whose_upload_fails_is_kept_and_says_how_to_go_on(hub: HubS
     made = tmp_path / "it's made"
     with pytest.raises(UploadError) as caught:
         helium_mlx.convert("demo", str(made), quantize=True, upload_repo=REPO)
-    again = re.search(r"go on with: helium-mlx upload (.*)\)$", str(caught.value))
+    again = re.search(r"continue with: helium-mlx upload (.*)\)$", str(caught.value))
     assert again
     import shlex
 
@@ -515,7 +515,7 @@ def test_a_conversion_whose_upload_fails_is_kept_and_says_how_to_go_on(hub: HubS
 @pytest.mark.parametrize(
     ("repo", "options", "expected"),
     [
-        ("tiny", {}, "is no name of a repository"),
+        ("tiny", {}, "is not a name of a repository"),
         (REPO, {"verify": False}, "drop --no-verify, or --upload-repo"),
     ],
 )

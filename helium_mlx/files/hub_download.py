@@ -1,0 +1,209 @@
+"""A checkpoint from the Hub into its cache: the files that belong to it, and no others, of one commit.
+
+Fetched one after the other, so that an error is of a known file and Ctrl-C ends at once. The commit counts as the
+branch's only when all of it is there.
+"""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helium_mlx.errors import one_line, shown
+from helium_mlx.files.hub_cache import COMMIT, cached_snapshot, snapshot_at
+from helium_mlx.files.hub_client import HubProblem, hub_problems, legible
+from helium_mlx.files.names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_companion
+from helium_mlx.files.untrusted import FileProblem, read_json_object
+
+# What says under which terms the weights are; at the repository's top, also for a subfolder.
+DOCUMENTS = re.compile(r"README\.md|(LICEN[CS]E|NOTICE)[\w.-]*", re.ASCII)
+
+# What a checkpoint has besides; never pickles, never code.
+OTHER_FILES = re.compile(
+    r"config\.json|generation_config\.json|tokenizer\.json|tokenizer[\w.-]*\.model|conversion\.json", re.ASCII
+)
+_WEIGHTS = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
+_KNOWN_DOCUMENTS = ("README.md", "LICENSE")
+_MAX_FILE_BYTES = 1 << 50
+_MAX_FILES = 200_000
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of a commit, with their sizes."""
+
+    commit: str
+    sizes: Mapping[str, int]
+
+
+def is_checkpoint_file(name: str) -> bool:
+    """Whether a name, relative to a checkpoint, is that of one of its files, weights and their index aside."""
+    return bool(OTHER_FILES.fullmatch(name) or DOCUMENTS.fullmatch(name)) or is_companion(name)
+
+
+def download(repo: str, revision: str | None, subfolder: str | None, *, documents: bool) -> Path:
+    """Return the directory of a checkpoint in the cache, completed if need be.
+
+    What is in the cache is not asked for again, and needs no network. With `documents`, card and licence count as part
+    of it; other programs leave them out. Where they are all that is missing, they are not insisted on.
+
+    Raises HubProblem.
+    """
+    at = revision or "main"
+    snapshot = cached_snapshot(repo, at)
+    if snapshot is None:
+        return _fetch(repo, at, at, subfolder)
+    directory = snapshot.root / (subfolder or "")
+    is_whole = _is_whole(directory)
+    if is_whole and (not documents or all(map(snapshot.knows, _KNOWN_DOCUMENTS))):
+        return directory
+    try:
+        return _fetch(repo, snapshot.commit if is_whole else at, at, subfolder)
+    except HubProblem:
+        # Offline, its opening says what of it is missing.
+        if is_whole or (_is_offline() and directory.is_dir()):
+            return directory
+        raise
+
+
+def download_file(repo: str, revision: str | None, subfolder: str | None, file: str) -> Path:
+    """Return one file of a checkpoint in the cache, fetched if need be. Raises HubProblem."""
+    at, name = revision or "main", f"{subfolder}/{file}" if subfolder else file
+    snapshot = cached_snapshot(repo, at)
+    if snapshot and (snapshot.root / name).exists():
+        return snapshot.root / name
+    listing = _listing(repo, at)
+    if name not in listing.sizes:
+        raise HubProblem(f"{repo}: the Hub has no {name} in it at {at}; check the name")
+    _fetch_file(repo, listing, name)
+    snapshot = snapshot_at(repo, listing.commit)
+    snapshot.note_revision(at)
+    return snapshot.root / name
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a cached directory has what a checkpoint needs; somebody may have fetched its config only."""
+    has_tokenizer = (directory / "tokenizer.json").exists() or any(directory.glob("tokenizer*.model"))
+    if not has_tokenizer:
+        return False
+    if (directory / WEIGHTS_FILE).exists():
+        return True
+    if not (directory / INDEX_FILE).exists():
+        return not (directory / CONFIG_FILE).exists() and any(directory.glob("*.safetensors"))
+    shards = _shards(directory / INDEX_FILE)
+    return all((directory / name).exists() for name in shards)
+
+
+def _fetch(repo: str, revision: str, name: str, subfolder: str | None) -> Path:
+    """Fetch what is missing of `revision`, which `name` stands for, and return its directory in the cache."""
+    listing, prefix = _listing(repo, revision), f"{subfolder}/" if subfolder else ""
+    snapshot = snapshot_at(repo, listing.commit)
+    inside = {path.removeprefix(prefix) for path in listing.sizes if path.startswith(prefix)}
+    if not inside:
+        raise HubProblem(f"{repo}: there is no subfolder {subfolder} in it at {name}; check its name")
+    wanted = {prefix + path for path in inside if is_checkpoint_file(path)}
+    wanted |= {path for path in listing.sizes if DOCUMENTS.fullmatch(path)}
+    if INDEX_FILE in inside and WEIGHTS_FILE not in inside:
+        # It says which weights are wanted, so that their size can be told.
+        _fetch_file(repo, listing, prefix + INDEX_FILE)
+        wanted.add(prefix + INDEX_FILE)
+    index = snapshot.root / prefix / INDEX_FILE
+    wanted |= {prefix + path for path in _weights(inside, index)}
+    missing = sorted(path for path in wanted if not (snapshot.root / path).exists())
+    _announce(repo, listing, missing)
+    for path in missing:
+        _fetch_file(repo, listing, path)
+    with hub_problems(repo):
+        for path in _KNOWN_DOCUMENTS:
+            if path not in listing.sizes:
+                snapshot.note_absent(path)
+        snapshot.note_revision(name)
+    return snapshot.root / prefix
+
+
+def _weights(names: set[str], index: Path) -> Sequence[str]:
+    """Return the weight files to fetch, of the names in a folder: as transformers reads them, or Kyutai's only one."""
+    if WEIGHTS_FILE in names:
+        return [WEIGHTS_FILE]
+    if INDEX_FILE in names:
+        return sorted(_shards(index) & names)
+    others = [name for name in names if _WEIGHTS.fullmatch(name)]
+    return others if len(others) == 1 and CONFIG_FILE not in names else []
+
+
+def _shards(index: Path) -> set[str]:
+    """Return the files that an index names; none of one that is malformed, which its opening is to refuse."""
+    try:
+        weight_map = read_json_object(index).get("weight_map")
+    except FileProblem:
+        return set()
+    names = weight_map.values() if isinstance(weight_map, dict) else ()
+    return {name for name in names if isinstance(name, str) and _WEIGHTS.fullmatch(name)}
+
+
+def _listing(repo: str, revision: str) -> _Listing:
+    """Ask the Hub for the files of a revision. Raises HubProblem, also for an answer that is none."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    with hub_problems(repo):
+        try:
+            info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        except RevisionNotFoundError as error:
+            answer = legible(str(error.server_message or ""))
+            raise HubProblem(
+                f"{repo}: the Hub has no revision {revision} of it ({answer}); check the name, the revision, "
+                "or leave that out"
+            ) from None
+        if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
+            raise ValueError(f"the commit is {shown(info.sha)}")
+        files = info.siblings or []
+        if len(files) > _MAX_FILES:
+            raise ValueError(f"{len(files)} files")
+        return _Listing(info.sha, {file.rfilename: _size(file.rfilename, file.size) for file in files})
+
+
+def _size(name: object, size: object) -> int:
+    if not isinstance(name, str):
+        raise ValueError(f"a file's name is {shown(name)}")
+    if not isinstance(size, int) or not 0 <= size < _MAX_FILE_BYTES:
+        raise ValueError(f"the size of {one_line(name, 100)} is {shown(size)}")
+    return size
+
+
+def _fetch_file(repo: str, listing: _Listing, name: str) -> None:
+    """Fetch one file into the cache, where it has the size that was listed, or raise HubProblem."""
+    from huggingface_hub import hf_hub_download
+
+    snapshot = snapshot_at(repo, listing.commit)
+    with hub_problems(repo):
+        path = Path(hf_hub_download(repo, name, revision=listing.commit))
+        if path != snapshot.root / name:
+            raise ValueError(f"{name} is said to be of another commit")
+        size = path.stat().st_size
+        if size != listing.sizes[name]:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise ValueError(f"{name} has {size} bytes, and was said to have {listing.sizes[name]}")
+
+
+def _announce(repo: str, listing: _Listing, names: Sequence[str]) -> None:
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    if names:
+        size = sum(listing.sizes[name] for name in names)
+        files = "1 file" if len(names) == 1 else f"{len(names)} files"
+        print(f"Downloading {repo}: {files}, {_readable(size)}", file=sys.stderr, flush=True)
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
