@@ -23,7 +23,7 @@ DEMO_DIRECTORY = Path(__file__).parents[1] / "demo"
 AGAIN = "run the same command again: what the Hub has is not sent again"
 
 
-def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
+def resolve(path_or_repo: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> Path:
     """Return the directory of a checkpoint, downloading it first if it is a Hub repository that is not cached.
 
     Raises CheckpointError, one line, if there is no such directory or the Hub cannot give it.
@@ -33,10 +33,12 @@ def resolve(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
         raise CheckpointError(
             f"{path_or_repo} is a directory on this machine, which has no revision {revision}; leave that out"
         )
-    return directory or _download(str(path_or_repo), revision)
+    return _inside(directory or _download(str(path_or_repo), revision), subfolder)
 
 
-def resolve_file(path_or_repo: str | Path, file: str, *, revision: str | None = None) -> Path:
+def resolve_file(
+    path_or_repo: str | Path, file: str, *, revision: str | None = None, subfolder: str | None = None
+) -> Path:
     """Return one file of a checkpoint, which is all that is downloaded; it may be missing from a directory.
 
     Raises CheckpointError, one line, if there is no such directory or the Hub cannot give the file.
@@ -44,14 +46,23 @@ def resolve_file(path_or_repo: str | Path, file: str, *, revision: str | None = 
     repo = str(path_or_repo)
     directory = _local_directory(repo)
     if directory is not None:
-        return directory / file
+        return _inside(directory, subfolder) / file
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(hf_hub_download(repo, file, revision=revision))
+        return Path(hf_hub_download(repo, file, revision=revision, subfolder=subfolder))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise _download_error(repo, revision, error) from None
+
+
+def _inside(directory: Path, subfolder: str | None) -> Path:
+    if not subfolder:
+        return directory
+    inside = directory / subfolder
+    if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts or not inside.is_dir():
+        raise CheckpointError(f"{directory} has no folder {one_line(subfolder, 100)!r}; give the name of one in it")
+    return inside
 
 
 def _local_directory(name: str) -> Path | None:

@@ -19,16 +19,21 @@ AutoTokenizer = HeliumTokenizer
 
 
 def load(
-    path_or_repo: str | Path, *, revision: str | None = None, dtype: str | mx.Dtype | None = None
+    path_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    dtype: str | mx.Dtype | None = None,
 ) -> tuple[HeliumForCausalLM, HeliumTokenizer]:
     """Return the model and the tokenizer of a checkpoint directory, a Hub repository, or "demo".
 
-    `revision` is a branch, tag or commit of the repository. `dtype` (bfloat16, float16, float32) is what to compute
-    in; None is the checkpoint's own, or float32 for quantized weights on the CPU.
+    `revision` is a branch, tag or commit of the repository; `subfolder`, the folder in it that holds the checkpoint.
+    `dtype` (bfloat16, float16, float32) is what to compute in; None is the checkpoint's own, or float32 for quantized
+    weights on the CPU.
 
     Raises CheckpointError, ConfigError, QuantizationError or TokenizerError, one line that says what to do.
     """
-    directory = resolve(path_or_repo, revision=revision)
+    directory = resolve(path_or_repo, revision=revision, subfolder=subfolder)
     # The weights last: what is wrong with anything else need not wait for them.
     checkpoint = open_checkpoint(directory)
     tokenizer = HeliumTokenizer.from_pretrained(directory)
