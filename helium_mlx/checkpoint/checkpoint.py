@@ -1,10 +1,11 @@
 """From a checkpoint directory to a model. Reads safetensors only, and checks names and shapes before any tensor.
 
-A directory may be a stranger's: nothing in it is run, no file is read that is none of its own, and no number of its
-config costs memory before the tensors bear it out (see `SECURITY.md`).
+A directory may be a stranger's: nothing in it is run, no file outside of it is read, and no number of its config
+costs memory before the tensors confirm it (see `SECURITY.md`).
 
 Tensors go by their names in a causal LM (`model.layers...`), also where a directory holds the bare decoder, whose
-names lack the `model.`. What this file does not do: download (see `hub.py`), write (see `saving.py`).
+names lack the `model.`. What this file does not do: download (see `files/hub.py`) and write (see
+`model/serialization.py`).
 """
 
 import math
@@ -21,18 +22,26 @@ import mlx.core as mx
 
 from helium_mlx import backend
 from helium_mlx.checkpoint import kyutai_layout, layout
-from helium_mlx.checkpoint.config import DTYPES, HeliumConfig
+from helium_mlx.checkpoint.config import DTYPES, ConfigFile, HeliumConfig, foreign_quantization_problem, read_config
 from helium_mlx.checkpoint.kyutai_config import find_kyutai_file, has_kyutai_names
 from helium_mlx.checkpoint.layout import BODY_PREFIX, HEAD_PREFIXES, Architecture, architecture_of
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, module_settings, unquantized
 from helium_mlx.errors import CheckpointError, ConfigError, QuantizationError, one_line, shown
-from helium_mlx.files.names import CONFIG_FILE, INDEX_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE
+from helium_mlx.files.names import (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    INDEX_FILE,
+    TOKENIZER_CONFIG_FILE,
+    WEIGHTS_FILE,
+)
 from helium_mlx.files.safetensors_header import BYTES_PER_VALUE, FLOAT_DTYPES, TensorInfo, read_header
 from helium_mlx.files.safetensors_reader import TensorReader
 from helium_mlx.files.untrusted import FileProblem, UnreadableFile, read_json_object
 
 # Published Heliums have one to three shards.
 MAX_SHARDS = 1000
+_LM_HEAD, _EMBEDDING = "lm_head.", "embed_tokens."
+_COMPARED_BYTES = 16_000_000
 _SHARD_NAME = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
 
 # transformers keeps the parameters of xIELU in bfloat16 whatever the model's dtype.
@@ -49,10 +58,11 @@ _FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy", ".gg
 class Checkpoint:
     """A checkpoint directory whose config, file names, tensor names and shapes have been checked.
 
-    `files` maps each weight file to its tensors, by their names on disk; `settings` says how each module is packed.
+    `files` maps each weight file to its tensors, by their names on disk; `settings` says how each module is quantized.
     With `is_kyutai`, names and byte ranges are those that `kyutai_layout` gives the parts of Kyutai's tensors.
-    `missing_head` and `foreign_heads` name tensors that the architecture lacks and does not use. `warnings` are
-    sentences for the user about what in the directory was ignored.
+    `missing_head` and `foreign_heads` name tensors that the architecture lacks and does not use. With
+    `head_is_embedding`, the files hold a tied matrix under the head's name only. `warnings` are sentences for the user
+    about what in the directory was ignored.
     """
 
     directory: Path
@@ -64,6 +74,7 @@ class Checkpoint:
     foreign_heads: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     is_kyutai: bool = False
+    head_is_embedding: bool = False
 
     # Cached: a file may hold thousands of tensors, and each is asked about.
     @cached_property
@@ -94,12 +105,16 @@ class Checkpoint:
 
     def name_of(self, name_on_disk: str) -> str:
         """Return a tensor's name in a causal LM."""
+        if self.head_is_embedding and name_on_disk.startswith(_LM_HEAD):
+            return f"{BODY_PREFIX}{_EMBEDDING}{name_on_disk.removeprefix(_LM_HEAD)}"
         return BODY_PREFIX + name_on_disk if self.is_bare and not _is_head(name_on_disk) else name_on_disk
 
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor may be in the files without the model using it, as transformers ignores it."""
-        tied = self.config.tie_word_embeddings and name.startswith("lm_head.")
-        return tied or name.endswith("rotary_emb.inv_freq") or name in self._foreign_heads
+        return name in self._foreign_heads or (_is_unused(name, self.config) and not self._is_shared_head(name))
+
+    def _is_shared_head(self, name: str) -> bool:
+        return self.head_is_embedding and name.startswith(_LM_HEAD)
 
     @cached_property
     def _foreign_heads(self) -> frozenset[str]:
@@ -124,21 +139,25 @@ def open_checkpoint(
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; give a checkpoint directory, a Hub id or 'demo'")
-    config = HeliumConfig.of_directory(directory)
-    if config_values:
-        config = config.with_values(config_values)
+    found = read_config(directory)
+    config = found.config.with_values(config_values) if config_values else found.config
     if architecture is None:
         architecture = architecture_of(config)
-    weight_map = _read_weight_map(directory)
-    files = {path: read_header(path) for path in _weight_files(directory, weight_map)}
-    is_kyutai = weight_map is None and any(map(has_kyutai_names, files.values()))
+    weight_files = _find_weight_files(directory)
+    files = {path: read_header(path) for path in weight_files.paths}
+    is_kyutai = weight_files.index is None and any(map(has_kyutai_names, files.values()))
     if is_kyutai:
         ((path, infos),) = files.items()
         config, files[path] = kyutai_layout.read_as_transformers(path, infos, config)
     names = [name for infos in files.values() for name in infos]
     _require_unique(directory, names)
-    if weight_map is not None:
-        _require_indexed(directory, files, weight_map)
+    if weight_files.index is not None:
+        _require_indexed(directory, files, weight_files.index, config)
+    said = [*found.warnings, *weight_files.warnings, *ignored_code(directory, config)]
+    said += unreadable_generation_config(directory)
+    if architecture == "ForCausalLM" and config.tie_word_embeddings and _has_another_head(files):
+        config = replace(config, tie_word_embeddings=False)
+        said.append("lm_head differs from the embedding, so the two are not tied, though tie_word_embeddings says so")
     missing_head: tuple[str, ...] = ()
     foreign_heads: tuple[str, ...] = ()
     if any_head:
@@ -147,16 +166,32 @@ def open_checkpoint(
         missing_head = tuple(
             name for name in head if name not in names and name.replace(".weight", ".scales") not in names
         )
-    said = ignored_code(directory, config)
-    checkpoint = Checkpoint(directory, config, architecture, files, unquantized, missing_head, foreign_heads, said)
+    checkpoint = Checkpoint(directory, config, architecture, files, unquantized, missing_head, foreign_heads)
+    if architecture == "ForCausalLM" and config.tie_word_embeddings and not _parts_of(files, _EMBEDDING):
+        foreign_heads = tuple(name for name in foreign_heads if not name.startswith(_LM_HEAD))
+        checkpoint = replace(checkpoint, foreign_heads=foreign_heads, head_is_embedding=True)
+    checkpoint = replace(checkpoint, is_kyutai=is_kyutai)
+    return _checked(checkpoint, found, said)
+
+
+def _checked(checkpoint: Checkpoint, found: ConfigFile, said: list[str]) -> Checkpoint:
+    """Return the checkpoint with its settings and warnings, once tensors and config fit each other."""
+    path = checkpoint.directory / CONFIG_FILE
     try:
-        settings = module_settings(config.quantization, checkpoint.tensors)
+        settings = module_settings(checkpoint.config.quantization, checkpoint.tensors)
+        checkpoint = replace(checkpoint, settings=settings)
+        _require_expected(checkpoint)
     except QuantizationError as error:
-        raise QuantizationError(f"{directory / CONFIG_FILE}: {one_line(str(error))}") from None
-    checkpoint = replace(checkpoint, settings=settings, is_kyutai=is_kyutai)
-    _require_expected(checkpoint)
+        problem = foreign_quantization_problem(found.foreign_quantization) if found.foreign_quantization else str(error)
+        raise QuantizationError(f"{path}: {one_line(problem)}") from None
+    except CheckpointError:
+        if found.foreign_quantization is None:
+            raise
+        raise ConfigError(f"{path}: {foreign_quantization_problem(found.foreign_quantization)}") from None
     _require_whole_groups(checkpoint)
-    return checkpoint
+    if found.foreign_quantization is not None and not checkpoint.is_quantized:
+        said.append(f"quantization_config of {found.foreign_quantization} left out: no tensor is quantized")
+    return replace(checkpoint, warnings=tuple(said))
 
 
 def ignored_code(directory: Path, config: HeliumConfig) -> tuple[str, ...]:
@@ -173,6 +208,18 @@ def ignored_code(directory: Path, config: HeliumConfig) -> tuple[str, ...]:
         if values.get(key)
     ]
     return (f"{', '.join(found)} ignored: no code from a checkpoint is run",) if found else ()
+
+
+def unreadable_generation_config(directory: Path) -> tuple[str, ...]:
+    """Return a sentence about a `generation_config.json` that cannot be read; none where it can, or is not there."""
+    path = directory / GENERATION_CONFIG_FILE
+    if not os.path.lexists(path):
+        return ()
+    try:
+        read_json_object(path)
+    except FileProblem as problem:
+        return (f"{GENERATION_CONFIG_FILE} {problem}; {CONFIG_FILE} says when text ends",)
+    return ()
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None) -> int:
@@ -266,25 +313,35 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
     return cast("dict[str, str]", weight_map)
 
 
-def _weight_files(directory: Path, weight_map: Mapping[str, str] | None) -> list[Path]:
-    """Return the weight files of a checkpoint: the shards that the index names, `model.safetensors`, or Kyutai's file.
+@dataclass(frozen=True)
+class _WeightFiles:
+    """The weight files of a checkpoint; `index` maps tensors to file names where there are shards."""
 
-    Where both are there, the index counts and `model.safetensors` is no part of the checkpoint unless it names it.
+    paths: list[Path]
+    index: dict[str, str] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def _find_weight_files(directory: Path) -> _WeightFiles:
+    """Return `model.safetensors`, the shards that the index names, or Kyutai's file, in this order, as transformers.
+
+    Shards and an index beside `model.safetensors` are older: a warning names them.
     """
-    if weight_map is not None:
-        paths = [directory / name for name in sorted(set(weight_map.values()))]
+    if os.path.lexists(directory / WEIGHTS_FILE):
+        return _WeightFiles([directory / WEIGHTS_FILE], warnings=_left_beside(directory))
+    index = _read_weight_map(directory)
+    if index is not None:
+        paths = [directory / name for name in sorted(set(index.values()))]
         missing = [path.name for path in paths if not os.path.lexists(path)]
         if missing:
             raise CheckpointError(
                 f"{directory / INDEX_FILE}: names {_listing(missing)}, which is not there; fetch it, the download may "
                 "be incomplete"
             )
-        return paths
-    if os.path.lexists(directory / WEIGHTS_FILE):
-        return [directory / WEIGHTS_FILE]
+        return _WeightFiles(paths, index)
     kyutai_file = find_kyutai_file(directory)
     if kyutai_file is not None:
-        return [kyutai_file]
+        return _WeightFiles([kyutai_file])
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
     foreign = [name for name in names if name.endswith(_FOREIGN_WEIGHTS)]
     raise CheckpointError(
@@ -292,6 +349,57 @@ def _weight_files(directory: Path, weight_map: Mapping[str, str] | None) -> list
         f"(found: {_listing([shown(name) for name in foreign or names]) or 'nothing'}); only safetensors checkpoints "
         "are read"
     )
+
+
+def _left_beside(directory: Path) -> tuple[str, ...]:
+    """Return a sentence that names the shards, and the index of some, that lie beside `model.safetensors`."""
+    try:
+        weight_map = _read_weight_map(directory)
+    except CheckpointError:
+        weight_map = {}
+    # mlx-lm writes an index of the one file.
+    if weight_map is None or set(weight_map.values()) == {WEIGHTS_FILE}:
+        return ()
+    shards = sorted(name for name in set(weight_map.values()) - {WEIGHTS_FILE} if os.path.lexists(directory / name))
+    return (f"{_listing([INDEX_FILE, *shards])} left out: {WEIGHTS_FILE} is what is read",)
+
+
+def _parts_of(files: Mapping[Path, Mapping[str, TensorInfo]], path: str) -> dict[str, tuple[Path, TensorInfo]]:
+    """Return the tensors of a module by their suffix, with the file that each lies in."""
+    return {
+        name.removeprefix(BODY_PREFIX).removeprefix(path): (file, info)
+        for file, infos in files.items()
+        for name, info in infos.items()
+        if name.removeprefix(BODY_PREFIX).startswith(path)
+    }
+
+
+def _has_another_head(files: Mapping[Path, Mapping[str, TensorInfo]]) -> bool:
+    """Whether the files hold a head that is not the embedding: other tensors, or other bytes."""
+    head, embedding = _parts_of(files, _LM_HEAD), _parts_of(files, _EMBEDDING)
+    if not head or not embedding:
+        return False
+    if {suffix: (info.dtype, info.shape) for suffix, (_, info) in head.items()} != {
+        suffix: (info.dtype, info.shape) for suffix, (_, info) in embedding.items()
+    }:
+        return True
+    return any(not _same_bytes(*head[suffix], *embedding[suffix]) for suffix in head)
+
+
+def _same_bytes(path: Path, info: TensorInfo, other_path: Path, other: TensorInfo) -> bool:
+    """Whether two tensors of one shape and dtype are equal; looked at from the start, and no further than they are."""
+    reader, other_reader, n_rows = TensorReader(path), TensorReader(other_path), info.shape[0] if info.shape else 1
+    step = max(1, _COMPARED_BYTES * n_rows // max(1, info.end - info.start))
+    return all(
+        reader.read_bytes(info, row, min(step, n_rows - row))
+        == other_reader.read_bytes(other, row, min(step, n_rows - row))
+        for row in range(0, n_rows, step)
+    )
+
+
+def _is_unused(name: str, config: HeliumConfig) -> bool:
+    """Whether a checkpoint of `config` has no use for a tensor that others write."""
+    return (config.tie_word_embeddings and name.startswith(_LM_HEAD)) or name.endswith("rotary_emb.inv_freq")
 
 
 def _require_unique(directory: Path, names: list[str]) -> None:
@@ -303,12 +411,19 @@ def _require_unique(directory: Path, names: list[str]) -> None:
 
 
 def _require_indexed(
-    directory: Path, files: Mapping[Path, Mapping[str, TensorInfo]], weight_map: Mapping[str, str]
+    directory: Path,
+    files: Mapping[Path, Mapping[str, TensorInfo]],
+    weight_map: Mapping[str, str],
+    config: HeliumConfig,
 ) -> None:
-    """Raise CheckpointError unless every tensor lies in the shard that the index names for it, and in no other."""
+    """Raise CheckpointError unless every tensor lies in the shard that the index names for it, and in no other.
+
+    The index may still name a head that is tied, and was not written therefore.
+    """
     index = directory / INDEX_FILE
     lies_in = {name: path.name for path, infos in files.items() for name in infos}
-    absent = [f"{shown(name)} in {file}" for name, file in weight_map.items() if lies_in.get(name) != file]
+    absent = [f"{shown(name)} in {file}" for name, file in weight_map.items()
+              if lies_in.get(name) != file and not (_is_unused(name, config) and name not in lies_in)]  # fmt: skip
     if absent:
         raise CheckpointError(f"{index}: names {_listing(absent)}, where it is not; fetch index and shards again")
     unnamed = [f"{name} in {file}" for name, file in lies_in.items() if name not in weight_map]
@@ -347,18 +462,18 @@ def _require_expected(checkpoint: Checkpoint) -> None:
 
 def _require_whole_groups(checkpoint: Checkpoint) -> None:
     for path, (_, columns) in layout.weight_shapes(checkpoint.config, checkpoint.architecture):
-        packing = checkpoint.settings(path)
-        if packing is not None and columns % packing.group_size:
+        own = checkpoint.settings(path)
+        if own is not None and columns % own.group_size:
             raise CheckpointError(
-                f"{checkpoint.directory}: {path} has {columns} columns, which groups of {packing.group_size} do not "
+                f"{checkpoint.directory}: {path} has {columns} columns, which groups of {own.group_size} do not "
                 "divide; convert it again"
             )
 
 
 def _allowed_dtypes(name: str, settings: ModuleSettings) -> tuple[str, ...]:
     path, _, suffix = name.rpartition(".")
-    packing = settings(path)
-    integers = None if packing is None else packing.integer_dtype(suffix)
+    own = settings(path)
+    integers = None if own is None else own.integer_dtype(suffix)
     return tuple(FLOAT_DTYPES) if integers is None else (integers,)
 
 

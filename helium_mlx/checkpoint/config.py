@@ -2,7 +2,8 @@
 
 Reads the spellings of transformers v4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and v5 (`rope_parameters`,
 `dtype`); writes v5's, with `rope_theta` kept at the top level for mlx-lm and mlx-swift-lm. Every field is used or
-rejected; keys that no field has are kept in `extra` for writing back, and ignored.
+rejected. `config_keys.py` says of every other key whether it is refused; what nobody reads is kept in `extra` for
+writing back.
 
 Two model types are known: `helium` (interleaved RoPE, no bias on `o_proj`) and `llama` (half-split RoPE), which is
 what the published Helium-1-2b checkpoints are.
@@ -10,13 +11,20 @@ what the published Helium-1-2b checkpoints are.
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import cast
 
+from helium_mlx.checkpoint.config_keys import REFUSED, model_type_of, refuse_keys
 from helium_mlx.checkpoint.kyutai_config import inferred_values
-from helium_mlx.checkpoint.rope_parameters import validate_rope_parameters
+from helium_mlx.checkpoint.rope_parameters import (
+    merge_spellings,
+    original_context,
+    validate_rope_parameters,
+    without_effect,
+)
 from helium_mlx.errors import CheckpointError, ConfigError, one_line, shown
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.hub import resolve_file
@@ -94,8 +102,8 @@ class HeliumConfig:
 
     Field names and meanings are transformers'. `head_dim` and `num_key_value_heads` may be None: hidden_size /
     num_attention_heads, and num_attention_heads. `num_labels` follows from `id2label`, or is 2. `quantization` is
-    MLX's: `group_size`, `bits` and `mode`, and entries
-    that differ, keyed by module path. `dtype` is the one the tensors are stored in.
+    MLX's: `group_size`, `bits` and `mode`, and entries that differ, keyed by module path. `dtype` is the one that the
+    tensors are stored in. `num_labels` and `id2label` may be assigned later, and stay consistent.
 
     Raises ConfigError, which names field, value and what is allowed, before anything is allocated.
     """
@@ -148,7 +156,8 @@ class HeliumConfig:
             self.head_dim = self.hidden_size // self.num_attention_heads
         self._require_heads()
         self._require_values()
-        self._settle_labels()
+        labels = _labels(self.num_labels, self.id2label)
+        self.__dict__.update(labels)
         self.rope_parameters = self._standardized_rope_parameters()
         validate_rope_parameters(self.rope_parameters, self.head_dim)
         self._require_rope_range()
@@ -175,42 +184,27 @@ class HeliumConfig:
         """Build a config from the contents of a `config.json`, in either spelling; `values` is left as it is."""
         if not isinstance(values, dict):
             raise ConfigError(f"a config must be a JSON object, not {type(values).__name__}")
+        method = foreign_quantization(values)
+        if method is not None:
+            raise ConfigError(foreign_quantization_problem(method))
+        refuse_keys(values)
         values = dict(values)
-        known = {f.name for f in fields(cls)} - {"extra"}
-        model_type = values.get("model_type", "helium")
-        if model_type == "llama":
+        if values.get("model_type") == "llama":
             values = _LLAMA_DEFAULTS | values
-        values["rope_parameters"] = _merge_rope_spellings(values)
+        values["rope_parameters"] = merge_spellings(values, _DEFAULT_ROPE_THETA.get(str(values.get("model_type"))))
         values["dtype"] = _merge_dtype_spellings(values)
-        # mlx-lm writes the same object under both names; transformers' own quantizers write only the second.
+        # mlx-lm writes the same object under both names.
         quantization_config = values.pop("quantization_config", None)
-        if quantization_config is not None and values.get("quantization") is None:
-            if not isinstance(quantization_config, dict) or "quant_method" in quantization_config:
-                method = quantization_config.get("quant_method") if isinstance(quantization_config, dict) else "?"
-                raise ConfigError(
-                    f"quantization_config names quant_method {shown(method)}, which MLX cannot read; "
-                    "use the checkpoint in bfloat16, float16 or float32"
-                )
+        if values.get("quantization") is None:
             values["quantization"] = quantization_config
-        extra = {key: value for key, value in values.items() if key not in known}
+        known = {f.name for f in fields(cls)} - {"extra"}
+        extra = {key: value for key, value in values.items() if key not in known and key not in REFUSED}
         return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "HeliumConfig":
         """Read a `config.json`. Raises CheckpointError if there is none, ConfigError if it is not a valid one."""
-        path = Path(path)
-        try:
-            values = read_json_object(path)
-        except UnreadableFile as problem:
-            if os.path.lexists(path):
-                raise CheckpointError(f"{path}: {problem}") from None
-            raise CheckpointError(f"{path}: no such file; a checkpoint directory needs a {CONFIG_FILE}") from None
-        except MalformedFile as problem:
-            raise ConfigError(f"{path}: {problem}") from None
-        try:
-            return cls.from_dict(values)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {one_line(str(error))}") from None
+        return _read_file(Path(path)).config
 
     @classmethod
     def of_directory(cls, directory: Path) -> "HeliumConfig":
@@ -218,24 +212,22 @@ class HeliumConfig:
 
         Raises CheckpointError or ConfigError, one line.
         """
-        inferred = inferred_values(directory)
-        if inferred is None:
-            return cls.from_json_file(directory / CONFIG_FILE)
-        path, values = inferred
-        try:
-            return cls(**values)  # pyright: ignore[reportArgumentType]
-        except ConfigError as error:
-            raise CheckpointError(f"{path}: the shapes are no Helium's: {error}") from None
+        return read_config(directory).config
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> "HeliumConfig":
+    def from_pretrained(
+        cls, path_or_repo: str | Path, *, revision: str | None = None, subfolder: str | None = None
+    ) -> "HeliumConfig":
         """Read the config of a checkpoint directory, a Hub repository, or "demo"; no weights are fetched.
 
+        `subfolder` is the folder of the repository or directory that holds it. A warning names what has no effect.
         Raises CheckpointError if there is none, ConfigError if it is not a valid one.
         """
-
-        path = resolve_file(path_or_repo, CONFIG_FILE, revision=revision)
-        return cls.of_directory(path.parent)
+        path = resolve_file(path_or_repo, CONFIG_FILE, revision=revision, subfolder=subfolder)
+        found = read_config(path.parent)
+        if found.warnings:
+            warnings.warn(f"{path}: {'; '.join(found.warnings)}", stacklevel=2)
+        return found.config
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` into `directory`, which is made if need be. Raises CheckpointError if it cannot be."""
@@ -284,6 +276,18 @@ class HeliumConfig:
         if "num_labels" in values and "id2label" not in values:
             merged.pop("id2label", None)
         return HeliumConfig.from_dict(merged)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        refuse_keys({name: value})
+        # Before `label2id` is there, the config is being made.
+        if name not in ("num_labels", "id2label") or not self.__dict__.get("label2id"):
+            super().__setattr__(name, value)
+            return
+        # As with transformers' properties: a number that is another one makes new names, names give the number.
+        if name == "num_labels" and value != self.num_labels:
+            self.__dict__.update(_labels(value, {}))
+        elif name == "id2label":
+            self.__dict__.update(_labels(None, value))
 
     def _require_sizes(self) -> None:
         for name in _SIZES:
@@ -356,27 +360,6 @@ class HeliumConfig:
                     f"{name} is {shown(value)}; it must be a finite number from {low:g} to below {high:g}"
                 )
 
-    def _settle_labels(self) -> None:
-        # Each label gets a name, so their number is memory that no tensor vouches for yet.
-        if self.num_labels is not None and (type(self.num_labels) is not int or not 0 < self.num_labels <= MAX_LABELS):
-            raise ConfigError(
-                f"num_labels is {shown(self.num_labels)}; it must be a whole number from 1 to {MAX_LABELS}"
-            )
-        if not self.id2label:
-            self.id2label = _default_labels(2 if self.num_labels is None else self.num_labels)
-        try:
-            self.id2label = {int(index): str(label) for index, label in self.id2label.items()}
-        except (AttributeError, TypeError, ValueError):
-            raise ConfigError(f"id2label is {shown(self.id2label)}; it must map numbers to names") from None
-        if sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ConfigError(f"id2label has the numbers {shown(sorted(self.id2label))}; they must be 0, 1, and so on")
-        if self.num_labels is not None and self.num_labels != len(self.id2label):
-            raise ConfigError(
-                f"num_labels is {self.num_labels}, but id2label has {len(self.id2label)} labels; keep one"
-            )
-        self.num_labels = len(self.id2label)
-        self.label2id = {label: index for index, label in self.id2label.items()}
-
     def _require_token_id(self, name: str) -> None:
         value: object = getattr(self, name)
         ids: list[object] = value if name == "eos_token_id" and isinstance(value, list) and value else [value]
@@ -399,9 +382,7 @@ class HeliumConfig:
             parameters["rope_type"] = parameters.pop("type", "default")
         if parameters.get("rope_theta") is None:
             parameters["rope_theta"] = _DEFAULT_ROPE_THETA[self.model_type]
-        if parameters["rope_type"] in ("yarn", "longrope", "llama3"):
-            parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
-        return parameters
+        return parameters | original_context(parameters, self.extra, self.max_position_embeddings)
 
     def _require_rope_range(self) -> None:
         for key, value in self.rope_parameters.items():
@@ -413,12 +394,104 @@ class HeliumConfig:
                     )
 
 
+@dataclass(frozen=True)
+class ConfigFile:
+    """The config of a checkpoint directory; `warnings` are sentences about what of the file has no effect.
+
+    `foreign_quantization` is the quantizer of another program that the file names; the weights may be dense still.
+    """
+
+    config: HeliumConfig
+    warnings: tuple[str, ...] = ()
+    foreign_quantization: str | None = None
+
+
+def read_config(directory: Path) -> ConfigFile:
+    """Read the config of a checkpoint directory: its `config.json`, or what Kyutai's own layout implies.
+
+    Raises CheckpointError or ConfigError, one line.
+    """
+    inferred = inferred_values(directory)
+    if inferred is None:
+        return _read_file(directory / CONFIG_FILE)
+    path, values = inferred
+    try:
+        return ConfigFile(HeliumConfig(**values))  # pyright: ignore[reportArgumentType]
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: the shapes are not a Helium's: {error}") from None
+
+
+def _read_file(path: Path) -> ConfigFile:
+    try:
+        values = read_json_object(path)
+    except UnreadableFile as problem:
+        if os.path.lexists(path):
+            raise CheckpointError(f"{path}: {problem}") from None
+        raise CheckpointError(f"{path}: no such file; a checkpoint directory needs a {CONFIG_FILE}") from None
+    except MalformedFile as problem:
+        raise ConfigError(f"{path}: {problem}") from None
+    try:
+        values["model_type"] = model_type_of(values)
+        values, said = without_effect(values)
+        method = foreign_quantization(values)
+        if method is not None:
+            del values["quantization_config"]
+        return ConfigFile(HeliumConfig.from_dict(values), said, method)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {one_line(str(error))}") from None
+
+
+def foreign_quantization(values: Mapping[str, object]) -> str | None:
+    """Return how a config's `quantization_config` names the quantizer of another program; None for MLX's or none."""
+    entry = values.get("quantization_config")
+    if entry is None or values.get("quantization") is not None:
+        return None
+    if not isinstance(entry, dict):
+        return "'?'"
+    return shown(entry["quant_method"]) if "quant_method" in entry else None
+
+
+def foreign_quantization_problem(method: str) -> str:
+    """Return why a checkpoint that another program quantized is refused, and what to do."""
+    return (
+        f"quantization_config names quant_method {method}, which MLX cannot read; "
+        "use the checkpoint in bfloat16, float16 or float32"
+    )
+
+
 def _field_names() -> list[str]:
     return [f.name for f in fields(HeliumConfig) if f.name != "extra"]
 
 
 def _default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _labels(number: object, names: object) -> dict[str, object]:
+    """Return the fields for labels, of which `number` may be None and `names` empty. Raises ConfigError."""
+    # Each label gets a name, so their number is memory that no tensor vouches for yet.
+    if number is not None and (not _is_int(number) or not 0 < cast(int, number) <= MAX_LABELS):
+        raise ConfigError(f"num_labels is {shown(number)}; it must be a whole number from 1 to {MAX_LABELS}")
+    if not names:
+        names = _default_labels(2 if number is None else cast(int, number))
+    if not isinstance(names, dict):
+        raise ConfigError(f"id2label is {shown(names)}; it must map numbers to names")
+    if len(names) > MAX_LABELS:
+        raise ConfigError(f"id2label has {len(names)} labels; at most {MAX_LABELS} are read")
+    try:
+        id2label = {int(index): str(label) for index, label in names.items()}
+    except (TypeError, ValueError):
+        raise ConfigError(f"id2label is {shown(names)}; it must map numbers to names") from None
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ConfigError(f"id2label has the numbers {shown(sorted(id2label))}; they must be 0, 1, and so on")
+    if number is not None and number != len(id2label):
+        raise ConfigError(f"num_labels is {number}, but id2label has {len(id2label)} labels; keep one")
+    label2id = {label: index for index, label in id2label.items()}
+    return {"num_labels": len(id2label), "id2label": id2label, "label2id": label2id}
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
@@ -428,27 +501,6 @@ def _is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float can hold
         return False
-
-
-def _merge_rope_spellings(values: dict[str, object]) -> dict[str, object]:
-    """Take `rope_theta`, `rope_scaling` and `rope_parameters` out of `values` and return v5's one object."""
-    theta, scaling = values.pop("rope_theta", None), values.pop("rope_scaling", None)
-    parameters = values.pop("rope_parameters", None)
-    for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
-        if value is not None and not isinstance(value, dict):
-            raise ConfigError(f"{name} is {shown(value)}; it must be an object")
-    merged = cast(dict[str, object], dict(parameters or {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    for key, value in cast(dict[str, object], scaling or {}).items():
-        key = "rope_type" if key == "type" else key
-        if merged.setdefault(key, value) != value:
-            raise ConfigError(
-                f"rope_scaling says {shown(key)} = {shown(value)}, rope_parameters says {shown(merged[key])}; keep one"
-            )
-    if theta is not None and merged.setdefault("rope_theta", theta) != theta:
-        raise ConfigError(
-            f"rope_theta is {shown(theta)}, but rope_parameters says {shown(merged['rope_theta'])}; keep one"
-        )
-    return merged
 
 
 def _merge_dtype_spellings(values: dict[str, object]) -> str | None:

@@ -6,13 +6,11 @@ no field here are refused by name unless they are at the value that leaves them 
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.errors import CheckpointError
 from helium_mlx.files.names import GENERATION_CONFIG_FILE
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 
@@ -47,28 +45,23 @@ class GenerationConfig:
     def from_dict(cls, values: Mapping[str, object]) -> "GenerationConfig":
         """Return the settings of a `generation_config.json`; nothing is checked before `generate` needs it."""
         known = {name: value for name, value in values.items() if name in NAMES}
+        if is_no_token(known.get("pad_token_id")):
+            known["pad_token_id"] = None
         return cls(**known, others={name: value for name, value in values.items() if name not in NAMES})  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def from_model_config(cls, config: HeliumConfig) -> "GenerationConfig":
         """Return what a model's config says about generation: special ids and `use_cache`."""
-        return cls(
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-            use_cache=config.use_cache,
-        )
+        return cls.from_dict({**generation_values(config), "use_cache": config.use_cache})
 
     @classmethod
     def of_directory(cls, directory: Path, config: HeliumConfig) -> "GenerationConfig":
-        """Return a checkpoint's settings: those of its `generation_config.json`, or of `config` where it has none."""
-        path = directory / GENERATION_CONFIG_FILE
-        if not os.path.lexists(path):
-            return cls.from_model_config(config)
-        try:
-            return cls.from_dict(read_json_object(path))
-        except FileProblem as problem:
-            raise CheckpointError(f"{path}: {problem}; or remove it") from None
+        """Return a checkpoint's settings: those of its `generation_config.json`, or of `config` where it has none.
+
+        One that cannot be read counts as none; `open_checkpoint` warns of it.
+        """
+        values = read_generation_config(directory)
+        return cls.from_model_config(config) if values is None else cls.from_dict(values)
 
     def to_dict(self) -> dict[str, object]:
         """Return every setting that is not None, as `generation_config.json` has them, assigned ones included."""
@@ -93,6 +86,19 @@ DEFAULTS: dict[str, object] = {
 }
 
 
+def read_generation_config(directory: Path) -> dict[str, object] | None:
+    """Return the contents of a checkpoint's `generation_config.json`; None where it is missing or cannot be read."""
+    try:
+        return read_json_object(directory / GENERATION_CONFIG_FILE)
+    except FileProblem:
+        return None
+
+
+def is_no_token(token_id: object) -> bool:
+    """Whether an id stands for none: Llama configs say that with -1."""
+    return isinstance(token_id, int) and token_id < 0
+
+
 def generation_values(config: HeliumConfig) -> dict[str, object]:
     """Return what `generation_config.json` says of a model that came without one."""
     ids = {
@@ -100,4 +106,4 @@ def generation_values(config: HeliumConfig) -> dict[str, object]:
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
-    return {key: value for key, value in ids.items() if value is not None}
+    return {key: value for key, value in ids.items() if value is not None and not is_no_token(value)}

@@ -32,7 +32,7 @@ def inferred_values(directory: Path) -> tuple[Path, dict[str, object]] | None:
 
     None where there is no such file, or a `config.json` beside it.
 
-    Raises CheckpointError, one line, for several such files, and for shapes that are no Helium's.
+    Raises CheckpointError, one line, for several such files, and for shapes that are not a Helium's.
     """
     if os.path.lexists(directory / CONFIG_FILE):
         return None

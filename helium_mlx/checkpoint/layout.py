@@ -1,7 +1,7 @@
 """The tensors of a checkpoint: transformers' names and shapes on disk, and the merged projections in memory.
 
 In memory q/k/v are one matrix, and so are gate/up: a third of the matrix products, and one RoPE call for queries and
-keys together. Nothing on disk knows of it; merging and splitting happen here and nowhere else. Parts that are
+keys together. Files have the parts; merging and splitting happen in this file only. Parts that are
 quantized differently stay apart.
 """
 
@@ -42,6 +42,14 @@ def projection_sizes(config: HeliumConfig) -> dict[str, tuple[int, int, bool]]:
 def layer_prefix(index: int) -> str:
     """Return the path of a decoder layer inside `HeliumForCausalLM`."""
     return f"model.layers.{index}"
+
+
+def parts_of(path: str) -> tuple[str, ...]:
+    """Return the paths on disk of what a module in memory was merged from; its own where it was not."""
+    for whole, parts in MERGED.items():
+        if path.endswith(f".{whole}"):
+            return tuple(path.removesuffix(whole) + part for part in parts)
+    return (path,)
 
 
 Architecture = Literal["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"]
@@ -99,8 +107,8 @@ def tensor_shapes(
     if architecture != "ForCausalLM":
         yield from head_shapes(config, architecture).items()
     for path, (rows, columns) in weight_shapes(config, architecture):
-        packing = settings(path)
-        shapes: Shapes = {"weight": (rows, columns)} if packing is None else {**packing.packed_shapes(rows, columns)}
+        own = settings(path)
+        shapes: Shapes = {"weight": (rows, columns)} if own is None else {**own.packed_shapes(rows, columns)}
         if any(has_bias and path.endswith(part) for part, (_, _, has_bias) in sizes.items()):
             shapes["bias"] = (rows,)
         yield from ((f"{path}.{suffix}", shape) for suffix, shape in shapes.items())

@@ -1,4 +1,4 @@
-"""Quantization settings: what MLX has, what a `config.json` says of it, and how large the packed tensors are.
+"""Quantization settings: what MLX has, what a `config.json` says of it, and how large the quantized tensors are.
 
 A quantized module holds `weight` (codes packed into uint32), `scales`, and for mode `affine` `biases`; its
 `config.json` entry is `{"group_size": int, "bits": int, "mode": str}`, under the module's path where it differs from
@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import cast
 
-from helium_mlx.errors import QuantizationError
+from helium_mlx.errors import QuantizationError, one_line, shown
 
 # mode -> (bits, group sizes), from the documentation of mlx.core.quantize.
 MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -38,12 +38,12 @@ class QuantizationSettings:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise QuantizationError(f"quantization mode is {self.mode!r}; MLX has {', '.join(MODES)}")
+            raise QuantizationError(f"quantization mode is {shown(self.mode)}; MLX has {', '.join(MODES)}")
         bits, group_sizes = MODES[self.mode]
         for name, value, allowed in (("bits", self.bits, bits), ("group_size", self.group_size, group_sizes)):
             if isinstance(value, bool) or value not in allowed:
                 choices = ", ".join(map(str, allowed))
-                raise QuantizationError(f"quantization {name} is {value!r}; mode {self.mode!r} allows {choices}")
+                raise QuantizationError(f"quantization {name} is {shown(value)}; mode {self.mode!r} allows {choices}")
 
     @property
     def has_biases(self) -> bool:
@@ -91,7 +91,8 @@ def module_settings(quantization: dict[str, object] | None, tensor_names: Collec
         return unquantized
     if quantization is None:
         raise QuantizationError(
-            f"{min(quantized)}.scales is in the checkpoint, but config.json has no `quantization`; convert it again"
+            f"{one_line(min(quantized), 200)}.scales is in the checkpoint, but config.json has no `quantization`; "
+            "convert it again"
         )
     settings = {path: _settings_from(quantization, path) for path in quantized}
     return settings.get
@@ -102,7 +103,9 @@ def _settings_from(quantization: dict[str, object], path: str) -> QuantizationSe
     values = entry if isinstance(entry, dict) else quantization
     mode = values.get("mode", "affine")
     if not isinstance(mode, str) or mode not in MODES:
-        raise QuantizationError(f"quantization mode of {path} is {mode!r}; MLX has {', '.join(MODES)}")
+        raise QuantizationError(
+            f"quantization mode of {one_line(path, 200)} is {shown(mode)}; MLX has {', '.join(MODES)}"
+        )
     # mlx-lm's mixed recipes write null for a value that is the mode's default.
     group_size, bits = values.get("group_size"), values.get("bits")
     return QuantizationSettings(
@@ -120,14 +123,10 @@ def config_entry(settings: ModuleSettings, paths: Iterable[str]) -> dict[str, ob
     must be quantized.
     """
     by_path = {path: settings(path) for path in paths}
-    quantized = [packing for packing in by_path.values() if packing is not None]
+    quantized = [own for own in by_path.values() if own is not None]
     assert quantized, "no module is quantized, so there is nothing to say of it"
     general = max(dict.fromkeys(quantized), key=quantized.count)
-    special = {
-        path: packing.to_dict() if packing is not None else False
-        for path, packing in by_path.items()
-        if packing != general
-    }
+    special = {path: own.to_dict() if own is not None else False for path, own in by_path.items() if own != general}
     return general.to_dict() | special
 
 
@@ -136,11 +135,11 @@ def require_divisible(weights: Iterable[tuple[str, int]], settings: ModuleSettin
 
     `weights` gives module paths with their number of columns.
     """
-    packed = [(path, columns, packing) for path, columns in weights if (packing := settings(path)) is not None]
+    packed = [(path, columns, own) for path, columns in weights if (own := settings(path)) is not None]
     misfit = next((weight for weight in packed if weight[1] % weight[2].columns_multiple), None)
     if misfit is None:
         return
-    path, columns, packing = misfit
+    path, columns, own = misfit
     sizes = [size for size in MODES["affine"][1] if all(columns % size == 0 for _, columns, _ in packed)]
     advice = "no group size of MLX fits this checkpoint"
     if sizes:
@@ -148,11 +147,11 @@ def require_divisible(weights: Iterable[tuple[str, int]], settings: ModuleSettin
         advice = (
             f"use {' or '.join(map(str, sizes))}, or mode {' or '.join(mode for mode in MODES if mode != 'affine')}"
         )
-    problem = f"group size {packing.group_size} does not divide the {columns} columns of {path}"
-    if packing.mode != "affine":
-        pairs = ", packed in pairs" if packing.columns_multiple > packing.group_size else ""
+    problem = f"group size {own.group_size} does not divide the {columns} columns of {path}"
+    if own.mode != "affine":
+        pairs = ", packed in pairs" if own.columns_multiple > own.group_size else ""
         problem = (
-            f"{packing.mode} has groups of {packing.group_size} only{pairs}, and {packing.columns_multiple} does not "
+            f"{own.mode} has groups of {own.group_size} only{pairs}, and {own.columns_multiple} does not "
             f"divide the {columns} columns of {path}"
         )
     raise QuantizationError(f"{problem}; {advice}")

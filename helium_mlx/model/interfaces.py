@@ -67,6 +67,10 @@ class PretrainedModel(Protocol):
         """Return the model and all modules in it."""
         ...
 
+    def named_modules(self) -> Iterable[tuple[str, nn.Module]]:
+        """Return the model and all modules in it, each with its path in memory."""
+        ...
+
     def parameters(self) -> dict:
         """Return the tree of parameters."""
         ...

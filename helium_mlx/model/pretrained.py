@@ -40,21 +40,24 @@ class HeliumPreTrainedModel(nn.Module):
         path_or_repo: str | Path,
         *,
         revision: str | None = None,
+        subfolder: str | None = None,
         dtype: str | mx.Dtype | None = None,
         device_map: str | None = None,
         **config_values: object,
     ) -> Model:
         """Return the model of a checkpoint directory, a Hub repository, or "demo", in evaluation mode.
 
-        `config_values` replace what its config says (`num_labels=6`). `device_map` may be "auto", which changes
-        nothing: MLX computes on its default device, whose memory holds the model.
+        `subfolder` is the folder of the repository or directory that holds it. `config_values` replace what its config
+        says (`num_labels=6`). `device_map` may be "auto", which changes nothing: MLX computes on its default device,
+        whose memory holds the model.
 
         A head that the checkpoint lacks is initialised, and heads of other kinds are left out; a warning names both.
         Raises CheckpointError for anything else that is missing, extra or of another shape.
         """
         if device_map not in (None, "auto"):
             raise ArgumentError(f"device_map is {device_map!r}; expected 'auto', or nothing: see mx.set_default_device")
-        return load_pretrained(cls, resolve(path_or_repo, revision=revision), dtype=dtype, config_values=config_values)
+        directory = resolve(path_or_repo, revision=revision, subfolder=subfolder)
+        return load_pretrained(cls, directory, dtype=dtype, config_values=config_values)
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -64,7 +67,9 @@ class HeliumPreTrainedModel(nn.Module):
     def save_pretrained(self, directory: str | Path, *, max_shard_size: int | str = "5GB") -> None:
         """Write `config.json` and the weights, files of at most `max_shard_size` (bytes, or text such as "5GB").
 
-        Tensors keep their dtype. transformers reads the directory, unless the model is quantized, and so stays.
+        Tensors keep their dtype. transformers reads the directory, unless the model is quantized, and so stays: this
+        package and mlx-lm read it then. Raises CheckpointError, before anything is written, for a model with modules
+        that no reader knows, such as LoRA layers that are not fused.
         """
         save_model(self, Path(directory), max_shard_bytes=parse_size(max_shard_size))
 

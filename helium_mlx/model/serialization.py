@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +15,9 @@ from helium_mlx.checkpoint.checkpoint import Checkpoint, as_parameter, compute_d
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.checkpoint.layout import BODY_PREFIX, architecture_name
+from helium_mlx.checkpoint.quantization_settings import ModuleSettings, QuantizationSettings, config_entry
 from helium_mlx.checkpoint.weight_files import write_weights
-from helium_mlx.errors import UploadError
+from helium_mlx.errors import CheckpointError, UploadError, some
 from helium_mlx.files.atomic import files_into, write_json
 from helium_mlx.files.hub_client import HubProblem, hub_problems
 from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
@@ -26,9 +28,13 @@ Model = TypeVar("Model", bound=PretrainedModel)
 
 def save_model(model: PretrainedModel, directory: Path, *, max_shard_bytes: int | None = None) -> None:
     """Write a model's config and weights into `directory`; see `HeliumPreTrainedModel.save_pretrained`."""
+    settings = settings_in_memory(model)
+    _require_readable(model, settings)
     tensors = tensors_on_disk(model)
     dtypes = [backend.dtype_name(tensor.dtype) for tensor in tensors.values()]
-    config = model.config.to_dict()
+    paths = [path for path, _ in layout.weight_shapes(model.config, model.architecture)]
+    quantized = any(settings(path) is not None for path in paths)
+    config = replace(model.config, quantization=config_entry(settings, paths) if quantized else None).to_dict()
     config["architectures"] = [architecture_name(model.config, model.architecture)]
     config["dtype"] = max(DTYPES, key=dtypes.count)
     plans = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
@@ -37,6 +43,50 @@ def save_model(model: PretrainedModel, directory: Path, *, max_shard_bytes: int 
         if model.can_generate():
             write_json(written / GENERATION_CONFIG_FILE, model.generation_config.to_dict())
         write_weights(written, plans, iter(tensors.items()), max_shard_bytes=max_shard_bytes)
+
+
+def settings_in_memory(model: PretrainedModel) -> ModuleSettings:
+    """Return how the modules of a model are quantized, by their paths on disk in a causal LM."""
+    prefix = BODY_PREFIX if model.architecture == "Model" else ""
+    found: dict[str, QuantizationSettings] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+            settings = QuantizationSettings(module.group_size, module.bits, module.mode)
+            found |= dict.fromkeys(layout.parts_of(prefix + path), settings)
+    return found.get
+
+
+def _require_readable(model: PretrainedModel, settings: ModuleSettings) -> None:
+    """Raise CheckpointError unless the tensors are those that a reader of the model's config looks for."""
+    with_lora = [path for path, module in model.named_modules() if "lora_a" in module]
+    if with_lora:
+        raise CheckpointError(
+            f"the model has LoRA layers ({some(with_lora)}), which no reader of its config looks for; fuse them first: "
+            "model.update_modules(mlx.utils.tree_unflatten([(path, layer.fuse()) for path, layer in "
+            "model.named_modules() if hasattr(layer, 'fuse')]))"
+        )
+    prefix = BODY_PREFIX if model.architecture == "Model" else ""
+    found = {prefix + name: tensor.shape for name, tensor in tensors_on_disk(model).items()}
+    expected = dict(layout.tensor_shapes(model.config, settings, model.architecture))
+    strange = [name for name in found if name not in expected]
+    if any(name == "score.scales" for name in strange):
+        raise CheckpointError(
+            "the head `score` is quantized, which no reader expects; leave it out: "
+            "nn.quantize(model.model, group_size, bits)"
+        )
+    wrong = [
+        f"{name} is {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    missing = [name for name in expected if name not in found]
+    if strange or missing or wrong:
+        said = [
+            f"{some(names)} {what}" for names, what in ((strange, "has no place"), (missing, "is missing")) if names
+        ]
+        raise CheckpointError(
+            f"the model does not fit its config: {'; '.join([*said, *wrong[:3]])}; change the config with the model"
+        )
 
 
 def push_model(

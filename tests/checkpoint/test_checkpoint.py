@@ -7,6 +7,7 @@ import pytest
 from measures import relative_error
 from tiny_checkpoints import CASES, config_values, random_weights, write_checkpoint, write_tensors
 
+import helium_mlx
 from helium_mlx.checkpoint import checkpoint as checkpoint_module
 from helium_mlx.checkpoint.checkpoint import open_checkpoint, weight_bytes
 from helium_mlx.checkpoint.config import HeliumConfig
@@ -61,11 +62,38 @@ def test_weights_are_evaluated_and_the_model_is_not_training(directory: Path) ->
     assert mx.isfinite(model(PROMPT).logits).all()
 
 
-def test_a_tied_checkpoint_may_carry_a_head(tmp_path: Path) -> None:
+def test_a_tied_checkpoint_may_carry_the_head_that_is_its_embedding(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, **CASES["helium-mqa-tied"])
     expected = load_model(directory)(PROMPT).logits
-    rewrite(directory, lambda weights: weights.update({"lm_head.weight": mx.zeros((96, 64))}))
+    rewrite(directory, lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"]}))
+    model = load_model(directory)
+    assert mx.array_equal(model(PROMPT).logits, expected)
+    assert model.config.tie_word_embeddings
+
+
+def test_a_tied_checkpoint_with_another_head_is_untied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "_COMPARED_BYTES", 1000)
+    directory = write_checkpoint(tmp_path, **CASES["helium-mqa-tied"])
+    head = mx.zeros((96, 64))
+    for row in (95, 0):
+        rewrite(
+            directory,
+            lambda weights, row=row: weights.update(
+                {"lm_head.weight": mx.where(mx.arange(96)[:, None] == row, head, weights["model.embed_tokens.weight"])}
+            ),
+        )
+        with pytest.warns(UserWarning, match="lm_head differs from the embedding"):
+            model = load_model(directory)
+        assert not model.config.tie_word_embeddings
+        assert (model(PROMPT).logits[..., row] == 0).all()
+
+
+def test_a_tied_matrix_may_be_saved_under_the_heads_name_only(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, **CASES["helium-mqa-tied"])
+    expected = load_model(directory)(PROMPT).logits
+    rewrite(directory, lambda weights: weights.update({"lm_head.weight": weights.pop("model.embed_tokens.weight")}))
     assert mx.array_equal(load_model(directory)(PROMPT).logits, expected)
+    assert mx.array_equal(helium_mlx.HeliumForCausalLM.from_pretrained(directory)(PROMPT).logits, expected)
 
 
 def test_old_rotary_buffers_are_ignored(directory: Path) -> None:
@@ -124,6 +152,7 @@ def test_integers_are_no_weights(directory: Path) -> None:
     "name", ["../model.safetensors", "/etc/model.safetensors", "a/b.safetensors", "model.bin", "..", 3, None]
 )
 def test_a_shard_name_that_leads_elsewhere_is_refused(directory: Path, name: object) -> None:
+    (directory / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": name}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"bare name|not an index"):
@@ -131,6 +160,7 @@ def test_a_shard_name_that_leads_elsewhere_is_refused(directory: Path, name: obj
 
 
 def test_a_shard_that_is_not_there_is_named(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="model-00002-of-00002"):
@@ -139,13 +169,70 @@ def test_a_shard_that_is_not_there_is_named(directory: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}', '{"weight_map": {}}x', "[" * 10**5])
 def test_an_index_that_is_none_is_refused(directory: Path, content: str) -> None:
+    (directory / "model.safetensors").unlink()
     (directory / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match="not an index"):
         open_checkpoint(directory)
 
 
+def test_one_file_comes_before_older_shards_which_a_warning_names(directory: Path) -> None:
+    expected = load_model(directory)(PROMPT).logits
+    weights = random_weights(HeliumConfig.from_json_file(directory / "config.json"))
+    write_shards(directory, {name: mx.zeros_like(tensor) for name, tensor in weights.items()})
+    with pytest.warns(UserWarning, match=r"index\.json, model-00001-of-00003.*left out"):
+        assert mx.array_equal(load_model(directory)(PROMPT).logits, expected)
+    for shard in directory.glob("model-*"):
+        shard.unlink()
+    with pytest.warns(UserWarning, match=r"index\.json left out"):
+        assert mx.array_equal(load_model(directory)(PROMPT).logits, expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_index_of_the_one_file_is_not_older(directory: Path) -> None:
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    open_checkpoint(directory)
+
+
+def test_an_index_may_still_name_a_tied_head(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, **CASES["helium-mqa-tied"])
+    expected = load_model(directory)(PROMPT).logits
+    (directory / "model.safetensors").unlink()
+    write_shards(directory, random_weights(HeliumConfig.from_json_file(directory / "config.json")))
+    index = directory / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    weight_map["lm_head.weight"] = "model-00001-of-00003.safetensors"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert mx.array_equal(load_model(directory)(PROMPT).logits, expected)
+
+
+def test_dense_weights_with_a_leftover_quantization_config_are_read_with_a_warning(directory: Path) -> None:
+    expected = load_model(directory)(PROMPT).logits
+    values = config_values(quantization_config={"quant_method": "gptq", "bits": 4})
+    (directory / "config.json").write_text(json.dumps(values))
+    with pytest.warns(UserWarning, match="quantization_config of 'gptq' left out"):
+        model = load_model(directory)
+    assert mx.array_equal(model(PROMPT).logits, expected)
+    assert "quantization_config" not in model.config.to_dict()
+
+
+def test_weights_that_another_program_quantized_are_refused_by_its_name(directory: Path) -> None:
+    values = config_values(quantization_config={"quant_method": "gptq", "bits": 4})
+    (directory / "config.json").write_text(json.dumps(values))
+    rewrite(directory, lambda weights: weights.update({"model.layers.0.mlp.up_proj.qweight": mx.zeros((8, 64))}))
+    with pytest.raises(ConfigError, match=r"config\.json: quantization_config names quant_method 'gptq'"):
+        open_checkpoint(directory)
+
+
+def test_a_generation_config_that_cannot_be_read_is_left_out_with_a_warning(directory: Path) -> None:
+    (directory / "generation_config.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"generation_config\.json is not JSON"):
+        model = load_model(directory)
+    assert model.generation_config.eos_token_id == 2
+
+
 def test_a_tensor_in_two_shards_is_refused(directory: Path) -> None:
     weights = random_weights(HeliumConfig.from_json_file(directory / "config.json"))
+    (directory / "model.safetensors").unlink()
     write_shards(directory, weights)
     write_tensors(directory / "model-00002-of-00003.safetensors", weights)
     with pytest.raises(CheckpointError, match="in two files"):

@@ -229,3 +229,110 @@ def test_labels_are_counted_by_their_names() -> None:
 def test_bad_labels_are_refused(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         HeliumConfig.from_dict(config_values(**values))
+
+
+@pytest.mark.parametrize("name", ["num_labels", "id2label"])
+def test_labels_assigned_later_stay_consistent(name: str) -> None:
+    # As transformers' properties.
+    config = HeliumConfig.from_dict(config_values(id2label={"0": "a", "1": "b", "2": "c"}))
+    config.num_labels = 3
+    assert config.id2label == {0: "a", 1: "b", 2: "c"}
+    if name == "num_labels":
+        config.num_labels = 4
+        assert config.id2label == {i: f"LABEL_{i}" for i in range(4)}
+    else:
+        config.id2label = {0: "w", 1: "x", 2: "y", 3: "z"}
+    assert config.num_labels == len(config.label2id) == 4
+    assert HeliumConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ConfigError, match="num_labels is 0"):
+        config.num_labels = 0
+    assert config.num_labels == 4
+
+
+def test_hundreds_of_thousands_of_labels_are_refused_in_a_short_line() -> None:
+    with pytest.raises(ConfigError, match="id2label has 300000 labels; at most 100000") as caught:
+        HeliumConfig.from_dict(config_values(id2label={str(i): f"label {i}" for i in range(300_000)}))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_parameters": {"rope_type": "x" * 3_000_000}},
+        {"rope_parameters": {"rope_type": "linear", "factor": "x" * 3_000_000}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "x" * 3_000_000: {}}},
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": "x" * 3_000_000, "long_factor": [1.0] * 8}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": "x" * 3_000_000}},
+        {"rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"x" * 3_000_000: 1}},
+        {"architectures": ["x" * 3_000_000], "is_causal": "x" * 3_000_000},
+        {"id2label": "x" * 3_000_000},
+        {"quantization_config": {"quant_method": "x" * 3_000_000}},
+    ],
+)
+def test_no_message_quotes_megabytes(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HeliumConfig.from_dict(config_values(**values))
+    assert len(str(caught.value)) < 500
+
+
+def written(directory: Path, **values: object) -> Path:
+    (directory / "config.json").write_text(json.dumps(config_values(**values)))
+    return directory
+
+
+@pytest.mark.parametrize("family", ["helium", "llama"])
+def test_a_missing_model_type_follows_from_the_architectures(tmp_path: Path, family: str) -> None:
+    values = config_values(architectures=[f"{family.capitalize()}ForCausalLM"])
+    del values["model_type"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    assert HeliumConfig.from_json_file(path).model_type == family
+    for others in (["MistralForCausalLM"], [], None, "Helium", ["LlamaTokenizer"]):
+        path.write_text(json.dumps(values | {"architectures": others}))
+        with pytest.raises(ConfigError, match="model_type is missing, and architectures is"):
+            HeliumConfig.from_json_file(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 9.0, "factor": 2.0}}, "rope_parameters.factor"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mscale": 1.0}}, "rope_parameters.mscale = 1.0"),
+        ({"rope_parameters": None, "rope_scaling": {"factor": 2.0}}, "rope_scaling.factor"),
+    ],
+)
+def test_rope_keys_without_effect_are_left_out_with_a_warning(
+    tmp_path: Path, values: dict[str, object], said: str
+) -> None:
+    with pytest.warns(UserWarning, match=said):
+        config = HeliumConfig.from_pretrained(written(tmp_path, **values))
+    assert HeliumConfig.from_dict(config.to_dict()) == config
+
+
+def test_rope_keys_with_an_effect_that_there_is_not_are_refused(tmp_path: Path) -> None:
+    linear = {"rope_type": "linear", "factor": 2.0}
+    for values in (
+        {"rope_parameters": linear | {"partial_rotary_factor": 0.5}},
+        {"rope_parameters": linear, "partial_rotary_factor": 0.5},
+        {"rope_parameters": {"full_attention": linear}},
+    ):
+        with pytest.raises(ConfigError, match="has no meaning"):
+            HeliumConfig.from_pretrained(written(tmp_path, **values))
+
+
+def test_rope_scaling_that_says_less_than_rope_parameters_is_refused() -> None:
+    # transformers takes rope_scaling for the whole, and its default for the rest.
+    linear = {"rope_type": "linear", "factor": 2.0}
+    with pytest.raises(ConfigError, match="rope_parameters says 'rope_theta', and rope_scaling does not"):
+        HeliumConfig.from_dict(without_rope(rope_parameters=linear | {"rope_theta": 5.0}, rope_scaling=linear))
+
+
+def test_no_file_names_the_weights(tmp_path: Path) -> None:
+    config = HeliumConfig.from_pretrained(written(tmp_path, transformers_weights=None))
+    assert "transformers_weights" not in config.to_dict()
+    with pytest.raises(ConfigError, match=r"transformers_weights is 'other\.safetensors'"):
+        HeliumConfig.from_pretrained(written(tmp_path, transformers_weights="other.safetensors"))
+    with pytest.raises(ConfigError, match="is_causal is False"):
+        config.is_causal = False  # pyright: ignore[reportAttributeAccessIssue]

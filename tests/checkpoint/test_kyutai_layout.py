@@ -355,7 +355,7 @@ def test_a_vocabulary_too_small_for_the_ids_is_refused(tmp_path: Path) -> None:
     rewrite(
         kyutais / FILE, {name: mx.zeros((2, 256), mx.bfloat16) for name in ("text_emb.weight", "text_linear.weight")}
     )
-    assert f"{FILE}: the shapes are no Helium's: eos_token_id is 2" in refusal(kyutais)
+    assert f"{FILE}: the shapes are not a Helium's: eos_token_id is 2" in refusal(kyutais)
 
 
 def test_a_stranger_without_a_config_is_still_told_that_it_needs_one(tmp_path: Path) -> None:

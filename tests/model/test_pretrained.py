@@ -512,13 +512,13 @@ for model in (HeliumConfig, HeliumModel):
 def test_a_revision_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
 
-    def resolve(name: str, *, revision: str | None = None) -> Path:
-        asked.append(revision)
+    def resolve(name: str, *, revision: str | None = None, subfolder: str | None = None) -> Path:
+        asked.extend((revision, subfolder))
         return DEMO_DIRECTORY
 
     monkeypatch.setattr("helium_mlx.model.pretrained.resolve", resolve)
-    HeliumForCausalLM.from_pretrained("somebody/helium", revision="v1")
-    assert asked == ["v1"]
+    HeliumForCausalLM.from_pretrained("somebody/helium", revision="v1", subfolder="variants/2020")
+    assert asked == ["v1", "variants/2020"]
 
 
 def test_a_dtype_may_be_mlxs_own() -> None:
@@ -528,3 +528,76 @@ def test_a_dtype_may_be_mlxs_own() -> None:
 def test_an_option_that_there_is_not_is_named() -> None:
     with pytest.raises(ConfigError, match="cache_dir is neither an option of from_pretrained here nor a field"):
         HeliumForCausalLM.from_pretrained("demo", cache_dir="x")
+
+
+def test_a_checkpoint_may_lie_in_a_subfolder(tmp_path: Path) -> None:
+    config = tiny_config()
+    HeliumModel(config).save_pretrained(tmp_path / "variants" / "2020")
+    assert HeliumConfig.from_pretrained(tmp_path, subfolder="variants/2020").num_hidden_layers == 2
+    assert HeliumModel.from_pretrained(tmp_path, subfolder="variants/2020").config.num_hidden_layers == 2
+    for outside in ("..", "/tmp", "2021"):
+        with pytest.raises(CheckpointError, match="has no folder"):
+            HeliumModel.from_pretrained(tmp_path, subfolder=outside)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("packed", [{}, {"bits": 8, "group_size": 32}, {"mode": "mxfp4", "bits": 4, "group_size": 32}])
+def test_a_model_quantized_in_memory_is_saved_for_us_and_for_mlx_lm(
+    tmp_path: Path, packed: dict[str, object], tied: bool
+) -> None:
+    utils = pytest.importorskip("mlx_lm.utils")
+    model = HeliumForCausalLM(tiny_config(intermediate_size=128, num_key_value_heads=2, tie_word_embeddings=tied))
+    nn.quantize(model, **packed)
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    expected: dict[str, object] = {"bits": 4, "group_size": 64, "mode": "affine"} | packed
+    assert written["quantization"] == written["quantization_config"] == expected
+    assert mx.array_equal(run(HeliumForCausalLM.from_pretrained(tmp_path)), run(model))
+    assert mx.allclose(utils.load_model(tmp_path)[0](IDS), run(model), atol=1e-4)
+
+
+def test_modules_of_different_bits_are_saved_each_with_its_own(tmp_path: Path) -> None:
+    model = HeliumForCausalLM(tiny_config(intermediate_size=128))
+    nn.quantize(model, bits=4)
+    model.lm_head = nn.Linear(64, 96, bias=False).to_quantized(64, 8)
+    model.model.layers[0].self_attn.qkv_proj = nn.Linear(64, 192, bias=False)
+    model.save_pretrained(tmp_path)
+    assert mx.array_equal(run(HeliumForCausalLM.from_pretrained(tmp_path)), run(model))
+
+
+def test_a_dequantized_model_says_nothing_of_quantization(quantized: Path, tmp_path: Path) -> None:
+    model = HeliumForCausalLM.from_pretrained(quantized)
+    model.config.quantization, full = model.config.quantization, HeliumForCausalLM.from_pretrained("demo")
+    full.config.quantization = model.config.quantization
+    full.save_pretrained(tmp_path)
+    assert "quantization" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_lora_layers_are_refused_until_they_are_fused(tmp_path: Path) -> None:
+    lora = pytest.importorskip("mlx_lm.tuner.lora")
+    model = HeliumForCausalLM(tiny_config())
+    layer = model.model.layers[0].self_attn
+    layer.o_proj = lora.LoRALinear.from_base(layer.o_proj, r=2)
+    layer.o_proj.lora_b = mx.random.normal(layer.o_proj.lora_b.shape)
+    with pytest.raises(CheckpointError, match=r"LoRA layers \(model\.layers\.0\.self_attn\.o_proj\).*fuse") as caught:
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    expected = run(model)
+    advice = str(caught.value).partition("first: ")[2]
+    eval(advice, {"mlx": __import__("mlx.utils"), "model": model})
+    model.save_pretrained(tmp_path)
+    assert mx.allclose(run(HeliumForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-4)
+
+
+def test_a_model_that_does_not_fit_its_config_is_not_saved(tmp_path: Path) -> None:
+    model = HeliumForSequenceClassification(tiny_config(intermediate_size=128))
+    model.config.num_labels = 5
+    with pytest.raises(CheckpointError, match=r"score\.weight is \[3, 64\], expected \[5, 64\]"):
+        model.save_pretrained(tmp_path)
+    nn.quantize(model.model)
+    model.score = nn.Linear(64, 5, bias=False)
+    model.save_pretrained(tmp_path)
+    assert HeliumForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 5
+    model.score = model.score.to_quantized()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(CheckpointError, match="head `score` is quantized"):
+        model.save_pretrained(tmp_path)
