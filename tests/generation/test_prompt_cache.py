@@ -159,7 +159,7 @@ def test_a_place_that_cannot_be_written_to_is_an_error_of_one_line(
         with pytest.raises(CheckpointError, match=problem) as caught:
             save_cache(path, make_cache(model))
         assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match=r"cannot be written, since .* is no directory; name another place"):
+    with pytest.raises(CheckpointError, match=r"cannot be written, since .* is not a directory; name another place"):
         PromptCache.open(tmp_path / "no" / "a", *demo)
 
 
