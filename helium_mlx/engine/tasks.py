@@ -88,7 +88,7 @@ class EngineRow(BatchRow):
         if len(self.tokens) == len(self.request.generated):
             self._first_token = time.perf_counter()
         try:
-            text = self.add(decoded.token)
+            text = self.add(decoded)
         except Exception as error:
             self.fail(error)
             return

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from helium_mlx.errors import GenerationError, HeliumError, shown
-from helium_mlx.generation.completion import FinishReason
+from helium_mlx.generation.completion import DecodedToken, FinishReason
 from helium_mlx.generation.decoding_batch import BatchRow, DecodingBatch, Prefilled, groups_of, prefill_rows
 from helium_mlx.generation.prompts import Prompt, holds_ids, require_generator, room_after, tokens_of_prompt
 from helium_mlx.generation.request import CompletionOptions, CompletionRequest
@@ -236,9 +236,9 @@ class _CompletionRow(BatchRow):
         self.sample = sample
         self.text = ""
 
-    def completed(self, token: int) -> Completion | None:
+    def completed(self, decoded: DecodedToken) -> Completion | None:
         """Take a token that was read; return the completion if it was the last."""
-        self.text += self.add(token)
+        self.text += self.add(decoded)
         if self.reason is None:
             return None
         return Completion(
@@ -259,7 +259,7 @@ def _complete(
     waiting, batch = _Waiting(model, requests, step_size), DecodingBatch[_CompletionRow](model)
     while True:
         for row, decoded in batch.advance(waiting.take(batch_size - len(batch.rows))):
-            if completion := row.completed(decoded.token):
+            if completion := row.completed(decoded):
                 yield completion
         if batch.is_empty and waiting.is_over:
             break

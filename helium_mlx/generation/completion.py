@@ -12,6 +12,7 @@ from typing import Literal, cast
 import mlx.core as mx
 
 from helium_mlx.errors import OptionError, shown
+from helium_mlx.model.sound_logits import unsound
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 FinishReason = Literal["stop", "length", "eos", "cancelled"]
@@ -51,12 +52,21 @@ class GenerationChunk:
 
 @dataclass(frozen=True)
 class DecodedToken:
-    """A token as it came off the device, with what `logprobs` asked for."""
+    """A token as it came off the device, with what `logprobs` asked for.
+
+    `is_sound` says whether the logits that it was chosen by were numbers (`model/sound_logits.py`).
+    """
 
     token: int
     logprob: float | None
     top_logprobs: dict[int, float]
     from_draft: bool = False
+    is_sound: bool = True
+
+    def require_sound(self) -> None:
+        """Raise GenerationError for a token that was chosen by logits that are not numbers."""
+        if not self.is_sound:
+            raise unsound()
 
 
 def ranked(ids: mx.array, logprobs: mx.array) -> list[dict[int, float]]:

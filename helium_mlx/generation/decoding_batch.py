@@ -16,6 +16,7 @@ from helium_mlx.generation.sampling import token_logprobs
 from helium_mlx.kv_cache.batch import BatchKVCache, regrouped
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.model.sound_logits import lazily_extreme, sound_rows
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 
@@ -47,10 +48,14 @@ class BatchRow:
         """Start computing the next token, (1,), from logits (1, vocab_size)."""
         return self.sampler(logits)
 
-    def add(self, token: int) -> str:
-        """Take a token that was read; return the text that can be shown with it. `reason` says if it was the last."""
-        self.tokens.append(token)
-        text, self.reason = self.text_of.add(token, is_last=len(self.tokens) == self.request.count)
+    def add(self, decoded: DecodedToken) -> str:
+        """Take a token that was read; return the text that can be shown with it. `reason` says if it was the last.
+
+        Raises GenerationError for a token that was chosen by logits that are not numbers.
+        """
+        decoded.require_sound()
+        self.tokens.append(decoded.token)
+        text, self.reason = self.text_of.add(decoded.token, is_last=len(self.tokens) == self.request.count)
         return text
 
 
@@ -59,26 +64,33 @@ R = TypeVar("R", bound=BatchRow)
 
 @dataclass(frozen=True)
 class _DecodingStep(Generic[R]):
-    """Rows, and the newest token of each, (B,), perhaps still being computed; `logprobs` where a row asks for them."""
+    """Rows, and the newest token of each, (B,), perhaps still being computed; `logprobs` where a row asks for them.
+
+    `extremes` are the highest and the lowest logit of each row, which say whether its token can be taken.
+    """
 
     rows: Sequence[R]
     tokens: mx.array
+    extremes: list[mx.array]
     logprobs: list[mx.array]
 
     def read(self) -> list[tuple[R, DecodedToken]]:
         """Wait for the tokens; return those of the rows that had not ended before."""
-        tokens = cast(list[int], self.tokens.tolist())
+        tokens, sound = cast(list[int], self.tokens.tolist()), sound_rows(self.extremes)
         # A row that has ended may be here still: its token was begun before that was known.
         places = [place for place, row in enumerate(self.rows) if row.reason is None]
         if not self.logprobs:
-            return [(self.rows[place], DecodedToken(tokens[place], None, {})) for place in places]
+            return [
+                (self.rows[place], DecodedToken(tokens[place], None, {}, is_sound=sound[place])) for place in places
+            ]
         values = cast(list[float], self.logprobs[0].tolist())
         top = ranked(self.logprobs[1], self.logprobs[2])
         read = list[tuple[R, DecodedToken]]()
         for place in places:
             wanted = self.rows[place].request.options.logprobs
             found = dict(list(top[place].items())[:wanted])
-            read.append((self.rows[place], DecodedToken(tokens[place], values[place] if wanted else None, found)))
+            logprob = values[place] if wanted else None
+            read.append((self.rows[place], DecodedToken(tokens[place], logprob, found, is_sound=sound[place])))
         return read
 
 
@@ -255,7 +267,7 @@ def _by_cache(joining: Sequence[Prefilled[R]]) -> list[tuple[list[BatchKVCache],
 def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
     """Start computing a token for each row from logits that are (len(rows), vocab_size) when put together."""
     if not rows:
-        return _DecodingStep([], mx.zeros(0, mx.uint32), [])
+        return _DecodingStep([], mx.zeros(0, mx.uint32), [], [])
     scores = logits[0] if len(logits) == 1 else mx.concatenate(logits)
     for row in rows:
         row.begun += 1
@@ -270,5 +282,6 @@ def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
         tokens = mx.concatenate(drawn)
     most = max(row.request.options.logprobs for row in rows)
     logprobs = token_logprobs(scores, tokens, most) if most else []
-    mx.async_eval(tokens, state, logprobs)
-    return _DecodingStep(rows, tokens, logprobs)
+    extremes = lazily_extreme(scores)
+    mx.async_eval(tokens, state, extremes, logprobs)
+    return _DecodingStep(rows, tokens, extremes, logprobs)

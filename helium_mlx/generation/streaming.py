@@ -25,6 +25,7 @@ from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.memory import require_run_fits
 from helium_mlx.model.argument_checks import length_of_past
 from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.model.sound_logits import lazily_extreme, sound_rows
 from helium_mlx.option_values import OnProgress, require_call, require_whole, token_ids
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -264,18 +265,19 @@ class Decoding:
         return self.model.next_logits(token[None], self.cache)
 
     def _sample(self, logits: mx.array) -> list[mx.array]:
-        """Start computing a token: [token], or [token, its log-probability, top ids, their log-probabilities]."""
-        step = [self.sampler(logits)]
+        """Start computing a token: [token, highest and lowest logit], with `top_logprobs` also what those ask for."""
+        step = [self.sampler(logits), *lazily_extreme(logits)]
         if self.top_logprobs:
             step += token_logprobs(logits, step[0], self.top_logprobs)
         mx.async_eval(step, self.sampler.state)
         return step
 
     def _read(self, step: list[mx.array]) -> DecodedToken:
-        token = cast(int, step[0].item())
+        token, (is_sound,) = cast(int, step[0].item()), sound_rows(step[1:3])
         if not self.top_logprobs:
-            return DecodedToken(token, None, {})
-        return DecodedToken(token, cast(float, step[1].item()), ranked(step[2], step[3])[0])
+            return DecodedToken(token, None, {}, is_sound=is_sound)
+        logprob, alternatives = cast(float, step[3].item()), ranked(step[4], step[5])[0]
+        return DecodedToken(token, logprob, alternatives, is_sound=is_sound)
 
 
 class CompletionRun:
@@ -349,15 +351,14 @@ class CompletionRun:
         return None
 
     def _decode(self, logits: mx.array, cancel: threading.Event) -> Generator[GenerationChunk, None, None]:
-        sane = _are_sane(logits)
         for decoded in self.decoding.tokens(logits, self.request.count):
+            decoded.require_sound()
             cancelled = cancel.is_set()
             self.generated += 1
             self._accepted += decoded.from_draft
             if self.generated == 1:
                 now = time.perf_counter()
                 self._prompt_seconds, self._start = now - self._start, now
-                _require_sane(sane)
             is_last = cancelled or self.generated == self.request.count
             text, reason = self.text_of.add(decoded.token, is_last=is_last)
             yield self._chunk(decoded, text, "cancelled" if cancelled and reason == "length" else reason)
@@ -387,24 +388,6 @@ class CompletionRun:
             drafted_tokens=self.decoding.drafted,
             accepted_tokens=self._accepted,
             stop_string=self.text_of.stop_string,
-        )
-
-
-def _are_sane(logits: mx.array) -> mx.array:
-    """Start computing whether logits are numbers of which some are larger than others: a boolean ()."""
-    highest = logits.max()
-    sane = mx.isfinite(highest) & (highest > logits.min())
-    # Now, so that its value does not have to wait for the step that is begun next.
-    mx.async_eval(sane)
-    return sane
-
-
-def _require_sane(sane: mx.array) -> None:
-    """Raise GenerationError for logits that no text should be made of: overflow in 16 bits, or memory that ran out."""
-    if not sane.item():
-        raise GenerationError(
-            "the model's logits are NaN, infinite or all the same: its weights are damaged, its dtype overflows or "
-            "memory ran out; try dtype float32, a smaller max_kv_size, or convert it again"
         )
 
 
