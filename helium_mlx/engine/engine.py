@@ -49,7 +49,7 @@ _CANCEL_LOOK = 0.02
 
 
 class HeliumEngine:
-    """A model behind a thread of its own. Every method may be called from any thread.
+    """A model on a thread of its own. Every method may be called from any thread.
 
     `path_or_repo`, `revision` and `dtype` are `load`'s. At most `batch_size` requests run at a time; the others wait in
     the order in which they came. `buffer` chunks are computed ahead of a reader, who then holds up its own request

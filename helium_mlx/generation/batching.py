@@ -9,7 +9,7 @@ Each row is its solo run: same positions, same options, its own stop strings, se
 rounded in another order, so that in float32 logits agree to 1e-5, and greedy ids are the same but where two tokens are
 all but equally probable.
 
-mlx-lm's `BatchGenerator`, which the adapter lends the model to, is not used here: mlx-lm is no dependency, takes two
+mlx-lm's `BatchGenerator`, which the adapter lends the model to, is not used here: mlx-lm is not a dependency, takes two
 seconds to import, and draws all rows from one random state, so that a row's text depends on who is beside it; nor has
 it stop strings in the text or a context that ends.
 

@@ -6,7 +6,7 @@ always: here a match of `SIZES[0]` tokens is the most recent one, though an olde
 the most recent occurrence, which an automaton can not keep at constant cost, is the one that is followed.
 
 A match of at least `SUBSTITUTABLE` tokens is also followed past one token that differs, if the text then ends in
-nothing that occurred before: a story told again with another name goes on behind the name.
+nothing that occurred before: a story told again with another name is followed past the name.
 
 A token costs at most two look-ups a table and `REACH` comparisons, however long the text is. Tokens are compared and
 hashed, and nothing else is known of them.
@@ -32,7 +32,7 @@ class NgramIndex:
     def __init__(self, tokens: Iterable[int] = ()) -> None:
         self.tokens: list[int] = []
         self.match_length = 0
-        """Tokens at the end that occurred before, as far as is known; counted anew behind one that differs."""
+        """Tokens at the end that occurred before, as far as is known; counted anew after one that differs."""
         # Where the token after the earlier occurrence stands.
         self._following = 0
         self._ends: dict[int, dict[tuple[int, ...], int]] = {size: {} for size in SIZES}

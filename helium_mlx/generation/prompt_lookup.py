@@ -22,7 +22,7 @@ from typing import cast
 import mlx.core as mx
 
 from helium_mlx.errors import GenerationError
-from helium_mlx.generation.completion import DecodedToken
+from helium_mlx.generation.completion import DecodedToken, ranked
 from helium_mlx.generation.ngram_index import SIZES, NgramIndex
 from helium_mlx.generation.sampling import Sampler, token_logprobs
 from helium_mlx.kv_cache.cache import KVCache
@@ -190,7 +190,5 @@ def _alternatives(current: VerificationPass) -> list[tuple[float | None, dict[in
     """Return, for each position, the log-probability drawn and the top ids with theirs, the most probable first."""
     if not current.scored:
         return [(None, {})] * (1 + len(current.drafts))
-    chosen, top, values = (array.tolist() for array in current.scored)
-    rows = zip(cast(list[list[int]], top), cast(list[list[float]], values), strict=True)
-    ranked = [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
-    return list(zip(cast(list[float], chosen), ranked, strict=True))
+    chosen = cast("list[float]", current.scored[0].tolist())
+    return list(zip(chosen, ranked(*current.scored[1:]), strict=True))

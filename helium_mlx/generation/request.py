@@ -152,7 +152,7 @@ def checked_request(
     options.require_fit(model.config, tokenizer)
     tokens = tokens_of_prompt(model, tokenizer, prompt)
     size = cache[0].kind.get("max_size") if cache else None
-    # Where the cache keeps fewer tokens than the context has, text may go on without end.
+    # Where the cache keeps fewer tokens than the context has, text may continue without end.
     forgets = size is not None and size <= model.config.max_position_embeddings
     count = options.max_tokens if forgets else min(options.max_tokens, room_after(model, held, len(tokens)))
     if cache and options.prompt_lookup:

@@ -29,7 +29,7 @@ from helium_mlx.model.sound_logits import lazily_extreme, sound_rows
 from helium_mlx.option_values import OnProgress, require_call, require_whole, token_ids
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
-# How often MLX's cache of free buffers is emptied: growing key-value caches leave one behind of every size.
+# How often MLX's cache of free buffers is emptied: growing key-value caches leave one of every size.
 TOKENS_PER_CLEARING = 256
 
 
