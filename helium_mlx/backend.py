@@ -45,6 +45,19 @@ def fuse(function: T) -> T:
     return function if is_cpu() else cast(T, mx.compile(function, shapeless=True))
 
 
+def value_of(scalar: mx.array) -> bool | int | float | None:
+    """Return the value of an array without dimensions; None where it is not known, as within `mx.compile`.
+
+    `scalar` has to be computed from what may be traced: MLX tells of a traced array only by refusing to compute on it.
+    """
+    try:
+        return cast("bool | int | float", scalar.item())
+    except ValueError as error:
+        if "function transformations" not in str(error):
+            raise
+        return None
+
+
 def compute_dtype(checkpoint_dtype: mx.Dtype, *, quantized: bool) -> mx.Dtype:
     """Return the dtype to compute in when the user names none: the checkpoint's, but float32 for 4 bits on the CPU.
 

@@ -4,18 +4,18 @@
     mlx_lm.batch_generate(model, tokenizer, [tokenizer.encode("Bonjour")])
     mlx_lm.server.run("127.0.0.1", 8080, model_provider(*helium_mlx.load("demo")))
 
-mlx-lm is no dependency of this package: `pip install mlx-lm`. It brings transformers along, so nothing else imports
+mlx-lm is not a dependency of this package: `pip install mlx-lm`. It brings transformers along, so nothing else imports
 this module. The adapted model shares its weights with ours: LoRA layers that mlx-lm puts into it are in both.
 
 LoRA sees the merged projections (`self_attn.qkv_proj`, `mlp.gate_up_proj`), so its adapters fit this adapter only, and
-not mlx-lm's own Helium. There is no chat template, as Helium is a base model; the server's chat requests get mlx-lm's
-plain rendering of a conversation.
+not mlx-lm's own Helium. Helium, a base model, has no chat template; one may be set (`tokenizer.chat_template = …`),
+which mlx-lm's prompt-and-completion data need. Without one, the server's chat requests get mlx-lm's plain rendering.
 """
 
 from argparse import Namespace
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,7 +25,7 @@ from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.masks import Mask
 from helium_mlx.model.helium import HeliumDecoderLayer, HeliumForCausalLM
 from helium_mlx.tokenizer.detokenizer import StreamingDetokenizer
-from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+from helium_mlx.tokenizer.tokenizer import BatchEncoding, HeliumTokenizer
 
 try:
     from mlx_lm.models.base import scaled_dot_product_attention
@@ -143,11 +143,12 @@ class MlxLmModel(nn.Module):
 
 
 class MlxLmTokenizer:
-    """Our tokenizer with what mlx-lm asks of a Hugging Face one."""
+    """Our tokenizer with what mlx-lm asks of a Hugging Face one. A `chat_template` may be set, as on one of those."""
 
-    chat_template = None
+    chat_template: str | None = None
     # mlx-lm takes any other than this very function for a chat template of the tokenizer's own.
     apply_chat_template = PreTrainedTokenizerBase.apply_chat_template
+    get_chat_template = PreTrainedTokenizerBase.get_chat_template
 
     def __init__(self, tokenizer: HeliumTokenizer) -> None:
         self.helium = tokenizer
@@ -161,9 +162,41 @@ class MlxLmTokenizer:
         """Count the ids."""
         return len(self.helium)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text."""
-        return self.helium.encode(text, add_special_tokens=add_special_tokens)
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: Literal["mlx"] | None = None,
+        sanitize_control_tokens: bool = False,
+    ) -> BatchEncoding:
+        """Encode one text or several, as `HeliumTokenizer` does; what `apply_chat_template` rendered comes here."""
+        if sanitize_control_tokens:
+            raise HeliumError("sanitize_control_tokens is True; this tokenizer does not have that: leave it out")
+        return self.helium(
+            text,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+        )
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, return_tensors: Literal["mlx"] | None = None
+    ) -> list[int] | mx.array:
+        """Return the ids of a text, as a list or as an array of shape (1, L)."""
+        encoded = self(text, add_special_tokens=add_special_tokens, return_tensors=return_tensors)
+        return cast("list[int] | mx.array", encoded.input_ids)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """The special tokens by the names that chat templates have for them."""
+        ids = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id, "pad_token": self.pad_token_id}
+        return {name: self.helium.convert_ids_to_tokens(i) for name, i in ids.items() if i is not None}
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ids."""
@@ -256,5 +289,5 @@ def model_provider(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, **flags
     """Return what `mlx_lm.server.run(host, port, ...)` takes. `flags` are its command line's (`max_tokens=100`)."""
     unknown = sorted(set(flags) - set(SERVER_FLAGS))
     if unknown:
-        raise HeliumError(f"{unknown[0]} is no flag of mlx_lm.server that applies here: {', '.join(SERVER_FLAGS)}")
+        raise HeliumError(f"{unknown[0]} is not a flag of mlx_lm.server that applies here: {', '.join(SERVER_FLAGS)}")
     return SingleModelProvider(*adapt(model, tokenizer), Namespace(**_FIXED_FLAGS, **(SERVER_FLAGS | flags)))

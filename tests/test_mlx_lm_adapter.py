@@ -20,8 +20,10 @@ mlx_lm = pytest.importorskip("mlx_lm")
 from mlx.utils import tree_flatten  # noqa: E402
 from mlx_lm import server  # noqa: E402
 from mlx_lm.models import cache as mlx_lm_cache  # noqa: E402
+from mlx_lm.tokenizer_utils import TokenizerWrapper  # noqa: E402
 from mlx_lm.tuner import datasets, trainer  # noqa: E402
 from mlx_lm.tuner import utils as tuner_utils  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
 
 import helium_mlx  # noqa: E402
 from helium_mlx import HeliumForCausalLM, HeliumTokenizer  # noqa: E402
@@ -206,7 +208,7 @@ def test_the_server_has_the_one_model(address: str) -> None:
 
 
 def test_an_unknown_flag_of_the_server_is_refused(demo: Demo) -> None:
-    with pytest.raises(HeliumError, match="max_token is no flag"):
+    with pytest.raises(HeliumError, match="max_token is not a flag"):
         model_provider(*demo, max_token=3)
 
 
@@ -217,6 +219,46 @@ def test_the_tokenizer_has_no_chat_template_and_every_eos(demo: Demo, monkeypatc
     assert tokenizer.eos_token_ids == {2, 40}
     assert tokenizer.get_vocab()["<s>"] == demo[1].bos_token_id
     assert tokenizer.vocab_size == demo[1].vocab_size
+
+
+TEMPLATE = "{% for m in messages %}{{ bos_token }}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+
+
+def test_the_tokenizer_encodes_into_an_array_as_mlx_lms_does(demo: Demo) -> None:
+    _, tokenizer = adapt(*demo)
+    reference = AutoTokenizer.from_pretrained(DEMO_DIRECTORY)
+    for text in PROMPTS:
+        for options in ({}, {"add_special_tokens": False}):
+            ids = tokenizer.encode(text, return_tensors="mlx", **options)
+            assert isinstance(ids, mx.array)
+            assert ids.tolist() == reference.encode(text, return_tensors="mlx", **options).tolist()
+            assert tokenizer.encode(text, **options) == reference.encode(text, **options)
+
+
+def test_without_a_chat_template_there_is_transformers_error(demo: Demo) -> None:
+    _, tokenizer = adapt(*demo)
+    for call in (tokenizer.get_chat_template, lambda: tokenizer.apply_chat_template([{"role": "user"}])):
+        with pytest.raises(ValueError, match=r"tokenizer\.chat_template is not set"):
+            call()
+
+
+@pytest.mark.parametrize("mask_prompt", [False, True])
+def test_a_chat_template_may_be_set_for_data_of_prompts_and_completions(demo: Demo, mask_prompt: bool) -> None:
+    _, tokenizer = adapt(*demo)
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    reference = TokenizerWrapper(AutoTokenizer.from_pretrained(DEMO_DIRECTORY, **named))
+    tokenizer.chat_template = reference.chat_template = TEMPLATE
+    assert tokenizer.get_chat_template() == TEMPLATE
+    data = [{"prompt": "Once upon a time", "completion": "there was a dog."}, {"prompt": "é", "completion": "…"}]
+    adapted, expected = (
+        datasets.CompletionsDataset(data, each, "prompt", "completion", mask_prompt)  # pyright: ignore[reportArgumentType]
+        for each in (tokenizer, reference)
+    )
+    for row in data:
+        assert adapted.process(row) == expected.process(row)
+    messages = [[{"role": "user", "content": "Ciao"}], [{"role": "user", "content": "Hallo, du"}]]
+    assert tokenizer.apply_chat_template(messages) == reference.apply_chat_template(messages)
+    assert tokenizer.apply_chat_template(messages[0], tokenize=False) == "<s>user: Ciao</s>"
 
 
 def test_the_detokenizer_gives_all_text_by_its_end(demo: Demo) -> None:

@@ -7,6 +7,8 @@ plus a score is -inf all the same, so there masks are added in float32 (`scaled_
 
 import mlx.core as mx
 
+from helium_mlx import backend
+
 Mask = str | mx.array | None
 """What `mx.fast.scaled_dot_product_attention` takes: "causal", boolean (True = attend), additive, or nothing."""
 
@@ -70,14 +72,14 @@ def mask_of_last_query(mask: Mask) -> Mask:
 
 
 def packed_sequences(position_ids: mx.array) -> mx.array | None:
-    """Number the sequences packed in each row, shape of `position_ids`; None if each row holds a single one.
+    """Number the sequences packed in each row, shape of `position_ids`; None if each row is known to hold a single one.
 
     A new sequence starts wherever a position does not follow the one before it. The array is read.
     """
     # Differences of an unsigned dtype would wrap around.
     positions = position_ids.astype(mx.int32)
     breaks = positions[:, 1:] - positions[:, :-1] != 1
-    if not breaks.any().item():
+    if backend.value_of(breaks.any()) is False:
         return None
     first = mx.zeros((position_ids.shape[0], 1), mx.int32)
     return mx.concatenate([first, mx.cumsum(breaks.astype(mx.int32), axis=1)], axis=1)

@@ -2,7 +2,8 @@
 
 transformers broadcasts or ignores much of what does not fit; here each is an ArgumentError that names the argument,
 what came and what was expected. Ids, labels and positions are read for it, which for arrays that were just made from
-lists costs nothing; generation, whose tokens are still being computed, goes past these checks.
+lists costs nothing; generation, whose tokens are still being computed, goes past these checks. Within `mx.compile` and
+`mx.vmap` arrays have shapes and no values: what is wrong with values is then not found.
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import cast
 
 import mlx.core as mx
 
+from helium_mlx import backend
 from helium_mlx.backend import dtype_name
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import ArgumentError
@@ -114,11 +116,11 @@ def check_class_labels(
     _require_floats("labels", labels, problem_type)
     if problem_type == "multi_label_classification":
         _require_shape("labels", labels, [(B, classes)])
-        if not ((labels >= 0) & (labels <= 1)).all().item():
+        if not _holds((labels >= 0) & (labels <= 1)):
             raise ArgumentError(f"labels has values outside of 0 to 1; {problem_type} expects 1 where a label applies")
     else:
         _require_shape("labels", labels, [(B,), (B, 1)] if classes == 1 else [(B, classes)])
-        if not mx.isfinite(labels).all().item():
+        if not _holds(mx.isfinite(labels)):
             raise ArgumentError(f"labels has values that are not finite; {problem_type} expects numbers")
     return problem_type
 
@@ -192,7 +194,7 @@ def _check_mask(mask: mx.array, B: int, L: int, T: int, heads: int) -> None:
         raise ArgumentError("attention_mask has dtype complex64; expected integers, booleans or floats")
     if mask.ndim == 2:
         _require_shape("attention_mask", mask, [(B, T)])
-        if not ((mask == 0) | (mask == 1)).all().item():
+        if not _holds((mask == 0) | (mask == 1)):
             raise ArgumentError("attention_mask has values other than 0 and 1; expected 1 for a token, 0 for padding")
         return
     _require_shape("attention_mask", mask, [(b, h, L, T) for b in (B, 1) for h in (1, heads)])
@@ -201,7 +203,7 @@ def _check_mask(mask: mx.array, B: int, L: int, T: int, heads: int) -> None:
             f"attention_mask has dtype {dtype_name(mask.dtype)}; a 4-D one must be boolean (true = attend) or floats "
             "(added)"
         )
-    if mask.dtype != mx.bool_ and not (mask < math.inf).all().item():
+    if mask.dtype != mx.bool_ and not _holds(mask < math.inf):
         raise ArgumentError("attention_mask has NaN or +inf in it; expected numbers to add, -inf at the least")
 
 
@@ -209,11 +211,16 @@ def _check_cache_position(cache_position: mx.array, past: int, L: int) -> None:
     _require_array("cache_position", cache_position)
     _require_integers("cache_position", cache_position)
     _require_shape("cache_position", cache_position, [(L,)])
-    if not (cache_position.astype(mx.int64) == mx.arange(past, past + L)).all().item():
+    if not _holds(cache_position.astype(mx.int64) == mx.arange(past, past + L)):
         raise ArgumentError(
             f"cache_position is {_came(cache_position)}; the cache goes on at {past}, "
             f"so expected {past} to {past + L - 1}"
         )
+
+
+def _holds(condition: mx.array) -> bool:
+    """Return whether all of a condition is true, or cannot be known."""
+    return backend.value_of(condition.all()) is not False
 
 
 def _require_array(name: str, value: object) -> None:
@@ -238,9 +245,11 @@ def _require_shape(name: str, array: mx.array, allowed: list[Shape]) -> None:
 
 
 def _require_range(name: str, array: mx.array, low: int, high: int, bound: str) -> None:
-    smallest, largest = array.min().item(), array.max().item()
-    if smallest < low or largest >= high:  # pyright: ignore[reportOperatorIssue]
-        wrong = smallest if smallest < low else largest  # pyright: ignore[reportOperatorIssue]
+    smallest, largest = backend.value_of(array.min()), backend.value_of(array.max())
+    if smallest is None or largest is None:
+        return
+    if smallest < low or largest >= high:
+        wrong = smallest if smallest < low else largest
         raise ArgumentError(f"{name} has the value {wrong}; expected {low} to {high - 1} ({bound} is {high})")
 
 
@@ -248,7 +257,7 @@ def _require_classes(labels: mx.array, classes: int) -> None:
     # MLX compares with no number that the dtype does not reach, such as -100 in uint32.
     labels = labels.astype(mx.int64).reshape(-1)
     wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
-    if wrong.any().item():
+    if not _holds(~wrong):
         value = labels[mx.argmax(wrong)].item()
         raise ArgumentError(f"labels has the value {value}; expected 0 to {classes - 1}, or {IGNORE_INDEX} to ignore")
 

@@ -17,6 +17,7 @@ import mlx.core as mx
 IGNORE_INDEX = -100
 
 Logits = Callable[[mx.array], mx.array]
+"""Logits (B, L, vocab_size) of ids (B, L)."""
 
 # Where q is e^20 times p, the term is q to float32's precision, and e^-d would overflow soon after.
 _LOG_RATIO = 20.0
@@ -34,7 +35,9 @@ def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
 
 def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
     """Return the loss of predicting each label from the position before it; logits (B, L, V), labels (B, L)."""
-    return cross_entropy(logits[:, :-1], labels[:, 1:])
+    # As in transformers, nothing follows the last position: a single token has no loss, which is NaN.
+    nothing = mx.full((labels.shape[0], 1), IGNORE_INDEX, mx.int32)
+    return cross_entropy(logits, mx.concatenate([labels[:, 1:].astype(mx.int32), nothing], axis=1))
 
 
 def sequence_classification_loss(logits: mx.array, labels: mx.array, problem_type: str) -> mx.array:
@@ -57,9 +60,6 @@ def infer_problem_type(num_labels: int, labels: mx.array) -> str:
     if num_labels == 1:
         return "regression"
     return "single_label_classification" if mx.issubdtype(labels.dtype, mx.integer) else "multi_label_classification"
-
-
-"""Logits (B, L, vocab_size) of ids (B, L)."""
 
 
 def logprobs(logits: mx.array) -> mx.array:

@@ -90,9 +90,7 @@ class RotaryEmbedding:
 
     def at_positions(self, position_ids: mx.array) -> Rotation:
         """Rotate to the given positions: `position_ids` has shape (B, L) or (1, L), any integers from 0 on."""
-        # Only these two types look at the longest position, and only for them is the array read.
-        length = cast(int, position_ids.max().item()) + 1 if self.rope_type in ("dynamic", "longrope") else 0
-        angles = position_ids.astype(mx.float32)[:, None, :, None] / self._wavelengths_for(length)
+        angles = position_ids.astype(mx.float32)[:, None, :, None] / self._wavelengths_at(position_ids)
         return self._table_rotation(angles)
 
     def _table_rotation(self, angles: mx.array) -> Rotation:
@@ -130,6 +128,23 @@ class RotaryEmbedding:
                 self._wavelengths = {}
             self._wavelengths[key] = mx.array(self._compute_wavelengths(key), dtype=mx.float32)
         return self._wavelengths[key]
+
+    def _wavelengths_at(self, position_ids: mx.array) -> mx.array:
+        """Return the wavelengths for a text that goes up to the largest of the positions."""
+        # Only these two types look at the longest position, and only for them is the array read.
+        if self.rope_type not in ("dynamic", "longrope"):
+            return self._wavelengths_for(0)
+        length = position_ids.max() + 1
+        known = backend.value_of(length)
+        if known is not None:
+            return self._wavelengths_for(int(known))
+        if self.rope_type == "longrope":
+            context = int(number_of(self.parameters, "original_max_position_embeddings"))
+            return mx.where(length > context, self._wavelengths_for(context + 1), self._wavelengths_for(context))
+        plain, factor, dim = self._wavelengths_for(0), number_of(self.parameters, "factor"), self.head_dim
+        lengths = mx.maximum(length, self.max_position_embeddings).astype(mx.float32) / self.max_position_embeddings
+        exponents = mx.arange(dim // 2) * (2 / max(dim - 2, 1))
+        return plain * (factor * lengths - (factor - 1)) ** exponents
 
     def _frequency_key(self, length: int) -> int:
         if self.rope_type == "dynamic":

@@ -7,7 +7,7 @@ import pytest
 from tiny_checkpoints import config_values
 
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.model.helium import HeliumForSequenceClassification, HeliumForTokenClassification
+from helium_mlx.model.helium import HeliumForCausalLM, HeliumForSequenceClassification, HeliumForTokenClassification
 from helium_mlx.model.losses import causal_lm_loss, cross_entropy, infer_problem_type, sequence_classification_loss
 
 LOGITS = mx.log(mx.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
@@ -43,6 +43,15 @@ def test_a_causal_lm_predicts_the_next_token() -> None:
     logits = mx.log(mx.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]]]))
     loss = causal_lm_loss(logits, mx.array([[1, 0, 2]]))
     assert loss.item() == pytest.approx(-(math.log(0.5) + math.log(0.8)) / 2)
+
+
+@pytest.mark.parametrize("dtype", [mx.int32, mx.int64, mx.uint8])
+def test_a_single_token_predicts_nothing_and_its_loss_is_nan_as_in_transformers(dtype: mx.Dtype) -> None:
+    model = HeliumForCausalLM(HeliumConfig.from_dict(config_values()))
+    output = model(mx.array([[1], [5]]), labels=mx.array([[1], [5]], dtype))
+    assert output.loss is not None
+    assert math.isnan(output.loss.item())  # pyright: ignore[reportArgumentType]
+    assert output.logits.shape == (2, 1, 96)
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
