@@ -20,7 +20,7 @@ import functools
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast, get_args
@@ -36,7 +36,7 @@ from helium_mlx.tokenizer.detokenizer import (
     StreamingDetokenizer,
 )
 from helium_mlx.tokenizer.tokenizer import JSON_FILE, SENTENCEPIECE_FILE, HeliumTokenizer, without_prefixes
-from helium_mlx.tokenizer.vocabularies import sentencepiece_piece
+from helium_mlx.tokenizer.vocabularies import content_finder, sentencepiece_piece
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NEWLINE_BYTE = "<0x0A>"
@@ -156,6 +156,11 @@ def write_tokenizer(tokenizer: HeliumTokenizer, directory: Path) -> TokenizerRec
 
     Raises TokenizerError for a `tokenizer.json` with other steps than Helium's, which no recipe could state.
     """
+    if tokenizer.is_extended:
+        raise TokenizerError(
+            f"{tokenizer.files[0].parent} declares tokens in a file beside its tokenizer's, which a bundle cannot "
+            "state; add them to tokenizer.json itself"
+        )
     source = next((path for path in tokenizer.files if path.name == JSON_FILE), None)
     if source is None:
         model_file = next(path for path in tokenizer.files if path.suffix == ".model")
@@ -275,8 +280,8 @@ class BundleTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
         self._added = {token.content: token for token in recipe.added_tokens}
         self._added_by_id = {token.id: token for token in recipe.added_tokens}
-        self._find_added = _finder(self._added)
-        self._find_literal = _finder(recipe.literals)
+        self._find_added = content_finder(self._added)
+        self._find_literal = content_finder(recipe.literals)
         spelled = [token.content for token in recipe.added_tokens if token.id == bos_token_id]
         self._spelled_bos = spelled[0] if spelled else ""
 
@@ -337,12 +342,6 @@ def _is_word(character: str) -> bool:
         return False
     known = unicodedata.category(character).startswith(_WORD_CATEGORIES)
     return known or bool(_WORD_SYMBOLS.match(character) or _NEW_WORDS.match(character))
-
-
-def _finder(contents: Iterable[str]) -> re.Pattern[str] | None:
-    """Return a pattern that finds the leftmost of `contents`, of those that begin there the longest."""
-    longest_first = sorted(contents, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def _cut(

@@ -15,7 +15,7 @@ there is followed to the id; where both are, `tokenizer.json` is. The two are no
 
 Against transformers: bos, eos and pad come from `config.json` and `generation_config.json`, because Helium's
 `special_tokens_map.json` is empty; an encoding with special tokens has exactly one leading BOS, even where the text
-spells one itself; the padding and truncation rules in `tokenizer.json` are switched off; padding goes to the left.
+spells one itself; the padding and truncation rules of the files are switched off; padding goes to the left unless told.
 It does not know chat templates, pairs of texts, or training.
 """
 
@@ -31,7 +31,9 @@ from typing import TYPE_CHECKING, Literal, NoReturn, SupportsIndex, TypeAlias, c
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.errors import CheckpointError, TokenizerError, shown
+from helium_mlx.files.names import TOKENIZER_CONFIG_FILE
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object, require_file
+from helium_mlx.tokenizer.declared import ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, read_declared
 from helium_mlx.tokenizer.detokenizer import WORD_SEPARATOR, Piece, StreamingDetokenizer
 from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES, JsonVocabulary, SentencePieceVocabulary
 
@@ -42,10 +44,17 @@ if TYPE_CHECKING:
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 
-_COMPANION_FILES = (JSON_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_COMPANION_FILES = (JSON_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE)
 
 _RESERVED_PIECE = re.compile(r"<\|im_sp_\d+\|>")
 
+# What may be assigned, beside the attributes that a class has.
+_SETTABLE = (
+    "bos_token_id", "bos_token", "eos_token_ids", "eos_token_id", "eos_token", "pad_token_id", "pad_token",
+    "padding_side", "truncation_side",
+)  # fmt: skip
+
+Side: TypeAlias = Literal["left", "right"]
 Ids: TypeAlias = "SupportsIndex | Iterable[SupportsIndex] | mx.array"
 Encoded: TypeAlias = "list[int] | list[list[int]] | mx.array"
 
@@ -91,10 +100,12 @@ class HeliumTokenizer:
     ) -> None:
         self._vocabulary = vocabulary
         self._files = tuple(files)
+        self._id_limit = max(len(self), ids.vocab_size or 0)
         self.bos_token_id: int = ids.bos
         self.eos_token_ids: tuple[int, ...] = ids.eos
         self.pad_token_id: int | None = ids.pad
-        self._id_limit = max(len(self), ids.vocab_size or 0)
+        self.padding_side: Side = "left"
+        self.truncation_side: Side = "right"
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> "HeliumTokenizer":
@@ -107,9 +118,9 @@ class HeliumTokenizer:
             raise TokenizerError(f"{directory} is no directory; name one that holds {JSON_FILE} and config.json")
         model_files = _sentencepiece_files(directory)
         if os.path.lexists(directory / JSON_FILE):
-            vocabulary = JsonVocabulary(directory / JSON_FILE)
+            vocabulary = JsonVocabulary(directory / JSON_FILE, read_declared(directory))
         elif model_files:
-            vocabulary = SentencePieceVocabulary(model_files[0])
+            vocabulary = SentencePieceVocabulary(model_files[0], read_declared(directory))
         else:
             raise TokenizerError(
                 f"{directory} has neither {JSON_FILE} nor {SENTENCEPIECE_FILE}; copy one of them there"
@@ -135,14 +146,68 @@ class HeliumTokenizer:
         return self._vocabulary.size
 
     @property
+    def is_extended(self) -> bool:
+        """Whether `tokenizer_config.json` or another file beside the vocabulary's declares tokens that it lacks."""
+        return self._vocabulary.is_extended
+
+    @property
     def vocab_size(self) -> int:
         """The number of ids of the model itself, without added tokens, as transformers counts it."""
         return self._vocabulary.base_size
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set what has an effect, checked. Raises TokenizerError for an attribute that would have none."""
+        if name in ("padding_side", "truncation_side"):
+            value = _side(name, value)
+        elif name == "bos_token_id":
+            [value] = self._checked([cast("SupportsIndex", value)])
+        elif name == "eos_token_ids":
+            value = tuple(self._checked(cast("Iterable[SupportsIndex]", value)))
+        elif name == "pad_token_id" and value is not None:
+            [value] = self._checked([cast("SupportsIndex", value)])
+        elif not name.startswith("_") and not hasattr(type(self), name) and name not in _SETTABLE:
+            raise TokenizerError(
+                f"a HeliumTokenizer's {name} cannot be set, since nothing reads it; {', '.join(_SETTABLE)} can"
+            )
+        object.__setattr__(self, name, value)
+        if name == "bos_token_id":
+            self.__dict__.pop("_spelled_bos", None)
+
     @property
     def eos_token_id(self) -> int:
-        """The first of `eos_token_ids`."""
+        """The first of `eos_token_ids`; setting it makes it the only one."""
         return self.eos_token_ids[0]
+
+    @eos_token_id.setter
+    def eos_token_id(self, index: int) -> None:
+        self.eos_token_ids = (index,)
+
+    @property
+    def bos_token(self) -> str:
+        """The piece of `bos_token_id`; setting it sets that."""
+        return self.convert_ids_to_tokens(self.bos_token_id)
+
+    @bos_token.setter
+    def bos_token(self, token: str) -> None:
+        self.bos_token_id = self.convert_tokens_to_ids(token)
+
+    @property
+    def eos_token(self) -> str:
+        """The piece of `eos_token_id`; setting it sets that."""
+        return self.convert_ids_to_tokens(self.eos_token_id)
+
+    @eos_token.setter
+    def eos_token(self, token: str) -> None:
+        self.eos_token_id = self.convert_tokens_to_ids(token)
+
+    @property
+    def pad_token(self) -> str | None:
+        """The piece of `pad_token_id`, None for none; setting it sets that."""
+        return None if self.pad_token_id is None else self.convert_ids_to_tokens(self.pad_token_id)
+
+    @pad_token.setter
+    def pad_token(self, token: str | None) -> None:
+        self.pad_token_id = None if token is None else self.convert_tokens_to_ids(token)
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -199,12 +264,16 @@ class HeliumTokenizer:
             )
         return ids
 
-    def decode(self, ids: Ids, *, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self, ids: Ids, *, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool | None = None
+    ) -> str:
         """Return the text of the ids, as the file's library gives it, but for bytes that are not UTF-8.
 
         Of those, each beginning of a character that breaks off is one U+FFFD, and whole characters are kept. An id that
         the model has and the vocabulary lacks stands for nothing. Raises TokenizerError for others.
         """
+        if clean_up_tokenization_spaces:
+            raise TokenizerError("clean_up_tokenization_spaces is True; Helium's text needs none: leave it out")
         return self._vocabulary.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
 
     def batch_decode(
@@ -215,10 +284,11 @@ class HeliumTokenizer:
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """Return the text of every sequence of ids, which is never cleaned up: Helium's spaces are as they were."""
-        if clean_up_tokenization_spaces:
-            raise TokenizerError("clean_up_tokenization_spaces is True; Helium's text needs none: leave it out")
-        rows = cast("Iterable[Iterable[SupportsIndex]]", sequences)
-        return [self.decode(ids, skip_special_tokens=skip_special_tokens) for ids in rows]
+        options = {
+            "skip_special_tokens": skip_special_tokens,
+            "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
+        }
+        return [self.decode(ids, **options) for ids in cast("Iterable[Iterable[SupportsIndex]]", sequences)]
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> StreamingDetokenizer:
         """Return a fresh detokenizer; its pieces joined are what `decode` gives.
@@ -273,33 +343,41 @@ class HeliumTokenizer:
         text: str | Sequence[str],
         *,
         add_special_tokens: bool = True,
-        padding: bool = False,
-        padding_side: Literal["left", "right"] = "left",
-        truncation: bool = False,
+        padding: bool | Literal["longest", "max_length", "do_not_pad"] = False,
+        padding_side: Side | None = None,
+        truncation: bool | Literal["longest_first", "do_not_truncate"] = False,
         max_length: int | None = None,
         return_tensors: Literal["mlx"] | None = None,
     ) -> BatchEncoding:
         """Encode one text or several, as lists or, with `return_tensors="mlx"`, as int32 arrays of shape (B, L).
 
-        `padding` pads to the longest, `truncation` cuts every encoding on the right to `max_length` ids.
+        `padding` pads to the longest, or with "max_length" to `max_length` ids, on `padding_side` (None: the
+        attribute's). `truncation` cuts every encoding to `max_length` ids, on `truncation_side`, BOS excepted.
         Raises TokenizerError for texts of unequal length as arrays without padding.
         """
-        if padding_side not in ("left", "right"):
-            raise TokenizerError(f"padding_side is {padding_side!r}; expected 'left' or 'right'")
+        side = self.padding_side if padding_side is None else _side("padding_side", padding_side)
+        pads = _choice("padding", padding, {True: "longest", False: "do_not_pad"}, ("max_length",))
+        cuts = _choice("truncation", truncation, {True: "longest_first", False: "do_not_truncate"}) == "longest_first"
         if return_tensors not in (None, "mlx"):
             raise TokenizerError(
                 f"return_tensors is {return_tensors!r}; expected None (lists) or 'mlx', the arrays that models take"
             )
-        if truncation != (max_length is not None) or (max_length is not None and max_length < 1):
+        is_read = cuts or pads == "max_length"
+        if is_read != (max_length is not None) or (max_length is not None and _whole(max_length) < 1):
             raise TokenizerError(
-                f"truncation is {truncation} and max_length is {max_length}; give truncation=True with a positive "
-                "max_length, or neither"
+                f"truncation is {truncation}, padding is {padding} and max_length is {max_length}; give "
+                "truncation=True or padding='max_length' with a positive max_length, or none of them"
             )
+        if not isinstance(text, str) and (isinstance(text, (bytes, Mapping)) or not isinstance(text, Iterable)):
+            raise TokenizerError(f"cannot encode {type(text).__name__} {shown(text)}; expected a string or several")
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [self.encode(item, add_special_tokens=add_special_tokens)[:max_length] for item in texts]
+        rows = [self.encode(item, add_special_tokens=add_special_tokens) for item in texts]
+        if cuts:
+            rows = [self._cut(row, max_length or 0, has_bos=add_special_tokens) for row in rows]
         masks = [[1] * len(row) for row in rows]
-        if padding:
-            rows, masks = self._padded(rows, masks, padding_side)
+        if pads != "do_not_pad":
+            length = max_length if pads == "max_length" and max_length else max(map(len, rows), default=0)
+            rows, masks = self._padded(rows, masks, length, side)
         if return_tensors == "mlx":
             return _as_arrays(rows, masks)
         return BatchEncoding(rows[0], masks[0]) if isinstance(text, str) else BatchEncoding(rows, masks)
@@ -344,15 +422,20 @@ class HeliumTokenizer:
             ) from error
         return tuple(saved)
 
+    def _cut(self, row: list[int], length: int, *, has_bos: bool) -> list[int]:
+        if self.truncation_side == "right" or len(row) <= length:
+            return row[:length]
+        kept = row[:1] if has_bos else []
+        return kept + row[len(row) - length + len(kept) :]
+
     def _padded(
-        self, rows: list[list[int]], masks: list[list[int]], side: Literal["left", "right"]
+        self, rows: list[list[int]], masks: list[list[int]], length: int, side: "Side"
     ) -> tuple[list[list[int]], list[list[int]]]:
         if self.pad_token_id is None:
             raise TokenizerError("config.json has no pad_token_id, so nothing can be padded; add it there")
-        longest = max(map(len, rows), default=0)
 
         def pad(row: list[int], filler: int) -> list[int]:
-            fill = [filler] * (longest - len(row))
+            fill = [filler] * (length - len(row))
             return fill + row if side == "left" else row + fill
 
         return [pad(row, self.pad_token_id) for row in rows], [pad(mask, 0) for mask in masks]
@@ -375,6 +458,26 @@ class HeliumTokenizer:
                 raise TokenizerError(f"token id {index} is out of range; expected 0 to {self._id_limit - 1}")
             checked.append(index)
         return checked
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _side(name: str, value: object) -> "Side":
+    if value not in ("left", "right"):
+        raise TokenizerError(f"{name} is {shown(value)}; expected 'left' or 'right'")
+    return cast("Side", value)
+
+
+def _choice(name: str, value: object, switches: Mapping[bool, str], others: tuple[str, ...] = ()) -> str:
+    """Return what a switch or a word of transformers' asks for. Raises TokenizerError for anything else."""
+    words = (*switches.values(), *others)
+    if isinstance(value, bool):
+        return switches[value]
+    if isinstance(value, str) and value in words:
+        return value
+    raise TokenizerError(f"{name} is {shown(value)}; expected True, False, {', '.join(map(repr, words))}")
 
 
 def without_prefixes(text: str, prefix: str) -> str:

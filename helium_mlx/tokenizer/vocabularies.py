@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from helium_mlx.errors import TokenizerError, one_line, shown
 from helium_mlx.files.untrusted import FileProblem, read_bytes
 from helium_mlx.tokenizer.bounds import MAX_GROWTH, charsmap_fault, excess, sentencepiece_growth, undefined_token
+from helium_mlx.tokenizer.declared import NOTHING_DECLARED, Declared, DeclaredToken
 from helium_mlx.tokenizer.detokenizer import (
     WORD_SEPARATOR,
     ByteFallbackDetokenizer,
@@ -58,11 +59,10 @@ class Vocabulary(Protocol):
 
     size: int
     base_size: int
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """The ids that decoding can leave out."""
-        ...
+    is_extended: bool
+    """Whether tokens are declared beside the file that it does not have itself."""
+    special_ids: frozenset[int]
+    """The ids that decoding can leave out."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the ids of a text. Raises TokenizerError where the file's rules fail on it."""
@@ -96,7 +96,7 @@ class Vocabulary(Protocol):
 class JsonVocabulary:
     """`tokenizer.json`, read by `tokenizers`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, declared: Declared = NOTHING_DECLARED) -> None:
         import tokenizers
 
         self._path = path
@@ -109,6 +109,8 @@ class JsonVocabulary:
             self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(data)
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = declared.split_special_tokens
+        self.is_extended = self._add(declared.tokens) or declared.split_special_tokens
         found = excess(self._tokenizer)
         if found is not None:
             raise TokenizerError(f"{path} has {found}, which no Helium's has; fetch it again")
@@ -121,9 +123,32 @@ class JsonVocabulary:
         # What fails at every text fails here, not at the first prompt.
         with _named_failures(f"{path} has a post-processor that fails"):
             self._tokenizer.encode("")
+        self.special_ids = self._skipped_ids()
         self.base_size = self._tokenizer.get_vocab_size(with_added_tokens=False)
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._piece_of = functools.cache(self._read_piece)
+
+    def _add(self, tokens: Sequence[DeclaredToken]) -> bool:
+        """Add what is declared beside the file, and say whether that changed anything."""
+        from tokenizers import AddedToken
+
+        before = {index: repr(token) for index, token in self._tokenizer.get_added_tokens_decoder().items()}
+        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        self._tokenizer.add_tokens(
+            [
+                AddedToken(
+                    token.content,
+                    special=token.special,
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    single_word=token.single_word,
+                    normalized=token.normalized,
+                )
+                for token in tokens
+                if token.id is not None or token.content not in known
+            ]
+        )
+        return before != {index: repr(token) for index, token in self._tokenizer.get_added_tokens_decoder().items()}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with _named_failures(f"{self._path} cannot encode a text"):
@@ -145,10 +170,19 @@ class JsonVocabulary:
     def tokens(self) -> Iterable[tuple[str, int]]:
         return self._tokenizer.get_vocab(with_added_tokens=True).items()
 
-    @functools.cached_property
-    def special_ids(self) -> frozenset[int]:
+    def _skipped_ids(self) -> frozenset[int]:
+        from tokenizers import decoders
+
         added = self._tokenizer.get_added_tokens_decoder()
-        return frozenset(index for index, token in added.items() if token.special)
+        special = frozenset(index for index, token in added.items() if token.special)
+        if not self.is_extended and not any(added[index].normalized for index in special):
+            return special
+        # Flags do not say: `tokenizers` shows special tokens that it looks for in normalized text, and skips those that
+        # were once special. So it is asked, without the decoder, which may fail at nothing.
+        decoder, self._tokenizer.decoder = self._tokenizer.decoder, decoders.Fuse()
+        skipped = frozenset(index for index in added if not self._tokenizer.decode([index]))
+        self._tokenizer.decoder = decoder
+        return skipped
 
     def detokenizer(self, piece_of: Callable[[int], Piece], *, skip_special_tokens: bool) -> StreamingDetokenizer:
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
@@ -241,7 +275,7 @@ def sentencepiece_piece(processor: "sentencepiece.SentencePieceProcessor", index
 class SentencePieceVocabulary:
     """`tokenizer.model`, read by `sentencepiece`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, declared: Declared = NOTHING_DECLARED) -> None:
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor()
@@ -257,34 +291,58 @@ class SentencePieceVocabulary:
             # Pieces and the surface of <unk> are bytes in the file; what is no UTF-8 fails here, not in a text.
             self._processor.IdToPiece(list(range(self.size)))
             self._processor.Decode([self._processor.unk_id()])
-        self._piece_of = functools.cache(lambda index: sentencepiece_piece(self._processor, index))
+        # A name alone is no token: a control symbol is never read from a text.
+        added = {token.content: token for token in declared.tokens if token.id is not None}
+        self._added = {token.content: cast(int, token.id) for token in added.values()}
+        self._added_by_id = {index: content for content, index in self._added.items()}
+        self._added_special = frozenset(self._added[token.content] for token in added.values() if token.special)
+        self._find_added = content_finder(self._added)
+        self.size = max([self.size, *(index + 1 for index in self._added_by_id)])
+        self.is_extended = bool(added)
+        controls = frozenset(index for index in range(self.base_size) if self._processor.IsControl(index))
+        self.special_ids = (controls - self._added_by_id.keys()) | self._added_special
+        self._piece_of = functools.cache(self._read_piece)
+
+    def _read_piece(self, index: int) -> Piece:
+        return self._added_by_id.get(index, sentencepiece_piece(self._processor, index))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return self._processor.Encode(text, out_type=int)
+        if self._find_added is None:
+            return self._processor.Encode(text, out_type=int)
+        ids, start = list[int](), 0
+        for found in self._find_added.finditer(text):
+            ids += [*self._processor.Encode(text[start : found.start()], out_type=int), self._added[found[0]]]
+            start = found.end()
+        return ids + self._processor.Encode(text[start:], out_type=int)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        known = [index for index in ids if index < self.size]
-        text = self._processor.Decode(known) if known else ""
-        if _REPLACEMENT not in text:
-            return text
-        return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), known)
+        if self._added_by_id.keys().isdisjoint(ids):
+            known = [index for index in ids if index < self.base_size]
+            text = self._processor.Decode(known) if known else ""
+            if _REPLACEMENT not in text:
+                return text
+        return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), ids)
 
     def token(self, index: int) -> str | None:
-        return self._processor.IdToPiece(index) if index < self.size else None
+        if index in self._added_by_id:
+            return self._added_by_id[index]
+        return self._processor.IdToPiece(index) if index < self.base_size else None
 
     def index(self, token: str) -> int | None:
+        if token in self._added:
+            return self._added[token]
         index = self._processor.PieceToId(token)
         return index if self._processor.IdToPiece(index) == token else None
 
     def tokens(self) -> Iterable[tuple[str, int]]:
-        return ((self._processor.IdToPiece(index), index) for index in range(self.size))
-
-    @functools.cached_property
-    def special_ids(self) -> frozenset[int]:
-        return frozenset(index for index in range(self.size) if self._processor.IsControl(index))
+        pieces = ((self._processor.IdToPiece(index), index) for index in range(self.base_size))
+        return (*((piece, index) for piece, index in pieces if index not in self._added_by_id), *self._added.items())
 
     def detokenizer(self, piece_of: Callable[[int], Piece], *, skip_special_tokens: bool) -> StreamingDetokenizer:
-        return SentencePieceDetokenizer(piece_of, dummy_prefix=self._dummy_prefix)
+        silent = self._added_special if skip_special_tokens else frozenset[int]()
+        # Like a control symbol, which is never written.
+        shown = (lambda index: "" if index in silent else piece_of(index)) if silent else piece_of
+        return SentencePieceDetokenizer(shown, dummy_prefix=self._dummy_prefix)
 
     def piece(self, index: int) -> Piece:
         return self._piece_of(index)
@@ -292,15 +350,22 @@ class SentencePieceVocabulary:
     @functools.cached_property
     def _dummy_prefix(self) -> DummyPrefix:
         """What the model's normalizer makes of leading separators, which sentencepiece shows only in its results."""
-        separator = self.index(WORD_SEPARATOR)
-        if separator is not None:
+        separator = self._processor.PieceToId(WORD_SEPARATOR)
+        if self._processor.IdToPiece(separator) == WORD_SEPARATOR:
             kept = len(self._processor.Decode([separator, separator]))
             return "every" if kept == 0 else "first" if kept == 1 else "kept"
         # No piece is a separator alone, so no second piece can lose one: only the first can, or none does.
-        for token, index in self.tokens():
+        for index in range(self.base_size):
+            token = self._processor.IdToPiece(index)
             if token.startswith(WORD_SEPARATOR):
                 return "kept" if len(self._processor.Decode([index])) == len(token) else "first"
         return "kept"
+
+
+def content_finder(contents: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds the leftmost of `contents`, of those that begin there the longest; None for none."""
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def _read_tokenizer(path: Path) -> bytes:

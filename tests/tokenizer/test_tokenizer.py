@@ -5,7 +5,7 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Literal, TypedDict, cast
 
 import mlx.core as mx
 import pytest
@@ -357,6 +357,87 @@ def test_padding_is_on_the_left_unless_told(from_json: HeliumTokenizer) -> None:
     assert encoding.attention_mask == [[0, 1, 1], [1, 1, 1]]
 
 
+def transformers_like(directory: Path, **values: object) -> tokenizers.Tokenizer:
+    """`tokenizers` with padding and truncation on, as transformers' fast tokenizers call it."""
+    library = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    library.no_padding()
+    library.no_truncation()
+    return library
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_to_a_length_is_the_librarys(
+    json_directory: Path, from_json: HeliumTokenizer, side: Literal["left", "right"]
+) -> None:
+    library = transformers_like(json_directory)
+    library.enable_padding(direction=side, pad_id=3, pad_token="<pad>", length=5)
+    library.enable_truncation(max_length=5)
+    texts = ["the", "the file is of France and of Paris"]
+    encoding = from_json(texts, padding="max_length", truncation=True, max_length=5, padding_side=side)
+    assert encoding.input_ids == [each.ids for each in library.encode_batch(texts)]
+    assert encoding.attention_mask == [each.attention_mask for each in library.encode_batch(texts)]
+    longer = from_json("the file is of France", padding="max_length", max_length=2)
+    assert longer.input_ids == from_json.encode("the file is of France")
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 50])
+@pytest.mark.parametrize("special", [True, False])
+def test_truncation_on_the_left_is_the_librarys(json_directory: Path, length: int, special: bool) -> None:
+    tokenizer, library = HeliumTokenizer.from_pretrained(json_directory), transformers_like(json_directory)
+    library.enable_truncation(max_length=length, direction="left")
+    tokenizer.truncation_side = "left"
+    text = "the file is of France"
+    encoding = tokenizer(text, truncation=True, max_length=length, add_special_tokens=special)
+    assert encoding.input_ids == library.encode(text, add_special_tokens=special).ids
+
+
+@pytest.mark.parametrize(("word", "same"), [("longest", True), ("do_not_pad", False)])
+def test_the_words_of_transformers_pad_as_switches_do(
+    from_json: HeliumTokenizer, word: Literal["longest", "do_not_pad"], same: bool
+) -> None:
+    texts = ["the", "the file"]
+    assert dict(from_json(texts, padding=word)) == dict(from_json(texts, padding=same))
+
+
+def test_attributes_that_are_set_take_effect(json_directory: Path) -> None:
+    tokenizer = HeliumTokenizer.from_pretrained(json_directory)
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.eos_token
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("</s>", 2)
+    short, long = tokenizer.encode("the"), tokenizer.encode("the file")
+    assert tokenizer(["the", "the file"], padding=True).input_ids == [[*short, 2], long]
+    tokenizer.eos_token = "<|im_end|>"
+    assert (tokenizer.eos_token_ids, tokenizer.eos_token_id) == ((5,), 5)
+    tokenizer.eos_token_id = 2
+    assert tokenizer.eos_token_ids == (2,)
+    tokenizer.bos_token = "<pad>"
+    assert tokenizer.encode("<pad>the")[0] == 3
+    assert tokenizer.encode("<pad>the").count(3) == 1
+    tokenizer.pad_token = None
+    with pytest.raises(TokenizerError, match="nothing can be padded"):
+        tokenizer(["the", "the file"], padding=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("padding_side", "top", "padding_side is 'top'; expected 'left' or 'right'"),
+        ("truncation_side", None, "truncation_side is None; expected 'left' or 'right'"),
+        ("pad_token_id", 100_000, "token id 100000 is out of range"),
+        ("pad_token", "nonesuch", "the vocabulary has no piece 'nonesuch'"),
+        ("eos_token_ids", ["2"], "'2' is not a token id"),
+        ("bos_token_id", None, "None is not a token id"),
+        ("clean_up_tokenization_spaces", True, "clean_up_tokenization_spaces cannot be set"),
+        ("model_max_length", 5, "model_max_length cannot be set"),
+        ("chat_template", "x", "chat_template cannot be set"),
+    ],
+)
+def test_what_would_have_no_effect_cannot_be_set(json_directory: Path, name: str, value: object, message: str) -> None:
+    tokenizer = HeliumTokenizer.from_pretrained(json_directory)
+    with pytest.raises(TokenizerError, match=message):
+        setattr(tokenizer, name, value)
+
+
 def test_one_text_as_an_array_has_a_batch_of_one(from_json: HeliumTokenizer) -> None:
     ids = from_json("the file", return_tensors="mlx").input_ids
     assert isinstance(ids, mx.array)
@@ -375,9 +456,14 @@ def test_truncation_keeps_the_beginning(from_json: HeliumTokenizer) -> None:
         ({"return_tensors": "mlx"}, "texts of 2, 3 tokens do not make one array; give some text and padding=True"),
         ({"return_tensors": "pt"}, "return_tensors is 'pt'; expected None"),
         ({"padding_side": "top"}, "padding_side is 'top'; expected 'left' or 'right'"),
-        ({"max_length": 4}, "truncation is False and max_length is 4"),
-        ({"truncation": True}, "truncation is True and max_length is None"),
+        ({"max_length": 4}, "truncation is False, padding is False and max_length is 4"),
+        ({"truncation": True}, "truncation is True, padding is False and max_length is None"),
         ({"truncation": True, "max_length": 0}, "with a positive max_length"),
+        ({"truncation": True, "max_length": 2.5}, "with a positive max_length"),
+        ({"truncation": "only_second", "max_length": 4}, "truncation is 'only_second'; expected True, False"),
+        ({"padding": "max_length"}, "padding is max_length and max_length is None"),
+        ({"padding": "nonsense"}, "padding is 'nonsense'; expected True, False, 'longest', 'do_not_pad', 'max_length'"),
+        ({"padding": 1}, "padding is 1; expected True, False"),
     ],
 )
 def test_a_call_that_cannot_be_met_is_named(
@@ -385,6 +471,22 @@ def test_a_call_that_cannot_be_met_is_named(
 ) -> None:
     with pytest.raises(TokenizerError, match=message):
         from_json(["the", "the file"], **options)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("text", [None, 3, b"the", {"text": "the"}])
+def test_what_is_not_texts_is_not_called_with(from_json: HeliumTokenizer, text: object) -> None:
+    with pytest.raises(TokenizerError, match=r"cannot encode .* expected a string or several"):
+        from_json(text)  # pyright: ignore[reportArgumentType]
+
+
+def test_cleaning_up_is_refused(from_json: HeliumTokenizer, tmp_path: Path) -> None:
+    assert from_json.decode([THE], clean_up_tokenization_spaces=False) == "the"
+    with pytest.raises(TokenizerError, match="clean_up_tokenization_spaces is True"):
+        from_json.decode([THE], clean_up_tokenization_spaces=True)
+    samples.write_json_checkpoint(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"clean_up_tokenization_spaces": true}')
+    with pytest.raises(TokenizerError, match="has clean_up_tokenization_spaces, by which text would change"):
+        HeliumTokenizer.from_pretrained(tmp_path)
 
 
 def test_no_text_makes_no_array(from_json: HeliumTokenizer) -> None:

@@ -1,0 +1,130 @@
+"""Tokens that stand beside a tokenizer's file, in `tokenizer_config.json` and two files that older programs wrote.
+
+Read as transformers' `PreTrainedTokenizerBase.from_pretrained` reads them: `added_tokens_decoder` where it is there,
+else `special_tokens_map.json` and `added_tokens.json`; and every named special token that the vocabulary's file does
+not add itself. Settings with an effect there and none here are refused.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from helium_mlx.errors import TokenizerError, shown
+from helium_mlx.files.names import TOKENIZER_CONFIG_FILE
+from helium_mlx.files.untrusted import FileProblem, read_json_object
+
+SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+
+# Helium's tokenizer.json adds 105.
+MAX_TOKENS = 10_000
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+
+
+@dataclass(frozen=True)
+class DeclaredToken:
+    """A token found before a text is split into pieces; `id` is None where only its name is declared."""
+
+    content: str
+    id: int | None
+    special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What is declared: tokens in the order in which they are added, and whether texts cannot spell special ones."""
+
+    tokens: tuple[DeclaredToken, ...] = ()
+    split_special_tokens: bool = False
+
+
+NOTHING_DECLARED = Declared()
+
+
+def read_declared(directory: Path) -> Declared:
+    """Return what a checkpoint declares beside its tokenizer's file. Raises TokenizerError, which names the key."""
+    path = directory / TOKENIZER_CONFIG_FILE
+    config = read_object_if_there(path)
+    if config.get("clean_up_tokenization_spaces"):
+        raise TokenizerError(
+            f"{path} has clean_up_tokenization_spaces, by which text would change after it was shown; set it to false"
+        )
+    if config.get("add_eos_token") and config.get("eos_token"):
+        raise TokenizerError(f"{path} has add_eos_token; a prompt that goes on has no end: set it to false")
+    numbered = config.get("added_tokens_decoder")
+    if numbered is None:
+        config |= read_object_if_there(directory / SPECIAL_TOKENS_MAP_FILE)
+    special = list(dict.fromkeys(_special_tokens(path, config)))
+    if numbered is None:
+        added = _added_tokens(directory / ADDED_TOKENS_FILE, {token.content for token in special})
+    else:
+        added = [_token(path, entry, index) for index, entry in _in_order(path, numbered)]
+    contents = {token.content for token in added}
+    tokens = (*added, *(token for token in special if token.content not in contents))
+    if len(tokens) > MAX_TOKENS:
+        raise TokenizerError(f"{path} declares {len(tokens)} tokens; at most {MAX_TOKENS} are taken: remove some")
+    return Declared(tokens, bool(config.get("split_special_tokens")))
+
+
+def read_object_if_there(path: Path) -> dict[str, object]:
+    """Return the object in a JSON file, an empty one where there is no file. Raises TokenizerError for anything else"""
+    try:
+        return read_json_object(path) if os.path.lexists(path) else {}
+    except FileProblem as problem:
+        raise TokenizerError(f"{path} {problem}") from None
+
+
+def _special_tokens(path: Path, config: Mapping[str, object]) -> list[DeclaredToken]:
+    """The tokens that have a name, and the list of others, of which an object says itself whether it is special."""
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    if not isinstance(extra, (dict, list)):
+        raise TokenizerError(f"{path} has extra_special_tokens {shown(extra)}; expected a list or an object of tokens")
+    others = [key for key, value in config.items() if key.endswith("_token") and isinstance(value, (str, dict))]
+    named = [config.get(key) for key in (*_NAMED, *(key for key in others if key not in _NAMED))]
+    named += extra.values() if isinstance(extra, dict) else []
+    listed = extra if isinstance(extra, list) else []
+    return [
+        *(_token(path, value, None, special=True) for value in named if value is not None),
+        *(_token(path, value, None, special=isinstance(value, str)) for value in listed),
+    ]
+
+
+def _added_tokens(path: Path, special: set[str]) -> list[DeclaredToken]:
+    found = [
+        DeclaredToken(content, _id(path, index), content in special, normalized=content not in special)
+        for content, index in read_object_if_there(path).items()
+        if content
+    ]
+    return sorted(found, key=lambda token: cast(int, token.id))
+
+
+def _in_order(path: Path, numbered: object) -> Iterable[tuple[int, object]]:
+    if not isinstance(numbered, dict) or not all(key.isascii() and key.isdecimal() for key in numbered):
+        raise TokenizerError(f"{path} has added_tokens_decoder {shown(numbered)}; expected tokens by their ids")
+    return sorted((int(index), entry) for index, entry in cast("dict[str, object]", numbered).items())
+
+
+def _token(path: Path, entry: object, index: int | None, *, special: bool = False) -> DeclaredToken:
+    match {"content": entry} if isinstance(entry, str) else entry:
+        case {"content": str(content), **rest} if content:
+            flags = {name: value for name, value in rest.items() if name in _FLAGS}
+            if all(isinstance(value, bool) for value in flags.values()):
+                is_special = special or bool(flags.pop("special", False))
+                flags.setdefault("normalized", not is_special)
+                flags.pop("special", None)
+                return DeclaredToken(content, index, is_special, **cast("dict[str, bool]", flags))
+    raise TokenizerError(f"{path} declares the token {shown(entry)}; expected its text, or an object with its content")
+
+
+def _id(path: Path, index: object) -> int:
+    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        raise TokenizerError(f"{path} has the id {shown(index)}; expected a whole number")
+    return index
