@@ -347,7 +347,7 @@ def _warnings(
     plan: ConversionPlan, figures: dict[str, object] | None, calibration: CalibrationReport | None
 ) -> list[str]:
     source, config = plan.source, plan.config
-    warnings = list(source.warnings)
+    warnings = [*source.warnings, *plan.warnings]
     others = {FLOAT_DTYPES[info.dtype] for info in source.tensors.values() if info.dtype in FLOAT_DTYPES}
     if plan.options.dtype is None and len(others) > 1:
         warnings.append(

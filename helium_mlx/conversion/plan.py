@@ -9,7 +9,7 @@ import mlx.core as mx
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.checkpoint import CODE_KEYS, Checkpoint
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.checkpoint.generation_config import GenerationConfig, generation_values
+from helium_mlx.checkpoint.generation_config import GenerationConfig, generation_values, read_generation_config
 from helium_mlx.checkpoint.layout import architecture_name
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, config_entry, unquantized
 from helium_mlx.conversion.options import ConversionOptions
@@ -51,11 +51,18 @@ class ConversionPlan:
 
     @property
     def json_files(self) -> dict[str, dict[str, object]]:
-        """What is written as JSON, by file name; a generation config that the source has is copied instead."""
-        files = {CONFIG_FILE: self.config.to_dict()}
-        if not (self.source.directory / GENERATION_CONFIG_FILE).is_file():
-            files[GENERATION_CONFIG_FILE] = generation_values(self.source.config)
-        return files
+        """What is written as JSON, by file name; a generation config that is whole is copied instead."""
+        values = written_generation_config(self.source)
+        generation: dict[str, dict[str, object]] = {} if values is None else {GENERATION_CONFIG_FILE: values}
+        return {CONFIG_FILE: self.config.to_dict()} | generation
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what is written otherwise than the source has it."""
+        ends = self.source.config.eos_token_id
+        if read_generation_config(self.source.directory) is None or GENERATION_CONFIG_FILE not in self.json_files:
+            return ()
+        return (f"{GENERATION_CONFIG_FILE} had no eos_token_id; it has {CONFIG_FILE}'s now: {ends}",)
 
     @property
     def source_files(self) -> list[Path]:
@@ -63,6 +70,19 @@ class ConversionPlan:
         names = [CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE]
         beside = [path for name in names if (path := self.source.directory / name).is_file()]
         return [*beside, *licence_files(self.source.directory), *self.tokenizer.files, *self.source.files]
+
+
+def written_generation_config(source: Checkpoint) -> dict[str, object] | None:
+    """Return the `generation_config.json` of a result; None where the source's is copied as it is.
+
+    Made of the config where there is none that can be read. One without an end, which the config has, gets it.
+    """
+    values, config = read_generation_config(source.directory), source.config
+    if values is None:
+        return generation_values(config)
+    if values.get("eos_token_id") is None and config.eos_token_id is not None:
+        return {**values, "eos_token_id": config.eos_token_id}
+    return None
 
 
 def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None) -> ConversionPlan:
