@@ -9,6 +9,7 @@ writing back.
 from collections.abc import Callable, Mapping
 
 from helium_mlx.errors import ConfigError, shown
+from helium_mlx.files.names import WEIGHTS_FILE
 
 # Fields of `HeliumConfig`, and other spellings of them.
 APPLIED = frozenset((
@@ -51,8 +52,8 @@ REFUSED: dict[str, tuple[Callable[[object], bool], str]] = {
     "text_config": (_is_null, "null"),
     "text_encoder": (_is_null, "null"),
     "tie_last_hidden_states": (lambda value: value in (None, True), "true"),
-    # transformers reads the weights from the file that it names.
-    "transformers_weights": (_is_null, "null"),
+    # transformers reads the weights from the file that it names. Never written back, as there.
+    "transformers_weights": (lambda value: value in (None, WEIGHTS_FILE), f"{WEIGHTS_FILE!r}"),
 }
 
 # What transformers reads for plans of several devices, for training, for messages, for another way to the same numbers,

@@ -111,7 +111,7 @@ def _require_inside(path: Path) -> None:
     inside = (in_cache and _is_below(path, repository)) or _is_below(path, directory) or directory.parent == _PACKAGE
     if not inside:
         raise UnreadableFile(
-            f"is a link to {shown(os.readlink(path))}, outside of the checkpoint, and a stranger's link could lead to any "
+            f"is a link to {shown(os.readlink(path))}, outside of the checkpoint, and a stranger's could lead to any "
             "file of yours; copy the file there (cp -L), or give the directory that it links into"
         )
 

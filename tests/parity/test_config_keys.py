@@ -1,4 +1,4 @@
-"""The table of configuration keys against the transformers that is installed: it is whole, and each key is as it says."""
+"""The table of configuration keys against the transformers that is installed: it is whole, and it is right."""
 
 import inspect
 import json
@@ -256,6 +256,7 @@ def test_the_original_context_counts_where_transformers_looks_for_it(
         {"rope_parameters": None},
         {"rope_parameters": {"rope_type": "default", "factor": 3.0, "rope_theta": 50.0}},
         {"rope_parameters": {"rope_type": "linear", "type": "dynamic", "factor": 3.0, "rope_theta": 50.0}},
+        {"rope_parameters": None, "rope_scaling": {"rope_type": "yarn", "type": "linear", "factor": 3.0}},
         {"partial_rotary_factor": 0.5},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5}},
         {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0, "mscale": 2.0, "rope_theta": 50.0}},
