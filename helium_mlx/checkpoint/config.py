@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import cast
 
-from helium_mlx.checkpoint.config_keys import REFUSED, model_type_of, refuse_keys
+from helium_mlx.checkpoint.config_keys import model_type_of, refuse_keys
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.checkpoint.rope_parameters import (
     merge_spellings,
@@ -72,6 +72,8 @@ _UNWRITTEN_DEFAULTS: dict[str, object] = {
     "output_attentions": False,
     "return_dict": True,
 }
+# Quantizers that also round weights which are stored dense, whenever they are used.
+_ROUNDS_DENSE_WEIGHTS = ("'bitnet'",)
 _DEFAULT_ROPE_THETA = {"helium": 100_000.0, "llama": 10_000.0}
 _SIZES = (
     "vocab_size",
@@ -198,7 +200,7 @@ class HeliumConfig:
         if values.get("quantization") is None:
             values["quantization"] = quantization_config
         known = {f.name for f in fields(cls)} - {"extra"}
-        extra = {key: value for key, value in values.items() if key not in known and key not in REFUSED}
+        extra = {key: value for key, value in values.items() if key not in known and key != "transformers_weights"}
         return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)  # pyright: ignore[reportArgumentType]
 
     @classmethod
@@ -434,7 +436,7 @@ def _read_file(path: Path) -> ConfigFile:
         values["model_type"] = model_type_of(values)
         values, said = without_effect(values)
         method = foreign_quantization(values)
-        if method is not None:
+        if method is not None and method not in _ROUNDS_DENSE_WEIGHTS:
             del values["quantization_config"]
         return ConfigFile(HeliumConfig.from_dict(values), said, method)
     except ConfigError as error:

@@ -9,6 +9,7 @@ writing back.
 from collections.abc import Callable, Mapping
 
 from helium_mlx.errors import ConfigError, shown
+from helium_mlx.files.names import WEIGHTS_FILE
 
 # Fields of `HeliumConfig`, and other spellings of them.
 APPLIED = frozenset((
@@ -51,12 +52,27 @@ REFUSED: dict[str, tuple[Callable[[object], bool], str]] = {
     "text_config": (_is_null, "null"),
     "text_encoder": (_is_null, "null"),
     "tie_last_hidden_states": (lambda value: value in (None, True), "true"),
-    # transformers reads the weights from the file that it names.
-    "transformers_weights": (_is_null, "null"),
+    # transformers reads the weights from the file that it names. Never written back, as there.
+    "transformers_weights": (lambda value: value in (None, WEIGHTS_FILE), f"{WEIGHTS_FILE!r}"),
 }
 
-# What transformers reads for plans of several devices, for training, for messages or for other models.
-HARMLESS = frozenset(("pretraining_tp",))
+# What transformers reads for plans of several devices, for training, for messages, for another way to the same numbers,
+# or for models of other kinds; and what the class of a config has, which a file does not change.
+HARMLESS = frozenset((
+    "_attn_implementation", "_attn_implementation_internal", "_auto_class", "_commit_hash",
+    "_experts_implementation", "_experts_implementation_internal", "_from_auto", "_from_pipeline", "_name_or_path",
+    "_output_attentions", "_post_init_done", "_rope_type_labels", "allow_global_per_layer_attribute_access",
+    "attn_implementation", "base_config_key", "base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan",
+    "base_model_tp_plan", "cache_dir", "chain_hidden_post_norm", "chunk_size_feed_forward", "commit_message",
+    "compile_config", "default_rope_type", "default_theta", "distributed_config", "embed_dim",
+    "experts_implementation", "extra_config_files", "extra_files", "first_k_dense_replace", "force_download",
+    "gradient_checkpointing", "ignore_keys_at_rope_validation", "init_std", "initializer_factor", "is_heterogeneous",
+    "json", "local_files_only", "logits_mup_width_multiplier", "mlp_layer_types", "mtp_hidden_states_first",
+    "mtp_layer_types", "mtp_mlp_layer_types", "mtp_per_layer_config", "name_or_path", "num_heads", "num_mtp_layers",
+    "number_of_conv_states", "per_layer_attributes", "pretraining_tp", "proxies", "return_unused_kwargs", "revision",
+    "sep_token_id", "serialize_explicit_per_layer_config", "sub_config_name", "sub_configs", "sub_configs_defaults",
+    "subfolder", "token", "transformers_version", "trust_remote_code", "unpadded_vocab_size", "use_return_dict",
+))  # fmt: skip
 
 
 def refuse_keys(values: Mapping[str, object]) -> None:

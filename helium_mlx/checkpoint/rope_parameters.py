@@ -39,9 +39,9 @@ def merge_spellings(values: dict[str, object], default_theta: float | None) -> d
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{name} is {shown(value)}; it must be an object")
     merged = cast(dict[str, object], dict(parameters or {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    in_scaling = {
-        "rope_type" if key == "type" else key: value for key, value in cast(dict[str, object], scaling or {}).items()
-    }
+    in_scaling = cast(dict[str, object], dict(scaling or {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if "type" in in_scaling:
+        in_scaling.setdefault("rope_type", in_scaling.pop("type"))
     lost = set(merged) - set(in_scaling) - {"type"} if in_scaling else set()
     if lost == {"rope_theta"} and merged["rope_theta"] in (theta, default_theta):
         lost = set()

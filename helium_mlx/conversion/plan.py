@@ -10,7 +10,7 @@ import mlx.core as mx
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.checkpoint import CODE_KEYS, Checkpoint
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.checkpoint.generation_config import GenerationConfig, generation_values
+from helium_mlx.checkpoint.generation_config import GenerationConfig, generation_values, read_generation_config
 from helium_mlx.checkpoint.layout import architecture_name
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, config_entry, unquantized
 from helium_mlx.conversion.options import ConversionOptions
@@ -63,18 +63,23 @@ class ConversionPlan:
 
     @property
     def json_files(self) -> dict[str, dict[str, object]]:
-        """What is written as JSON, by file name: the configs, and the source's settings that held a local path."""
-        return {
-            CONFIG_FILE: cast("dict[str, object]", without_local_paths(self.config.to_dict(), self.source.directory)),
-            **({} if self._has_generation_config else {GENERATION_CONFIG_FILE: generation_values(self.source.config)}),
-            **self.rewritten,
-        }
+        """What is written as JSON, by file name: the configs, and the source's settings that held a local path.
+
+        A generation config that is whole and holds no such path is copied instead.
+        """
+        directory = self.source.directory
+        written = {CONFIG_FILE: self.config.to_dict()}
+        if (values := written_generation_config(self.source)) is not None:
+            written[GENERATION_CONFIG_FILE] = values
+        cleaned = cast("dict[str, dict[str, object]]", without_local_paths(written, directory))
+        return self.rewritten | cleaned
 
     @property
     def copies(self) -> list[Path]:
         """What is copied as it is, beside the tokenizer's own files and the licences."""
         paths = [path for path in self.companions if path not in self.tokenizer.files]
-        return [*paths, self.source.directory / GENERATION_CONFIG_FILE] if self._has_generation_config else paths
+        own = [] if GENERATION_CONFIG_FILE in self.json_files else [self.source.directory / GENERATION_CONFIG_FILE]
+        return [*paths, *own]
 
     @property
     def source_files(self) -> list[Path]:
@@ -85,11 +90,25 @@ class ConversionPlan:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of files that are not as the source has them."""
-        return [f"{name} named a path, of which the last part is left" for name in self.rewritten]
+        said = [f"{name} named a path, of which the last part is left" for name in self.rewritten]
+        values = read_generation_config(self.source.directory)
+        if values is not None and written_generation_config(self.source) is not None:
+            ends = self.source.config.eos_token_id
+            said.append(f"{GENERATION_CONFIG_FILE} had no eos_token_id; it has {CONFIG_FILE}'s now: {ends}")
+        return said
 
-    @property
-    def _has_generation_config(self) -> bool:
-        return (self.source.directory / GENERATION_CONFIG_FILE).is_file()
+
+def written_generation_config(source: Checkpoint) -> dict[str, object] | None:
+    """Return the `generation_config.json` of a result; None where the source's is copied as it is.
+
+    Made of the config where there is none that can be read. One without an end, which the config has, gets it.
+    """
+    values, config = read_generation_config(source.directory), source.config
+    if values is None:
+        return generation_values(config)
+    if values.get("eos_token_id") is None and config.eos_token_id is not None:
+        return {**values, "eos_token_id": config.eos_token_id}
+    return None
 
 
 def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None) -> ConversionPlan:

@@ -111,7 +111,10 @@ def _require_inside(path: Path) -> None:
     # The package's own checkpoint is no stranger's; some installers link every file of a package.
     inside = in_cache or _is_below(path, directory) or directory.parent == _PACKAGE
     if not inside:
-        raise UnreadableFile(f"is a link to {shown(os.readlink(path))}, outside of the checkpoint; copy the file there")
+        raise UnreadableFile(
+            f"is a link to {shown(os.readlink(path))}, outside of the checkpoint, and a stranger's could lead to any "
+            "file of yours; copy the file there (cp -L), or give the directory that it links into"
+        )
 
 
 def _is_below(path: Path, root: Path) -> bool:

@@ -223,6 +223,13 @@ def test_weights_that_another_program_quantized_are_refused_by_its_name(director
         open_checkpoint(directory)
 
 
+def test_weights_that_are_rounded_when_they_are_used_are_not_read_as_dense(directory: Path) -> None:
+    values = config_values(quantization_config={"quant_method": "bitnet", "quantization_mode": "online"})
+    (directory / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="bitnet"):
+        open_checkpoint(directory)
+
+
 def test_a_generation_config_that_cannot_be_read_is_left_out_with_a_warning(directory: Path) -> None:
     (directory / "generation_config.json").write_text("{")
     with pytest.warns(UserWarning, match=r"generation_config\.json is not JSON"):

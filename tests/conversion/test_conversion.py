@@ -452,6 +452,37 @@ def test_an_eos_that_only_the_generation_config_names_is_written_into_the_config
     assert json.loads((tmp_path / "x/config.json").read_text())["eos_token_id"] == 2
 
 
+def test_an_eos_that_only_the_config_names_is_written_into_the_generation_config_and_said(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    (source / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6}')
+    report = helium_mlx.convert(str(source), str(tmp_path / "x"))
+    written = json.loads((tmp_path / "x/generation_config.json").read_text())
+    assert written == {"do_sample": True, "temperature": 0.6, "eos_token_id": 2}
+    assert any("generation_config.json had no eos_token_id" in warning for warning in report.warnings)
+
+
+def test_a_pad_token_that_stands_for_none_is_not_written_into_the_generation_config(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(values | {"pad_token_id": -1}))
+    (source / "generation_config.json").unlink()
+    helium_mlx.convert(str(source), str(tmp_path / "x"))
+    assert "pad_token_id" not in json.loads((tmp_path / "x/generation_config.json").read_text())
+    model, _ = helium_mlx.load(tmp_path / "x")
+    assert model.generate(mx.array([[1, 5]]), max_new_tokens=2).shape[0] == 1
+
+
+def test_another_head_than_the_tied_embedding_is_kept_and_the_pair_untied(tmp_path: Path) -> None:
+    source = demo_source(tmp_path)
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
+    report = helium_mlx.convert(str(source), str(tmp_path / "x"))
+    assert any("lm_head differs from the embedding" in warning for warning in report.warnings)
+    assert json.loads((tmp_path / "x/config.json").read_text())["tie_word_embeddings"] is False
+    ids = mx.array([[1, 5, 9]])
+    assert mx.array_equal(load_model(tmp_path / "x")(ids).logits, load_model(DEMO_DIRECTORY)(ids).logits)
+
+
 @pytest.mark.parametrize("quantize", [False, True])
 def test_a_size_for_shards_is_kept(tmp_path: Path, quantize: bool) -> None:
     options: dict[str, object] = {"quantize": quantize, "verify": False}
