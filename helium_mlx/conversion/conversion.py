@@ -225,7 +225,9 @@ def _measured(report: ConversionReport, source: Checkpoint, on_progress: OnProgr
     destination = Path(report.mlx_path)
     comparison = compare(source.directory, destination, on_progress=on_progress)
     update_card(
-        destination, comparison, reference=_source_name(report.source, source.directory) if report.revision else None
+        destination,
+        comparison,
+        reference=_source_name(report.source, None, source.directory) if report.revision else None,
     )
     return replace(report, files=report.files | file_hashes([destination / CARD_FILE]))
 
