@@ -186,6 +186,7 @@ def _fetch_file(repo: str, listing: _Listing, name: str) -> None:
     with hub_problems(repo):
         path = Path(hf_hub_download(repo, name, revision=listing.commit))
         if path != snapshot.root / name:
+            path.unlink()
             raise ValueError(f"{name} is said to be of another commit")
         size = path.stat().st_size
         if size != listing.sizes[name]:

@@ -1,15 +1,18 @@
+import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub_standin import COMMIT, HubStandIn, serve
-from hub_standin.client import environment, run
+from hub_standin import COMMIT, Fault, HubStandIn, Repository, serve
+from hub_standin.client import environment, run, set_token, use
 from processes import run_code
 
-from helium_mlx.errors import CheckpointError
-from helium_mlx.files.hub import DEMO_DIRECTORY, resolve
+import helium_mlx
+from helium_mlx.errors import CheckpointError, UsageError
+from helium_mlx.files.hub import DEMO_DIRECTORY, resolve, resolve_file
 
 REPO = "somebody/tiny-helium"
 
@@ -105,3 +108,182 @@ def test_the_demo_is_in_the_package() -> None:
 def test_a_name_that_is_no_repository_asks_no_network(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"no such directory.*; 'demo' is the one in this package$"):
         resolve(name)
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def demo_files() -> dict[str, bytes]:
+    files = {path.name: path.read_bytes() for path in DEMO_DIRECTORY.iterdir()}
+    del files["training.json"]
+    return files
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[dict[str, bytes]], HubStandIn]]:
+    """Point the client of this process at a stand-in with a repository of some files."""
+    with serve({}) as hub:
+        use(hub, monkeypatch, tmp_path / "home")
+
+        def holding(files: dict[str, bytes]) -> HubStandIn:
+            hub.repositories[REPO] = Repository.of_files(files)
+            return hub
+
+        yield holding
+
+
+def names(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
+Holding = Callable[[dict[str, bytes]], HubStandIn]
+
+
+def test_only_what_belongs_to_the_checkpoint_is_fetched(here: Holding) -> None:
+    wanted = demo_files() | {"LICENSE": b"x", "chat_template.jinja": b"x", "additional_chat_templates/rag.jinja": b"x"}
+    others = (*SHARDS, "consolidated.safetensors", "a/model.safetensors", "a/config.json", "onnx/tokenizer.json",
+              "trainer_state.json", "adapter_model.safetensors", "x.gguf", "a/README.md")  # fmt: skip
+    here(wanted | dict.fromkeys(others, b"x"))
+    assert names(resolve(REPO)) == wanted.keys()
+
+
+def test_of_shards_those_that_the_index_names_are_fetched(here: Holding) -> None:
+    files = demo_files()
+    del files["model.safetensors"]
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode()
+    here(files | dict.fromkeys((*SHARDS, "model-00001-of-00009.safetensors", "other.safetensors"), b"x"))
+    directory = resolve(REPO)
+    assert names(directory) == files.keys() | {*SHARDS}
+    (directory / SHARDS[1]).unlink()
+    assert names(resolve(REPO)) == files.keys() | {*SHARDS}
+
+
+def test_kyutais_only_file_is_fetched_whatever_it_is_called(here: Holding) -> None:
+    here({"helium-1.safetensors": b"x", "tokenizer.model": b"x", "a/other.safetensors": b"x"})
+    assert names(resolve(REPO)) == {"helium-1.safetensors", "tokenizer.model"}
+    asked = here({}).requests
+    before = len(asked)
+    resolve(REPO)
+    assert len(asked) == before
+
+
+@pytest.mark.parametrize("how", ["argument", "name"])
+def test_a_subfolder_is_a_checkpoint_of_its_own(here: Holding, how: str) -> None:
+    inside = {f"variants/2024/{name}": data for name, data in demo_files().items() if name != "README.md"}
+    here(inside | {"README.md": b"---\nlicense: mit\n---\n", "model.safetensors": b"x", "variants/config.json": b"x"})
+    name, subfolder = (REPO, "variants/2024") if how == "argument" else (f"{REPO}:variants/2024", None)
+    directory = resolve(name, subfolder=subfolder)
+    assert names(directory) == demo_files().keys() - {"README.md"}
+    assert directory.parts[-2:] == ("variants", "2024")
+    helium_mlx.load(name, subfolder=subfolder)
+    assert resolve_file(name, "config.json", subfolder=subfolder) == directory / "config.json"
+    with pytest.raises(CheckpointError, match="no subfolder nowhere in it"):
+        resolve(REPO, subfolder="nowhere")
+
+
+def test_a_conversion_of_a_subfolder_records_it_and_has_the_licence_of_the_whole(here: Holding, tmp_path: Path) -> None:
+    inside = {f"v2/{name}": data for name, data in demo_files().items() if name != "README.md"}
+    here(inside | {"README.md": b"---\nlicense: mit\n---\n"})
+    report = helium_mlx.convert(f"{REPO}:v2", str(tmp_path / "made"), quantize=True)
+    assert (report.source, report.subfolder, report.revision) == (REPO, "v2", COMMIT)
+    record = json.loads((tmp_path / "made/conversion.json").read_text())
+    assert (record["source"], record["subfolder"]) == (REPO, "v2")
+    card = (tmp_path / "made/README.md").read_text()
+    assert "license: mit" in card
+    assert f"/tree/{COMMIT}/v2" in card
+    assert f"base_model: {REPO}\n" in card
+
+
+def test_a_subfolder_of_a_directory_is_a_directory(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_DIRECTORY, tmp_path / "a/b")
+    assert resolve(tmp_path, subfolder="a/b") == tmp_path / "a/b"
+    assert resolve_file(tmp_path, "config.json", subfolder="a/b") == tmp_path / "a/b/config.json"
+    with pytest.raises(CheckpointError, match="has no subfolder c; check its name"):
+        resolve(tmp_path, subfolder="c")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/../b", "/a", "a/", "a//b", "~", "a\\b", "a\nb", "a*", "./a"])
+def test_a_subfolder_that_leads_elsewhere_is_refused(name: str) -> None:
+    for arguments in ((REPO, name), ("demo", name)):
+        with pytest.raises(UsageError, match=r"^subfolder is "):
+            resolve(arguments[0], subfolder=arguments[1])
+    with pytest.raises(UsageError, match=r"^subfolder is "):
+        resolve(f"{REPO}:{name}")
+
+
+def test_a_subfolder_is_named_once() -> None:
+    with pytest.raises(UsageError, match="leave one of them out"):
+        resolve(f"{REPO}:a", subfolder="b")
+
+
+def only_weights(hub: HubStandIn) -> None:
+    """Fill the cache as transformers does: without card and licence."""
+    from huggingface_hub import hf_hub_download
+
+    for name in hub.repositories[REPO].files():
+        if name not in ("README.md", "LICENSE"):
+            hf_hub_download(REPO, name)
+
+
+def test_card_and_licence_that_another_program_left_out_are_fetched(here: Holding, tmp_path: Path) -> None:
+    hub = here(demo_files() | {"README.md": b"---\nlicense: mit\n---\n", "LICENSE": b"terms"})
+    only_weights(hub)
+    asked = len(hub.requests)
+    resolve(REPO)
+    assert len(hub.requests) == asked
+    helium_mlx.convert(REPO, str(tmp_path / "made"))
+    assert "license: mit" in (tmp_path / "made/README.md").read_text()
+    assert (tmp_path / "made/LICENSE").read_bytes() == b"terms"
+
+
+def test_offline_a_card_that_is_not_there_is_unknown_and_not_missing(
+    here: Holding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = demo_files()
+    del files["README.md"]
+    only_weights(here(files))
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        helium_mlx.convert(REPO, str(tmp_path / "unknown"))
+    assert "the Hub was not asked" in (tmp_path / "unknown/README.md").read_text()
+    # Asked, it says that there is none, which is remembered.
+    helium_mlx.convert(REPO, str(tmp_path / "known"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    helium_mlx.convert(REPO, str(tmp_path / "again"))
+    for name in ("known", "again"):
+        assert "the Hub was not asked" not in (tmp_path / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "token", "expected"),
+    [
+        (401, "GatedRepo", None, r"accept the terms .*; do that at http://127.*/somebody/tiny-helium, and log in"),
+        (403, "GatedRepo", "hf_x", r"accept the terms .*; do that at http://127.*/somebody/tiny-helium, or try"),
+        (401, "RepoNotFound", None, "no such repository, or shows it only with a token, and there is none here"),
+        (404, "RepoNotFound", "hf_x", "no such repository or revision, or the token may not see it"),
+        (401, "", "hf_x", "does not accept the token"),
+        (403, "", "hf_x", "the token may not read there"),
+        (500, "", "hf_x", "the Hub failed .500, oh.; run the same command again: what is here is not fetched again"),
+        (404, "RevisionNotFound", "hf_x", "has no revision main of it .*; check the name, the revision"),
+    ],
+)
+def test_each_refusal_of_a_download_says_what_to_do(
+    here: Holding, monkeypatch: pytest.MonkeyPatch, status: int, code: str, token: str | None, expected: str
+) -> None:
+    hub = here(demo_files())
+    set_token(monkeypatch, token)
+    message = "Invalid credentials in Authorization header" if (status, code) == (401, "") else "oh"
+    hub.faults = [Fault("GET", "/api/models/", status, message, {"X-Error-Code": code}, times=9)]
+    with pytest.raises(CheckpointError, match=rf"^{REPO}: .*{expected}") as caught:
+        resolve(REPO)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_called_demo_is_named_once(tmp_path: Path, hub: HubStandIn) -> None:
+    (tmp_path / "demo").mkdir()
+    code = "import helium_mlx.files.hub as hub; print(hub.resolve('demo'), hub.resolve('demo'))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert result.stdout.split() == [str(DEMO_DIRECTORY)] * 2
+    said = "note: 'demo' is the checkpoint inside the package; for the folder of that name say ./demo\n"
+    assert result.stderr == said

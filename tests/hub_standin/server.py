@@ -26,6 +26,7 @@ class Answer:
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    is_cut: bool = False
 
     @classmethod
     def of_json(cls, value: object, status: int = 200) -> "Answer":
@@ -347,6 +348,9 @@ class _Handler(BaseHTTPRequestHandler):
             answer = hub.answer(Request(self.command, path, parse_qs(url.query), token, body))
         if fault and fault.lose_answer:
             raise _ClosedError
+        if fault:
+            answer = Answer(answer.status, fault.changed(answer.body), answer.headers | fault.headers)
+            answer.is_cut = fault.is_cut
         return answer
 
     def _body(self, path: str, cut_after: int | None) -> bytes:
@@ -379,10 +383,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
+        if "Content-Length" not in answer.headers:
+            self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            self.wfile.write(answer.body[: len(answer.body) // 2] if answer.is_cut else answer.body)
+        if answer.is_cut:
+            raise _ClosedError
 
     def log_message(self, format: str, *args: object) -> None:
         return

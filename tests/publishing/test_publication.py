@@ -175,3 +175,16 @@ def test_a_card_without_a_licence_is_a_warning(tmp_path: Path) -> None:
 )
 def test_other_names_are_on_no_list(name: str) -> None:
     assert not is_publishable(name)
+
+
+def test_a_template_in_its_folder_is_published_under_its_path(converted: Path) -> None:
+    name = "additional_chat_templates/rag.jinja"
+    (converted / name).parent.mkdir()
+    (converted / name).write_text("x")
+    with pytest.raises(UploadError, match=f"{name} came later"):
+        publication(converted, REPO)
+    files = json.loads((converted / "conversion.json").read_text())["files"]
+    record(converted, files=files | {name: hashlib.sha256(b"x").hexdigest()})
+    assert name in [file.name for file in publication(converted, REPO).files]
+    (converted / "additional_chat_templates/x.py").write_text("x")
+    assert publication(converted, REPO).left_out == ("additional_chat_templates/x.py",)

@@ -489,6 +489,19 @@ def test_a_card_that_the_hub_refuses_is_said(hub: HubStandIn, converted: Path) -
     with pytest.raises(UploadError, match=r"README\.md") as caught:
         upload(converted, REPO)
     assert "\n" not in str(caught.value)
+    assert changes(hub) == [("POST", "/api/validate-yaml")]
+
+
+def test_what_the_hub_says_of_a_card_is_in_one_line(hub: HubStandIn, converted: Path) -> None:
+    said = {"errors": [{"message": f'"license" must be one of\n[a, b] {TOKEN}'}, 7, {}], "warnings": []}
+    hub.faults = [Fault("POST", "/validate-yaml", body=json.dumps(said).encode())]
+    with pytest.raises(
+        UploadError, match=r'refuses the metadata of README.md \("license" must be one of \[a, b\] \*\*\*'
+    ):
+        upload(converted, REPO)
+    said = {"errors": [], "warnings": [{"message": f"empty\x1b[2J {TOKEN}"}]}
+    hub.faults = [Fault("POST", "/validate-yaml", body=json.dumps(said).encode(), times=2)]
+    assert upload(converted, REPO).warnings == ("the Hub says of README.md: empty\\x1b[2J ***",)
 
 
 def test_a_conversion_publishes_what_it_made(hub: HubStandIn, tmp_path: Path) -> None:
