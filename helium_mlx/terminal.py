@@ -95,8 +95,10 @@ def in_flags(error: HeliumError, flags: Mapping[str, str]) -> str:
     if isinstance(error, UsageError) and first in flags:
         message = f"{flags[first]}{space}{rest}"
     names = "|".join(name for name in flags if "_" in name)
-    # Not within a path or a longer name.
-    return re.sub(rf"(?<![\w./-])(?:{names})(?![\w./-])", lambda name: flags[name[0]], message) if names else message
+    # Not within a path or a longer name, nor in quotes, which are of what a file holds.
+    return (
+        re.sub(rf"(?<![\w./'\"-])(?:{names})(?![\w./'\"-])", lambda name: flags[name[0]], message) if names else message
+    )
 
 
 def _prepare_streams() -> None:

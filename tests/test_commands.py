@@ -428,10 +428,11 @@ def test_all_of_jsons_records_of_completions_have_the_same_fields(tmp_path: Path
         assert {name: record[name] for name in sample} == sample
 
 
-def test_a_prompt_file_that_could_be_either_says_what_it_was_taken_for(tmp_path: Path) -> None:
-    for content, said in (('"A"\n', "taken for text"), ('{"prompt": "A"}\n', "taken for JSON lines")):
-        (tmp_path / "prompts").write_text(content)
-        arguments = ["generate", "--model", "demo", "-m", "1", "--prompt-file", str(tmp_path / "prompts")]
-        shown = run_command(*arguments).stderr
-        assert shown.count(said) == 1
-        assert run_command(*arguments, "--quiet").stderr == ""
+def test_a_bad_field_of_a_prompt_file_is_named_as_a_field(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    arguments = ["generate", "--model", "demo", "--prompt-file", str(path)]
+    path.write_text('{"prompt": "A", "max_tokens": 0}\n')
+    assert 'line 1: "max_tokens" is 0; it must be a whole number, at least 1' in run_command(*arguments).stderr
+    path.write_text('{"prompt": "A", "batch_size": 2}\n')
+    said = run_command(*arguments).stderr
+    assert """'batch_size' is not a field of a prompt; there are "prompt", "max_tokens", "id\"""" in said

@@ -20,7 +20,7 @@ Not here: transformers' `model.generate` on a padded batch (`model/generate.py`)
 """
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -52,6 +52,16 @@ class Request:
     samples: Sequence[int] | None = None
 
 
+class NotYet:
+    """What an iterator of prompts yields where the next has not come and rows of earlier ones run: nobody waits for it.
+
+    It is asked again after the rows' next step.
+    """
+
+
+NOT_YET = NotYet()
+
+
 @dataclass(frozen=True)
 class Completion:
     """A completion that has ended. `tokens` are the generated ones, an eos included; `sample` counts from 0."""
@@ -69,7 +79,7 @@ class Completion:
 def batch_generate(
     model: HeliumForCausalLM,
     tokenizer: HeliumTokenizer,
-    prompts: Iterable[Prompt | Request],
+    prompts: Iterable[Prompt | Request | NotYet],
     *,
     batch_size: int = 16,
     samples: int = 1,
@@ -112,7 +122,7 @@ def batch_generate(
 def complete_batch(
     model: HeliumForCausalLM,
     tokenizer: HeliumTokenizer,
-    prompts: Iterable[Prompt | Request],
+    prompts: Iterable[Prompt | Request | NotYet],
     options: CompletionOptions,
     *,
     batch_size: int = 16,
@@ -127,27 +137,28 @@ def complete_batch(
     _require_several(prompts)
     options.require_fit(model.config, tokenizer)
 
-    def rows_of(request: CheckedRequest) -> list[_CompletionRow]:
+    def rows_of(request: CheckedRequest | NotYet) -> list[_CompletionRow]:
         rows = []
+        if isinstance(request, NotYet):
+            return rows
         for sample in request.samples:
             seed = None if options.seed is None else (options.seed + request.index * samples + sample) % 2**64
             own = CompletionRequest(request.tokens, replace(options, seed=seed), request.count)
             rows.append(_CompletionRow(request, sample, own, model, tokenizer))
         return rows
 
-    requests = (
-        check_request(model, tokenizer, prompt, place, max_tokens=options.max_tokens, samples=samples)
-        for place, prompt in enumerate(prompts)
-    )
+    def checked(place: int, prompt: Prompt | Request) -> CheckedRequest:
+        return check_request(model, tokenizer, prompt, place, max_tokens=options.max_tokens, samples=samples)
+
     if isinstance(prompts, Sequence):
-        known = list(requests)
+        known = [checked(place, prompt) for place, prompt in enumerate(prompts)]
         # Of all of them it is known which is the longest, and whether there are enough to fill the batch.
         if known:
             rows = min(batch_size, sum(len(request.samples) for request in known))
             require_batch_fits(model, rows, max(request.longest for request in known))
         requests = iter(known)
     else:
-        requests = _fitting(model, requests, batch_size)
+        requests = _checked_as_read(model, prompts, checked, batch_size)
     return _complete(model, map(rows_of, requests), batch_size=batch_size, step_size=prefill_step_size)
 
 
@@ -197,13 +208,22 @@ def _sample(number: object, samples: int) -> int:
     return require_whole("sample", number, 0, samples - 1)
 
 
-def _fitting(model: HeliumForCausalLM, requests: Iterator[CheckedRequest], batch_size: int) -> Iterator[CheckedRequest]:
-    """Pass requests on as long as a batch of them fits into memory. Raises GenerationError at the first that does not.
+def _checked_as_read(
+    model: HeliumForCausalLM,
+    prompts: Iterable[Prompt | Request | NotYet],
+    check: Callable[[int, Prompt | Request], CheckedRequest],
+    batch_size: int,
+) -> Iterator[CheckedRequest | NotYet]:
+    """Pass prompts on as long as a batch of them fits into memory. Raises GenerationError at the first that does not.
 
     Of what is still to come nothing is known: a batch counts as full of rows as long as the longest so far.
     """
-    rows = longest = 0
-    for request in requests:
+    rows = longest = place = 0
+    for prompt in prompts:
+        if isinstance(prompt, NotYet):
+            yield prompt
+            continue
+        request, place = check(place, prompt), place + 1
         more, longer = min(batch_size, rows + len(request.samples)), max(longest, request.longest)
         if (more, longer) != (rows, longest):
             require_batch_fits(model, more, longer)

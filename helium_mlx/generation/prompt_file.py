@@ -1,22 +1,21 @@
-"""A file of prompts in, a file of results out: in JSON lines, as they finish, and to be gone on with after any end.
+"""A file of prompts in, a file of results out: JSON lines, each written as its completion ends, resumed after any end.
 
-A prompt file has one prompt a line. It is JSON lines if its name ends in .jsonl, or if its first line is a JSON object
-whatever the name; else each line is a prompt as it stands, quotes included. Where this was told by a first line that
-looks like JSON, it is said which was taken. A line of JSON is the prompt as a string, or an object:
+A prompt file has one prompt a line. It is JSON lines if its name ends in .jsonl or its first line is a JSON object;
+else each line is a prompt as it stands, quotes included. A line of JSON is the prompt as a string, or an object:
 
     {"prompt": TEXT or [ID, ...], "max_tokens": N, "id": ANYTHING}
 
-all but `prompt` optional. A prompt's index is the number of its line, counted from 0; empty lines are passed over.
+all but `prompt` optional. A prompt's index is the number of its line, counted from 0; empty lines are skipped.
 A result, `sample` only where several were asked for and `id` where one came:
 
     {"index": 0, "sample": 0, "id": ..., "text": ..., "finish_reason": ..., "prompt_tokens": N, "generated_tokens": N,
      "digest": ..., "model": ...}
 
 `digest` is of the prompt and the options that shape its completion, `model` of config, weights, tokenizer and dtype (as
-in `prompt_cache.fingerprint_of`, which samples the weights), wherever the model lies. An output file that is there is
-added to: what it has is not done again, an end that was cut off is taken away, and a file that holds anything else, or
-results with other digests, is refused untouched. Records go to the system whole as rows end, so a killed process loses
-none; a computer that loses power may lose those of the last second.
+in `prompt_cache.fingerprint_of`, which samples the weights), wherever the model lies. An output file that exists is
+added to: results that it has are not computed again, a last line that was cut off is removed, and a file that holds
+anything else, or results with other digests, is refused unchanged. Each line is handed to the system as a whole, so a
+killed process loses none that had ended.
 """
 
 import fcntl
@@ -24,18 +23,18 @@ import hashlib
 import inspect
 import json
 import os
+import select
 import stat
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
-from io import FileIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
 from helium_mlx.errors import GenerationError, HeliumError, shown
-from helium_mlx.generation.batching import Completion, Request, batch_generate, check_request
+from helium_mlx.generation.batching import NOT_YET, Completion, NotYet, Request, batch_generate, check_request
 from helium_mlx.generation.completion import StopStrings
 from helium_mlx.generation.prompt_cache import fingerprint_of
 from helium_mlx.generation.sampling import SamplingOptions
@@ -45,13 +44,12 @@ from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.option_values import OnProgress, plain, require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
-SYNC_SECONDS = 1.0
 _FIELDS = ("prompt", "max_tokens", "id")
 
-# What every record begins with, hence a record that was cut off as well.
+# What every result begins with, hence one that was cut off as well.
 _BEGINNING = b'{"index": '
 
-# Options that change when a completion is made and not what it says.
+# Options that change when a completion is computed and not what it says.
 _SHAPELESS = ("batch_size", "prefill_step_size")
 
 
@@ -66,12 +64,12 @@ class PromptFileReport:
 
 @dataclass(frozen=True)
 class FilePrompt:
-    """A line of a prompt file. `own_id` is its `id` as JSON, None where it has none."""
+    """A line of a prompt file. `own` is what comes back with its results: its `id`, where it has one."""
 
     index: int
     prompt: str | list[int]
     max_tokens: int | None = None
-    own_id: bytes | None = None
+    own: dict[str, object] = field(default_factory=dict)
 
 
 def run_prompt_file(
@@ -81,29 +79,27 @@ def run_prompt_file(
     output: str | Path | None = None,
     *,
     on_progress: OnProgress | None = None,
-    on_notice: Callable[[str], None] | None = None,
     **options: object,
 ) -> PromptFileReport:
-    """Complete the prompts of a file, "-" for standard input; write results to `output`, None for standard output.
+    """Complete the prompts of a file, "-" for standard input; write results to `output`, by default standard output.
 
-    `options` are `batch_generate`'s. The lines of a regular file are all checked before anything runs, that they fit
-    the context and a batch of them the memory included, and `on_progress(done, total)` is called after each completion;
-    those of a pipe are checked as they come. `on_notice` is called with a line that says how an ambiguous file was
-    taken.
+    "-" is standard output too. `options` are `batch_generate`'s. The lines of a regular file are all checked before
+    anything runs, that they fit the context and a batch of them the memory included, and `on_progress(done, total)` is
+    called after each completion; those of a pipe are checked and run as they come.
 
-    Raises GenerationError for a line that is no prompt, with its number, and for an output that is not this run's;
+    Raises GenerationError for a line that is not a prompt, with its number, and for an output that is not this run's;
     FileNotFoundError and other OSErrors for files that cannot be read or written.
     """
     # Wrong options are refused before anything is read or written.
     batch_generate(model, tokenizer, [], **options)  # pyright: ignore[reportArgumentType]
     digests = _Digests(model, tokenizer, options)
-    regular = _is_regular(path)
+    regular = str(path) != "-" and stat.S_ISREG(os.stat(path).st_mode)
     written = generated = 0
-    with closing(_Results(output, digests)) as results:
+    with closing(_Results(None if str(output) == "-" else output, digests)) as results:
         total = _check(model, tokenizer, path, results, digests) if regular else 0
         results.begin()
         there = len(results.done)
-        requests = (request for line in read_prompts(path, on_notice) if (request := results.expect(line)))
+        requests = _requests(path, results)
         completions = batch_generate(model, tokenizer, requests, **options)  # pyright: ignore[reportArgumentType]
         with closing(completions):
             for completion in completions:
@@ -114,48 +110,73 @@ def run_prompt_file(
     return PromptFileReport(written, there, generated)
 
 
-def read_prompts(path: str | Path, on_notice: Callable[[str], None] | None = None) -> Iterator[FilePrompt]:
+def _requests(path: str | Path, results: "_Results") -> Iterator[Request | NotYet]:
+    for line in _arriving(path, lambda: not results.expected):
+        request = results.expect(line) if line else NOT_YET
+        if request:
+            yield request
+
+
+def read_prompts(path: str | Path) -> Iterator[FilePrompt]:
     """Yield the prompts of a file, "-" for standard input, a line at a time.
 
-    `on_notice` is called with a line that says what the file was taken for, where its first line leaves a doubt.
-
-    Raises GenerationError for a line that is no prompt, with its number counted from 1.
+    Raises GenerationError for a line that is not a prompt, with its number counted from 1.
     """
+    return (line for line in _arriving(path, lambda: True) if line)
+
+
+def _arriving(path: str | Path, must_wait: Callable[[], bool]) -> Iterator[FilePrompt | None]:
+    """Yield prompts as they come; None where the next has not come yet, and `must_wait` says not to wait for it."""
     name = "standard input" if str(path) == "-" else str(path)
-    is_json = True if str(path).endswith(".jsonl") else None
-    with _opened(path) as file:
-        for index, raw in enumerate(file):
+    is_json = str(path).endswith(".jsonl") or None
+    if name == "standard input" and sys.stdin is None:
+        raise GenerationError("standard input is closed; give the prompts as a file")
+    with nullcontext(sys.stdin.buffer) if str(path) == "-" else open(path, "rb") as file:
+        index = -1
+        for raw in _lines(file, must_wait):
+            if raw is None:
+                yield None
+                continue
+            index += 1
             try:
                 line = raw.decode("utf-8-sig" if index == 0 else "utf-8").rstrip("\r\n")
-                if not line.strip():
-                    continue
-                if is_json is None:
-                    is_json, notice = _told_by(line)
-                    if notice and on_notice:
-                        on_notice(f"{name}: {notice}")
-                yield _parsed(index, line) if is_json else FilePrompt(index, line)
+                if line.strip():
+                    is_json = _is_object(line) if is_json is None else is_json
+                    yield _parsed(index, line) if is_json else FilePrompt(index, line)
             except UnicodeDecodeError as error:
-                problem = f"byte {error.start} is no UTF-8; save the file as UTF-8"
+                problem = f"byte {error.start} is not UTF-8; save the file as UTF-8"
                 raise GenerationError(f"{name}, line {index + 1}: {problem}") from None
             except _BadLine as error:
                 raise GenerationError(f"{name}, line {index + 1}: {error}") from None
+
+
+def _lines(file: BufferedReader, must_wait: Callable[[], bool]) -> Iterator[bytes | None]:
+    """Yield the lines of a file; None where a pipe has not a whole one yet and `must_wait` says not to wait."""
+    parts = list[bytes]()
+    while True:
+        while not must_wait() and not select.select([file], [], [], 0)[0]:
+            yield None
+        chunk = file.read1(2**16)
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            yield b"".join([*parts, line])
+            parts.clear()
+        parts.append(rest)
+        if not chunk:
+            break
+    if any(parts):
+        yield b"".join(parts)
 
 
 class _BadLine(Exception):
     """What is wrong with a line, without where it is."""
 
 
-def _told_by(line: str) -> tuple[bool, str]:
-    """Return whether a file with this first line is JSON lines, and what to say if the line leaves a doubt."""
+def _is_object(line: str) -> bool:
     try:
-        value = json.loads(line)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
-        return False, ""
-    if isinstance(value, dict):
-        return True, "taken for JSON lines, as the first line is an object"
-    if isinstance(value, str):
-        return False, "taken for text, a prompt a line, quotes included; JSON lines of strings need a name in .jsonl"
-    return False, ""
+        return False
 
 
 def _parsed(index: int, line: str) -> FilePrompt:
@@ -166,29 +187,17 @@ def _parsed(index: int, line: str) -> FilePrompt:
     if isinstance(value, str):
         return FilePrompt(index, value)
     if not isinstance(value, dict):
-        raise _BadLine(f"is {shown(value)}; expected a string, or an object with `prompt`")
+        raise _BadLine(f'is {shown(value)}; expected a string, or an object with "prompt"')
     unknown = sorted(set(value) - set(_FIELDS))
     if unknown:
-        raise _BadLine(f"{shown(unknown[0])} is no field of a prompt; there are {', '.join(_FIELDS)}")
+        fields = ", ".join(f'"{name}"' for name in _FIELDS)
+        raise _BadLine(f"{shown(unknown[0])} is not a field of a prompt; there are {fields}")
     prompt, max_tokens = value.get("prompt"), value.get("max_tokens")
     if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
-        raise _BadLine(f"prompt is {shown(prompt)}; expected text or a list of token ids")
+        raise _BadLine(f'"prompt" is {shown(prompt)}; expected text or a list of token ids')
     if max_tokens is not None:
-        max_tokens = require_whole("max_tokens", max_tokens, 1, error=_BadLine)
-    own_id = _as_json(value["id"]) if "id" in value else None
-    return FilePrompt(index, prompt, max_tokens, own_id)
-
-
-def _is_regular(path: str | Path) -> bool:
-    return str(path) != "-" and stat.S_ISREG(os.stat(path).st_mode)
-
-
-def _opened(path: str | Path) -> AbstractContextManager[Iterable[bytes]]:
-    if str(path) != "-":
-        return open(path, "rb")
-    if sys.stdin is None:
-        raise GenerationError("standard input is closed; give the prompts as a file")
-    return nullcontext(sys.stdin.buffer)
+        max_tokens = require_whole('"max_tokens"', max_tokens, 1, error=_BadLine)
+    return FilePrompt(index, prompt, max_tokens, {name: value[name] for name in ("id",) if name in value})
 
 
 def _check(
@@ -199,28 +208,25 @@ def _check(
     So too for a prompt that the context or, in a batch, the memory has no room for.
     """
     rows, longest, found = 0, 0, set[int]()
+    limits = {"max_tokens": digests.max_tokens, "samples": digests.samples}
     for line in read_prompts(path):
         found.add(line.index)
         missing = results.missing(line)
-        if missing:
-            request = Request(line.prompt, line.index, line.max_tokens, missing)
-            rows, longest = rows + len(missing), max(longest, _longest(model, tokenizer, path, request, digests))
+        if not missing:
+            continue
+        request = Request(line.prompt, line.index, line.max_tokens, missing)
+        try:
+            checked = check_request(model, tokenizer, request, line.index, **limits)
+        except HeliumError as error:
+            problem = str(error).removeprefix(f"prompt {line.index}: ")
+            raise type(error)(f"{path}, line {line.index + 1}: {problem}") from None
+        rows, longest = rows + len(missing), max(longest, checked.longest)
     for index, _ in results.done:
         if index not in found:
             raise results.foreign(index, f"{path} has no such prompt")
     if rows:
         require_batch_fits(model, min(rows, digests.batch_size), longest)
     return digests.samples * len(found)
-
-
-def _longest(
-    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, path: str | Path, request: Request, digests: "_Digests"
-) -> int:
-    place, limits = request.index or 0, {"max_tokens": digests.max_tokens, "samples": digests.samples}
-    try:
-        return check_request(model, tokenizer, request, place, **limits).longest
-    except HeliumError as error:
-        raise type(error)(f"{path}, line {place + 1}: {str(error).removeprefix(f'prompt {place}: ')}") from None
 
 
 class _Digests:
@@ -253,25 +259,28 @@ class _Digests:
 @dataclass
 class _Expected:
     digest: str
-    own_id: bytes | None
+    own: dict[str, object]
     missing: set[int]
 
 
 class _Results:
-    """The output: what is in it, and what is to come. `done` has digest and model of each (index, sample)."""
+    """The output: what it has, and what is computed now.
+
+    `done` has digest and model of each (index, sample); `expected` the prompts that run, by index.
+    """
 
     def __init__(self, output: str | Path | None, digests: _Digests) -> None:
         self.name = str(output)
         self.done: dict[tuple[int, int], tuple[str, object]] = {}
+        self.expected: dict[int, _Expected] = {}
         self._digests = digests
-        self._expected: dict[int, _Expected] = {}
-        self._synced = time.monotonic()
         self._end = 0
-        # Unbuffered, so that a record is either with the system or still here.
-        self._file = None if output is None else open(output, "ab", buffering=0)  # noqa: SIM115
+        self._file = sys.stdout.buffer if output is None else open(output, "ab")  # noqa: SIM115
+        # Only what can be read again is resumed.
+        self._resumes = output is not None and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
         try:
-            if self._file and _is_regular(self.name):
-                self._lock(self._file)
+            if self._resumes:
+                self._lock()
                 self._read()
         except BaseException:
             self.close()
@@ -280,9 +289,9 @@ class _Results:
     def missing(self, line: FilePrompt) -> tuple[int, ...]:
         """Return the samples of a line that are not there.
 
-        Raises GenerationError if a result of it is there that another prompt, other options or another model made.
+        Raises GenerationError if it has a result that another prompt, other options or another model made.
         """
-        keys = self._keys(line.index)
+        keys = [(line.index, sample) for sample in range(self._digests.samples)]
         there = [self.done[key] for key in keys if key in self.done]
         if there and any(digest != self._digests.of(line) for digest, _ in there):
             raise self.foreign(line.index, "another prompt or other options made it")
@@ -291,14 +300,14 @@ class _Results:
         return tuple(sample for index, sample in keys if (index, sample) not in self.done)
 
     def foreign(self, index: int, why: str) -> GenerationError:
-        """Return the error for a result that is none of this run's."""
+        """Return the error for a result that is not of this run."""
         return GenerationError(
             f"{self.name} has a result for index {index}, but {why}; choose another output file, or remove this one"
         )
 
     def begin(self) -> None:
-        """Take away a record that was cut off, now that the file is known to be this run's."""
-        if self._file and _is_regular(self.name):
+        """Remove a last line that was cut off, now that the file is known to be this run's."""
+        if self._resumes:
             self._file.truncate(self._end)
 
     def expect(self, line: FilePrompt) -> Request | None:
@@ -306,43 +315,27 @@ class _Results:
         missing = self.missing(line)
         if not missing:
             return None
-        self._expected[line.index] = _Expected(self._digests.of(line), line.own_id, set(missing))
+        self.expected[line.index] = _Expected(self._digests.of(line), line.own, set(missing))
         return Request(line.prompt, line.index, line.max_tokens, missing)
 
     def write(self, completion: Completion) -> None:
-        """Add a record."""
-        expected = self._expected[completion.index]
+        """Add a result."""
+        expected = self.expected[completion.index]
         expected.missing.remove(completion.sample)
         if not expected.missing:
-            del self._expected[completion.index]
-        fields = result_fields(completion, several=self._digests.samples > 1, own_id=expected.own_id)
-        record = _as_json({**fields, "digest": expected.digest, "model": self._digests.model}) + b"\n"
-        if self._file is None:
-            sys.stdout.buffer.write(record)
-            sys.stdout.buffer.flush()
-            return
-        while record:
-            record = record[self._file.write(record) :]
-        if time.monotonic() - self._synced >= SYNC_SECONDS:
-            self._sync(self._file)
+            del self.expected[completion.index]
+        fields = result_fields(completion, several=self._digests.samples > 1, own=expected.own)
+        self._file.write(_as_json({**fields, "digest": expected.digest, "model": self._digests.model}) + b"\n")
+        self._file.flush()
 
     def close(self) -> None:
-        """Have everything on disk."""
-        if self._file:
-            with self._file as file:
-                self._sync(file)
+        """Close the file, which lets another run have it."""
+        if self._file is not sys.stdout.buffer:
+            self._file.close()
 
-    def _keys(self, index: int) -> list[tuple[int, int]]:
-        return [(index, sample) for sample in range(self._digests.samples)]
-
-    def _sync(self, file: FileIO) -> None:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            os.fsync(file.fileno())
-        self._synced = time.monotonic()
-
-    def _lock(self, file: FileIO) -> None:
+    def _lock(self) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GenerationError(f"{self.name} is being written by another run; wait for its end") from None
 
@@ -350,36 +343,33 @@ class _Results:
         with open(self.name, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
-                    # Cut off, perhaps within what all records begin with.
+                    # Cut off, perhaps within what all results begin with.
                     if not line.startswith(_BEGINNING[: len(line)]):
-                        raise self._no_record(number)
+                        raise self._not_a_result(number)
                     return
-                key, made_by = self._parsed(number, line)
+                try:
+                    record = json.loads(line)
+                    key, made_by = (record["index"], record.get("sample", 0)), (record["digest"], record["model"])
+                except (ValueError, RecursionError, TypeError, AttributeError, KeyError):
+                    raise self._not_a_result(number) from None
+                if not all(type(part) is int for part in key) or not isinstance(made_by[0], str):
+                    raise self._not_a_result(number)
                 self.done[key] = made_by
                 self._end += len(line)
 
-    def _parsed(self, number: int, line: bytes) -> tuple[tuple[int, int], tuple[str, object]]:
-        try:
-            record = json.loads(line)
-            index, sample, digest, model = record["index"], record.get("sample", 0), record["digest"], record["model"]
-        except (ValueError, RecursionError, TypeError, AttributeError, KeyError):
-            raise self._no_record(number) from None
-        if type(index) is not int or type(sample) is not int or not isinstance(digest, str):
-            raise self._no_record(number)
-        return (index, sample), (digest, model)
-
-    def _no_record(self, number: int) -> GenerationError:
-        return GenerationError(f"{self.name}, line {number} is no result of a prompt file; choose another output file")
+    def _not_a_result(self, number: int) -> GenerationError:
+        problem = "is not a result of a prompt file; choose another output file"
+        return GenerationError(f"{self.name}, line {number} {problem}")
 
 
-def result_fields(completion: Completion, *, several: bool, own_id: bytes | None = None) -> dict[str, object]:
+def result_fields(
+    completion: Completion, *, several: bool, own: Mapping[str, object] | None = None
+) -> dict[str, object]:
     """Return what a line of results says of a completion, of one prompt or a file of them."""
-    fields: dict[str, object] = {"index": completion.index}
-    if several:
-        fields["sample"] = completion.sample
-    if own_id is not None:
-        fields["id"] = json.loads(own_id)
-    return fields | {
+    return {
+        "index": completion.index,
+        **({"sample": completion.sample} if several else {}),
+        **(own or {}),
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,

@@ -1,4 +1,4 @@
-"""Files of prompts: what is read, what is written, and going on after any end."""
+"""Files of prompts: what is read, what is written, and what continues after an interruption."""
 
 import fcntl
 import functools
@@ -78,12 +78,12 @@ BAD: dict[str, tuple[bytes, str]] = {
     "half a line": (b'"a"\n{"prompt": "b', "line 2: is not JSON"),
     "a number": (b'"a"\n\n3\n', "line 3: is 3; expected a string, or an object"),
     "a list": (b'"a"\n[1]\n', "line 2: is \\[1\\]; expected"),
-    "no prompt": (b'{"id": 1}\n', "line 1: prompt is None; expected text or a list of token ids"),
-    "no ids": (b'{"prompt": [1, true]}\n', "line 1: prompt is \\[1, True\\]"),
-    "another field": (b'{"prompt": "a", "temperature": 1}\n', "line 1: 'temperature' is no field of a prompt"),
-    "max_tokens 0": (b'{"prompt": "a", "max_tokens": 0}\n', "line 1: max_tokens is 0"),
-    "a truth": (b'{"prompt": "a", "max_tokens": true}\n', "line 1: max_tokens is True"),
-    "no UTF-8": (b'"a"\n"\xff"\n', "line 2: byte 1 is no UTF-8"),
+    "no prompt": (b'{"id": 1}\n', 'line 1: "prompt" is None; expected text or a list of token ids'),
+    "no ids": (b'{"prompt": [1, true]}\n', 'line 1: "prompt" is \\[1, True\\]'),
+    "another field": (b'{"prompt": "a", "temperature": 1}\n', "line 1: 'temperature' is not a field of a prompt"),
+    "max_tokens 0": (b'{"prompt": "a", "max_tokens": 0}\n', 'line 1: "max_tokens" is 0'),
+    "a truth": (b'{"prompt": "a", "max_tokens": true}\n', 'line 1: "max_tokens" is True'),
+    "no UTF-8": (b'"a"\n"\xff"\n', "line 2: byte 1 is not UTF-8"),
     "very deep": (b'"a"\n' + b"[" * 200_000 + b"\n", "line 2: is not JSON"),
 }
 
@@ -295,7 +295,7 @@ def test_options_that_do_not_shape_a_completion_may_change(demo: Demo, prompts: 
 def test_any_other_file_is_no_output(demo: Demo, prompts: Path, tmp_path: Path, content: bytes) -> None:
     output = tmp_path / "notes"
     output.write_bytes(content)
-    with pytest.raises(GenerationError, match="line 1 is no result of a prompt file; choose another output file"):
+    with pytest.raises(GenerationError, match="line 1 is not a result of a prompt file; choose another output file"):
         run(demo, prompts, output)
     assert output.read_bytes() == content
 
@@ -308,38 +308,84 @@ def test_two_runs_do_not_write_one_file(demo: Demo, prompts: Path, tmp_path: Pat
             run(demo, prompts, output)
 
 
-def test_records_are_synced_at_a_cadence_and_at_the_end(
-    demo: Demo, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), fsync(file))[1])
-    run(demo, prompts, tmp_path / "a")
-    often, synced[:] = len(synced), []
-    monkeypatch.setattr(prompt_file, "SYNC_SECONDS", 0.0)
-    run(demo, prompts, tmp_path / "b")
-    assert (often <= 3, len(synced)) == (True, 6)
-
-
 class Standard:
-    """Standard input or output that holds bytes."""
+    """Standard input or output of bytes."""
 
-    def __init__(self, content: bytes = b"") -> None:
-        self.buffer = io.BytesIO(content)
+    def __init__(self, buffer: object) -> None:
+        self.buffer = buffer
 
 
-def test_from_standard_input_to_standard_output(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = Standard()
-    monkeypatch.setattr(sys, "stdin", Standard(b"A\n\nIl\n"))
-    monkeypatch.setattr(sys, "stdout", out)
-    report = run_prompt_file(*demo, "-", max_tokens=3)
+@pytest.fixture
+def standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], None]]:
+    """Have standard input hold something."""
+    path = tmp_path / "stdin"
+    with path.open("w+b") as file:
+
+        def hold(content: bytes) -> None:
+            path.write_bytes(content)
+            monkeypatch.setattr(sys, "stdin", Standard(file))
+
+        yield hold
+
+
+@pytest.mark.parametrize("output", [None, "-"])
+def test_from_standard_input_to_standard_output(
+    demo: Demo,
+    tmp_path: Path,
+    standard_input: Callable[[bytes], None],
+    monkeypatch: pytest.MonkeyPatch,
+    output: str | None,
+) -> None:
+    out = io.BytesIO()
+    standard_input(b"A\n\nIl\n")
+    monkeypatch.setattr(sys, "stdout", Standard(out))
+    monkeypatch.chdir(tmp_path)
+    report = run_prompt_file(*demo, "-", output, max_tokens=3)
     monkeypatch.undo()
     assert report.written == 2
-    assert [json.loads(line)["index"] for line in out.buffer.getvalue().splitlines()] == [0, 2]
+    assert [json.loads(line)["index"] for line in out.getvalue().splitlines()] == [0, 2]
+    assert not (tmp_path / "-").exists()
 
 
-def test_a_bad_line_of_a_pipe_loses_none_before_it(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Partner:
+    """Standard output into a program that sends more of its prompts for every result, and hangs up after the last."""
+
+    def __init__(self, prompts: list[bytes], pipe: int) -> None:
+        self.results: list[bytes] = []
+        self.prompts = prompts
+        self.pipe = pipe
+        self.send()
+
+    def send(self) -> None:
+        if self.prompts:
+            os.write(self.pipe, self.prompts.pop(0))
+        else:
+            os.close(self.pipe)
+
+    def write(self, record: bytes) -> None:
+        self.results.append(record)
+        self.send()
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_prompt_of_a_pipe_runs_when_it_has_come_whole(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    out = Partner([b"A\n", b"\nOnce\nIl", b"l\n"], writing)
+    with open(reading, "rb") as pipe:
+        monkeypatch.setattr(sys, "stdin", Standard(pipe))
+        monkeypatch.setattr(sys, "stdout", Standard(out))
+        run_prompt_file(*demo, "-", max_tokens=3)
+    monkeypatch.undo()
+    assert [json.loads(line)["index"] for line in out.results] == [0, 2, 3]
+
+
+def test_a_bad_line_of_a_pipe_loses_none_before_it(
+    demo: Demo, tmp_path: Path, standard_input: Callable[[bytes], None]
+) -> None:
     output = tmp_path / "out.jsonl"
-    monkeypatch.setattr(sys, "stdin", Standard(b'{"prompt": "A"}\n"B"\n3\n"C"\n'))
+    standard_input(b'{"prompt": "A"}\n"B"\n3\n"C"\n')
     with pytest.raises(GenerationError, match="standard input, line 3: is 3"):
         run_prompt_file(*demo, "-", output, max_tokens=3, batch_size=8)
     assert [record["index"] for record in records(output)] == [0, 1]
