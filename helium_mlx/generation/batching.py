@@ -22,6 +22,7 @@ Not here: transformers' `model.generate` on a padded batch (`model/generate.py`)
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import mlx.core as mx
 
