@@ -30,3 +30,25 @@ go_on.wait()
 """
     ended = run_code(code)
     assert (ended.stdout, ended.stderr) == ("False\nTrue\n", "")
+
+
+@pytest.mark.parametrize("stream", ["stream_generate", "batch"])
+def test_a_daemon_thread_inside_a_stream_does_not_take_the_process_down(stream: str) -> None:
+    calls = {
+        "stream_generate": "helium_mlx.stream_generate(model, tokenizer, 'A', max_kv_size=64, **options)",
+        "batch": "batch_generate(model, tokenizer, ['A', 'B'] * 200, batch_size=2, max_tokens=8, ignore_eos=True)",
+    }
+    code = f"""
+import threading, helium_mlx
+from helium_mlx.generation.batching import batch_generate
+model, tokenizer = helium_mlx.load("demo")
+options = dict(max_tokens=100_000, ignore_eos=True)
+begun = threading.Event()
+def run():
+    for _ in {calls[stream]}:
+        begun.set()
+threading.Thread(target=run, daemon=True).start()
+begun.wait()
+"""
+    ended = run_code(code, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

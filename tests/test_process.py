@@ -42,3 +42,35 @@ def test_an_engine_after_a_fork_of_what_had_used_mlx_is_refused_in_one_line(use:
 
 def test_an_engine_after_a_fork_of_what_had_only_imported_it_works() -> None:
     assert run_code("from helium_mlx import HeliumEngine\nimport mlx.core" + IN_A_FORK).stdout == "3\n"
+
+
+DOORS = {
+    "load": ("load the model there", "helium_mlx.load('demo')"),
+    "from_pretrained": ("load the model there", "helium_mlx.HeliumForCausalLM.from_pretrained('demo')"),
+    "generate": ("generate there", "helium_mlx.generate(model, tokenizer, 'A', max_tokens=2)"),
+    "a batch": ("generate there", "helium_mlx.generate(model, tokenizer, ['A', 'B'], max_tokens=2)"),
+    "score": ("generate there", "helium_mlx.score(model, tokenizer, 'A')"),
+    "convert": ("convert there", "helium_mlx.convert('demo', 'nowhere')"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_after_a_fork_nothing_waits_forever(door: str) -> None:
+    remedy, call = DOORS[door]
+    code = f"""
+import os, warnings, helium_mlx
+warnings.simplefilter("ignore")
+model, tokenizer = helium_mlx.load("demo")
+process = os.fork()
+if process == 0:
+    try:
+        {call}
+    except helium_mlx.HeliumError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(process, 0)
+"""
+    assert run_code(code).stdout == (
+        "this process is a fork of one that had used MLX; MLX cannot be used after a fork: start the process with "
+        f"spawn, and {remedy}\n"
+    )

@@ -38,7 +38,7 @@ from helium_mlx.model_card.quality import update_card
 from helium_mlx.model_card.record import CARD_FILE, CONVERSION_FILE
 from helium_mlx.model_card.source import GEMMA_NOTICE_HASH, NOTICE_FILE, copy_licences, licence_files, needs_notice
 from helium_mlx.option_values import OnProgress
-from helium_mlx.process import peak_resident_memory
+from helium_mlx.process import peak_resident_memory, require_not_forked
 from helium_mlx.publishing.upload import publish, require_ready
 from helium_mlx.quantization.calibrated_rounding import RoundingOutcome, rounded_rows
 from helium_mlx.quantization.calibration import CalibrationReport, Windows
@@ -134,6 +134,7 @@ def convert(
     Raises CheckpointError, ConfigError, QuantizationError or TokenizerError; nothing is left behind then. Raises
     UploadError for an upload that is bound to fail, before any work, or that failed.
     """
+    require_not_forked("convert there")
     if upload_repo is not None:
         require_ready(upload_repo, verify=verify)
     options = ConversionOptions(

@@ -30,12 +30,12 @@ from helium_mlx.kv_cache.batch import BatchKVCache
 from helium_mlx.kv_cache.memory import bytes_per_token, weights_bytes
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
-from helium_mlx.process import is_forked_after_use
+from helium_mlx.process import AFTER_A_FORK, is_forked_after_use
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 T = TypeVar("T")
 
-_AFTER_A_FORK = "MLX cannot be used after a fork: start the process with spawn, and make an engine there"
+_AFTER_A_FORK = f"{AFTER_A_FORK}, and make an engine there"
 
 # How long the end of the interpreter waits for a step to end, in seconds.
 _PATIENCE = 10.0

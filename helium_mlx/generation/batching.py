@@ -31,6 +31,7 @@ from helium_mlx.generation.completion import DecodedToken, FinishReason
 from helium_mlx.generation.decoding_batch import BatchRow, DecodingBatch, Prefilled, groups_of, prefill_rows
 from helium_mlx.generation.prompts import Prompt, holds_ids, require_generator, room_after, tokens_of_prompt
 from helium_mlx.generation.request import CompletionOptions, CompletionRequest
+from helium_mlx.interpreter_end import guarded
 from helium_mlx.kv_cache.memory import require_batch_fits
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.option_values import require_whole
@@ -160,7 +161,7 @@ def complete_batch(
         requests = iter(known)
     else:
         requests = _checked_as_read(model, prompts, checked, batch_size)
-    return _complete(model, map(rows_of, requests), batch_size=batch_size, step_size=prefill_step_size)
+    return guarded(_complete(model, map(rows_of, requests), batch_size=batch_size, step_size=prefill_step_size))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from helium_mlx.generation.sampling import token_logprobs
 from helium_mlx.kv_cache.batch import BatchKVCache, regrouped
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.model.sound_logits import lazily_extreme, sound_rows
+from helium_mlx.model.sound_logits import are_finite
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 
@@ -66,17 +66,17 @@ R = TypeVar("R", bound=BatchRow)
 class _DecodingStep(Generic[R]):
     """Rows, and the newest token of each, (B,), perhaps still being computed; `logprobs` where a row asks for them.
 
-    `extremes` are the highest and the lowest logit of each row, which say whether its token can be taken.
+    `highest`, (B,), is the highest logit of each row, which says whether its token can be taken.
     """
 
     rows: Sequence[R]
     tokens: mx.array
-    extremes: list[mx.array]
+    highest: mx.array
     logprobs: list[mx.array]
 
     def read(self) -> list[tuple[R, DecodedToken]]:
         """Wait for the tokens; return those of the rows that had not ended before."""
-        tokens, sound = cast(list[int], self.tokens.tolist()), sound_rows(self.extremes)
+        tokens, sound = cast(list[int], self.tokens.tolist()), are_finite(self.highest)
         # A row that has ended may be here still: its token was begun before that was known.
         places = [place for place, row in enumerate(self.rows) if row.reason is None]
         if not self.logprobs:
@@ -267,7 +267,7 @@ def _by_cache(joining: Sequence[Prefilled[R]]) -> list[tuple[list[BatchKVCache],
 def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
     """Start computing a token for each row from logits that are (len(rows), vocab_size) when put together."""
     if not rows:
-        return _DecodingStep([], mx.zeros(0, mx.uint32), [], [])
+        return _DecodingStep([], mx.zeros(0, mx.uint32), mx.zeros(0), [])
     scores = logits[0] if len(logits) == 1 else mx.concatenate(logits)
     for row in rows:
         row.begun += 1
@@ -282,6 +282,6 @@ def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
         tokens = mx.concatenate(drawn)
     most = max(row.request.options.logprobs for row in rows)
     logprobs = token_logprobs(scores, tokens, most) if most else []
-    extremes = lazily_extreme(scores)
-    mx.async_eval(tokens, state, extremes, logprobs)
-    return _DecodingStep(rows, tokens, extremes, logprobs)
+    highest = scores.max(axis=-1)
+    mx.async_eval(tokens, state, highest, logprobs)
+    return _DecodingStep(rows, tokens, highest, logprobs)

@@ -27,7 +27,7 @@ from helium_mlx.generation.ngram_index import SIZES, NgramIndex
 from helium_mlx.generation.sampling import Sampler, token_logprobs
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.model.sound_logits import lazily_extreme, sound_rows
+from helium_mlx.model.sound_logits import are_finite
 from helium_mlx.option_values import require_whole
 
 SHORTEST_MATCH = SIZES[-1]
@@ -82,13 +82,13 @@ class DraftPolicy:
 class VerificationPass:
     """One forward pass under way: the drafts in it, and what was drawn at each position.
 
-    `drawn`: (1 + drafts,); `extremes`: the highest and the lowest logit at each; `scored`: log-probabilities of those,
+    `drawn`: (1 + drafts,); `highest`: the highest logit at each; `scored`: log-probabilities of those,
     the top ids, and theirs, if they are asked for.
     """
 
     drafts: list[int]
     drawn: mx.array
-    extremes: list[mx.array]
+    highest: mx.array
     scored: list[mx.array]
 
 
@@ -158,11 +158,11 @@ class LookupDecoding:
 
     def _draw(self, logits: mx.array, drafts: list[int]) -> VerificationPass:
         """Start drawing at each position as if the drafts before it had been drawn; `logits`: (1 + drafts, V)."""
-        drawn, extremes, scored = self.sampler.draw(logits), lazily_extreme(logits), []
+        drawn, highest, scored = self.sampler.draw(logits), logits.max(axis=-1), []
         if self.top_logprobs:
             scored = token_logprobs(logits, drawn, self.top_logprobs)
-        mx.async_eval(drawn, extremes, scored, self.sampler.state)
-        return VerificationPass(drafts, drawn, extremes, scored)
+        mx.async_eval(drawn, highest, scored, self.sampler.state)
+        return VerificationPass(drafts, drawn, highest, scored)
 
     def _read(self, current: VerificationPass) -> list[DecodedToken]:
         """Wait for a pass; return the drafts that were drawn and the token after them, and forget the others."""
@@ -179,7 +179,7 @@ class LookupDecoding:
         self.accepted += accepted
         self.forward_passes += 1
         self.index.extend(drawn[: accepted + 1])
-        alternatives, sound = _alternatives(current), sound_rows(current.extremes)
+        alternatives, sound = _alternatives(current), are_finite(current.highest)
         return [
             DecodedToken(token, *alternatives[position], from_draft=position < accepted, is_sound=sound[position])
             for position, token in enumerate(drawn[: accepted + 1])

@@ -7,13 +7,15 @@ import mlx.core as mx
 from helium_mlx.errors import ContextOverflowError, GenerationError
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.option_values import plain, token_ids
+from helium_mlx.process import require_not_forked
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 Prompt = str | Sequence[int]
 
 
 def require_generator(model: object, tokenizer: object) -> None:
-    """Raise GenerationError unless these are what `load` returns, in that order."""
+    """Raise GenerationError unless these are what `load` returns, in that order, and HeliumError after a fork."""
+    require_not_forked("generate there")
     for name, value, kind in (("model", model, HeliumForCausalLM), ("tokenizer", tokenizer, HeliumTokenizer)):
         if not isinstance(value, kind):
             raise GenerationError(

@@ -21,11 +21,12 @@ from helium_mlx.generation.prompt_lookup import LookupDecoding
 from helium_mlx.generation.prompts import Prompt, holds_ids, require_generator
 from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
 from helium_mlx.generation.sampling import Sampler, token_logprobs
+from helium_mlx.interpreter_end import guarded
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.memory import require_run_fits
 from helium_mlx.model.argument_checks import length_of_past
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.model.sound_logits import lazily_extreme, sound_rows
+from helium_mlx.model.sound_logits import are_distinct, are_finite, require_sound
 from helium_mlx.option_values import OnProgress, require_call, require_whole, token_ids
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -187,7 +188,7 @@ def _stream(
         cached_tokens=len(before),
         prefill_step_size=prefill_step_size,
     )
-    return _chunks(run, cancel, on_progress)
+    return guarded(_chunks(run, cancel, on_progress))
 
 
 def _chunks(
@@ -265,18 +266,18 @@ class Decoding:
         return self.model.next_logits(token[None], self.cache)
 
     def _sample(self, logits: mx.array) -> list[mx.array]:
-        """Start computing a token: [token, highest and lowest logit], with `top_logprobs` also what those ask for."""
-        step = [self.sampler(logits), *lazily_extreme(logits)]
+        """Start computing a token: [token, highest logit], with `top_logprobs` also what those ask for."""
+        step = [self.sampler(logits), logits.max(axis=-1)]
         if self.top_logprobs:
             step += token_logprobs(logits, step[0], self.top_logprobs)
         mx.async_eval(step, self.sampler.state)
         return step
 
     def _read(self, step: list[mx.array]) -> DecodedToken:
-        token, (is_sound,) = cast(int, step[0].item()), sound_rows(step[1:3])
+        token, (is_sound,) = cast(int, step[0].item()), are_finite(step[1])
         if not self.top_logprobs:
             return DecodedToken(token, None, {}, is_sound=is_sound)
-        logprob, alternatives = cast(float, step[3].item()), ranked(step[4], step[5])[0]
+        logprob, alternatives = cast(float, step[2].item()), ranked(step[3], step[4])[0]
         return DecodedToken(token, logprob, alternatives, is_sound=is_sound)
 
 
@@ -351,6 +352,9 @@ class CompletionRun:
         return None
 
     def _decode(self, logits: mx.array, cancel: threading.Event) -> Generator[GenerationChunk, None, None]:
+        distinct = are_distinct(logits)
+        # Now, so that its value does not have to wait for the step that is begun next.
+        mx.async_eval(distinct)
         for decoded in self.decoding.tokens(logits, self.request.count):
             decoded.require_sound()
             cancelled = cancel.is_set()
@@ -359,6 +363,7 @@ class CompletionRun:
             if self.generated == 1:
                 now = time.perf_counter()
                 self._prompt_seconds, self._start = now - self._start, now
+                require_sound(distinct)
             is_last = cancelled or self.generated == self.request.count
             text, reason = self.text_of.add(decoded.token, is_last=is_last)
             yield self._chunk(decoded, text, "cancelled" if cancelled and reason == "length" else reason)

@@ -22,6 +22,7 @@ from helium_mlx.files.atomic import files_into, write_json
 from helium_mlx.files.hub_client import HubProblem, hub_problems
 from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
 from helium_mlx.model.interfaces import PretrainedModel
+from helium_mlx.process import require_not_forked
 
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -143,7 +144,11 @@ def load_pretrained(
 
 
 def build_model(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> Model:
-    """Return a model of the class with the checkpoint's weights, evaluated, in evaluation mode."""
+    """Return a model of the class with the checkpoint's weights, evaluated, in evaluation mode.
+
+    Raises HeliumError after a fork.
+    """
+    require_not_forked("load the model there")
     config, target = checkpoint.config, compute_dtype(checkpoint, dtype)
     model = model_class(config, checkpoint.settings)  # pyright: ignore[reportCallIssue]
     if model.can_generate():

@@ -1,12 +1,12 @@
-"""Whether logits are such that a token may be chosen by them: asked of every step of every way to generate or score.
+"""Whether logits are numbers, so that a token may be chosen by them: asked of every step that generates or scores.
 
-The answer comes with the tokens, so it costs no wait of its own. A decoding step has two small arrays computed along,
-which the host compares; a training-like pass over many positions has the answer itself computed:
+Overflow in 16 bits and damaged weights make NaN and infinities of them, and memory that ran out zeros. What the host
+has to know comes with the tokens, one small array more, and so costs no wait of its own:
 
-    extremes = [*lazily_extreme(logits)]            sound = are_sound(logits)
-    mx.async_eval(tokens, extremes)                 mx.async_eval(tokens, sound)
-    ...                                             # the next step is begun
-    tokens.tolist(), sound_rows(extremes)           require_sound(sound)
+    highest = logits.max(axis=-1)
+    mx.async_eval(tokens, highest)
+    ...                                         # the next step is begun
+    tokens.tolist(), are_finite(highest)
 """
 
 import math
@@ -18,27 +18,25 @@ from helium_mlx.errors import GenerationError
 
 
 def are_sound(logits: mx.array) -> mx.array:
-    """Return for each row of (..., vocab_size) whether it has numbers, some larger than others; (...), lazily.
+    """Return for each row of (..., vocab_size) whether its highest is a number; (...), lazily."""
+    return mx.isfinite(logits.max(axis=-1))
 
-    All the same are the logits of memory that ran out, which some backends fill with zeros.
+
+def are_distinct(logits: mx.array) -> mx.array:
+    """Return whether some logits of (..., vocab_size) are larger than others; (), lazily.
+
+    All the same are those of memory that ran out, which some backends fill with zeros.
     """
-    highest = logits.max(axis=-1)
-    return mx.isfinite(highest) & (highest > logits.min(axis=-1))
+    return logits.max() > logits.min()
 
 
-def lazily_extreme(logits: mx.array) -> list[mx.array]:
-    """Return the highest and the lowest of each row of (..., vocab_size), for `sound_rows`: two kernels, no wait."""
-    return [logits.max(axis=-1), logits.min(axis=-1)]
-
-
-def sound_rows(extremes: list[mx.array]) -> list[bool]:
-    """Return for each row what `are_sound` says, from what `lazily_extreme` returned; waits for it."""
-    highest, lowest = (cast("list[float]", each.reshape(-1).tolist()) for each in extremes)
-    return [math.isfinite(high) and high > low for high, low in zip(highest, lowest, strict=True)]
+def are_finite(highest: mx.array) -> list[bool]:
+    """Return of the highest logit of each row, (...), whether it is a number; waits for it."""
+    return [math.isfinite(value) for value in cast("list[float]", highest.reshape(-1).tolist())]
 
 
 def unsound() -> GenerationError:
-    """Return the error for logits that are not sound: overflow in 16 bits, damaged weights, or lack of memory."""
+    """Return the error for logits by which no token can be chosen."""
     return GenerationError(
         "the model's logits are NaN, infinite or all the same: its weights are damaged, its dtype overflows or "
         "memory ran out; try dtype float32, a smaller max_kv_size, or convert it again"
@@ -46,7 +44,7 @@ def unsound() -> GenerationError:
 
 
 def require_sound(sound: mx.array) -> None:
-    """Raise GenerationError unless all is true of what `are_sound` returned."""
+    """Raise GenerationError unless all is true of what `are_sound` or `are_distinct` returned; waits for it."""
     rows = cast("bool | list[bool]", sound.tolist())
     if not (all(rows) if isinstance(rows, list) else rows):
         raise unsound()
