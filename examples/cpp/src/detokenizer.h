@@ -28,8 +28,8 @@ class Detokenizer {
   virtual std::string finish() = 0;
 };
 
-// The decoder of Helium's tokenizer.json. Pieces have spaces for separators already; `strip` spaces are dropped from the
-// left of the whole text.
+// The decoder of Helium's tokenizer.json. Pieces have spaces for separators already; `strip` spaces are dropped from
+// the left of the whole text.
 class ByteFallbackDetokenizer : public Detokenizer {
  public:
   explicit ByteFallbackDetokenizer(int strip) : strip_(strip) {}

@@ -158,8 +158,8 @@ std::string Tokenizer::special_name(std::int32_t id) const {
   for (const AddedToken& token : spec_.added_tokens) {
     if (token.id == id) return token.special ? token.content : "";
   }
-  const bool is_control = !spec_.byte_fallback && id >= 0 && id < processor_->GetPieceSize() && processor_->IsControl(id);
-  return is_control ? processor_->IdToPiece(id) : "";
+  if (spec_.byte_fallback || id < 0 || id >= processor_->GetPieceSize()) return "";
+  return processor_->IsControl(id) ? processor_->IdToPiece(id) : "";
 }
 
 std::unique_ptr<Detokenizer> Tokenizer::detokenizer() const {
