@@ -186,7 +186,7 @@ class _HeliumJson:
                 self.unknown = unknown
                 self._vocabulary = cast("list[tuple[str, float]]", vocabulary)
             case _:
-                raise self._unlike("model that is no Unigram with byte fallback")
+                raise self._unlike("model that is not a Unigram with byte fallback")
         match values.get("normalizer"):
             case {
                 "type": "Sequence",

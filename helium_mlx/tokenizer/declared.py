@@ -58,7 +58,7 @@ def read_declared(directory: Path) -> Declared:
             f"{path} has clean_up_tokenization_spaces, by which text would change after it was shown; set it to false"
         )
     if config.get("add_eos_token") and config.get("eos_token"):
-        raise TokenizerError(f"{path} has add_eos_token; a prompt that goes on has no end: set it to false")
+        raise TokenizerError(f"{path} has add_eos_token; a prompt that is continued has no end: set it to false")
     numbered = config.get("added_tokens_decoder")
     if numbered is None:
         config |= read_object_if_there(directory / SPECIAL_TOKENS_MAP_FILE)
@@ -75,7 +75,7 @@ def read_declared(directory: Path) -> Declared:
 
 
 def read_object_if_there(path: Path) -> dict[str, object]:
-    """Return the object in a JSON file, an empty one where there is no file. Raises TokenizerError for anything else"""
+    """Return the object in a JSON file, an empty one where there is no file. Raises TokenizerError for others."""
     try:
         return read_json_object(path) if os.path.lexists(path) else {}
     except FileProblem as problem:

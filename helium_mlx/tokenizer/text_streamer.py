@@ -1,7 +1,7 @@
 """`TextStreamer`: prints what `HeliumForCausalLM.generate` generates while it is generated.
 
 It shows text as soon as no later token can change it, often letters of a word, where transformers' class of the same
-name waits for the space behind it. The whole text is what `decode` gives; transformers' streamer begins anew after
+name waits for the space after it. The whole text is what `decode` gives; transformers' streamer begins anew after
 each newline, and so loses the space that Helium's tokenizer puts there. Special tokens are left out unless asked for,
 as in `HeliumTokenizer.decode`.
 """

@@ -9,7 +9,7 @@ there is followed to the id; where both are, `tokenizer.json` is. The two are no
 - Special ids are the added tokens marked special in `tokenizer.json`, the control symbols in SentencePiece, which
   never writes them, so that `skip_special_tokens=False` changes nothing.
 - A text that spells a special piece, "<unk>" or "<0x41>" gets that id by `tokenizer.json`, letters by SentencePiece.
-- `<unk>` is no special id in either; it decodes to "<unk>" in `tokenizer.json` and to " ⁇ " in SentencePiece.
+- `<unk>` is not a special id in either; it decodes to "<unk>" in `tokenizer.json` and to " ⁇ " in SentencePiece.
 - A skipped special token within the bytes of a character goes unnoticed in `tokenizer.json`; in SentencePiece it ends
   them. (Bytes that are not UTF-8 are decoded alike; see `detokenizer.py`.)
 
@@ -115,7 +115,7 @@ class HeliumTokenizer:
         """
         directory = Path(path_or_repo) if Path(path_or_repo).is_dir() else _directory_of(path_or_repo, revision)
         if not directory.is_dir():
-            raise TokenizerError(f"{directory} is no directory; name one that holds {JSON_FILE} and config.json")
+            raise TokenizerError(f"{directory} is not a directory; name one that holds {JSON_FILE} and config.json")
         model_files = _sentencepiece_files(directory)
         if os.path.lexists(directory / JSON_FILE):
             vocabulary = JsonVocabulary(directory / JSON_FILE, read_declared(directory))
@@ -270,7 +270,7 @@ class HeliumTokenizer:
         """Return the text of the ids, as the file's library gives it, but for bytes that are not UTF-8.
 
         Of those, each beginning of a character that breaks off is one U+FFFD, and whole characters are kept. An id that
-        the model has and the vocabulary lacks stands for nothing. Raises TokenizerError for others.
+        the model has and the vocabulary lacks stands for nothing. Raises TokenizerError for any other.
         """
         if clean_up_tokenization_spaces:
             raise TokenizerError("clean_up_tokenization_spaces is True; Helium's text needs none: leave it out")

@@ -1,4 +1,4 @@
-"""The two files that a tokenizer is read from, behind one interface: `tokenizer.json` and `tokenizer.model`."""
+"""The two files that a tokenizer is read from, under one interface: `tokenizer.json` and `tokenizer.model`."""
 
 import functools
 import json
@@ -77,7 +77,7 @@ class Vocabulary(Protocol):
         ...
 
     def index(self, token: str) -> int | None:
-        """Return the id of a token; None for a text that is no token."""
+        """Return the id of a token; None for a text that is not a token."""
         ...
 
     def tokens(self) -> Iterable[tuple[str, int]]:
@@ -104,7 +104,7 @@ class JsonVocabulary:
         fault = charsmap_fault(data)
         if fault is not None:
             raise TokenizerError(f"{path} has a precompiled_charsmap that {fault}; fetch it again")
-        # Nothing nests deep: the parser behind it stops at 128 levels.
+        # Nothing nests deep: its parser stops at 128 levels.
         with _named_failures(f"{path} is not a tokenizer"):
             self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(data)
             self._tokenizer.no_padding()
@@ -288,10 +288,10 @@ class SentencePieceVocabulary:
         with _named_failures(f"{path} is not a SentencePiece model"):
             self._processor.LoadFromSerializedProto(data)
             self.base_size = self.size = self._processor.GetPieceSize()
-            # Pieces and the surface of <unk> are bytes in the file; what is no UTF-8 fails here, not in a text.
+            # Pieces and the surface of <unk> are bytes in the file; what is not UTF-8 fails here, not in a text.
             self._processor.IdToPiece(list(range(self.size)))
             self._processor.Decode([self._processor.unk_id()])
-        # A name alone is no token: a control symbol is never read from a text.
+        # A name alone is not a token: a control symbol is never read from a text.
         added = {token.content: token for token in declared.tokens if token.id is not None}
         self._added = {token.content: cast(int, token.id) for token in added.values()}
         self._added_by_id = {index: content for content, index in self._added.items()}

@@ -76,10 +76,10 @@ def test_a_spelled_unk_is_its_id_among_known_characters(pairs: list[Pair]) -> No
 @settings(max_examples=200, deadline=None)
 def test_every_stream_has_the_pieces_that_the_checkpoint_gives(pairs: list[Pair], ids: list[int]) -> None:
     for tokenizer, bundle in pairs:
-        ours, theirs = tokenizer.detokenizer(), bundle.detokenizer()
+        reference, candidate = tokenizer.detokenizer(), bundle.detokenizer()
         for index in ids:
-            assert theirs.add_token(index) == ours.add_token(index)
-        assert theirs.finish() == ours.finish()
+            assert candidate.add_token(index) == reference.add_token(index)
+        assert candidate.finish() == reference.finish()
 
 
 def test_of_added_tokens_that_begin_together_the_longest_is_found(tmp_path: Path) -> None:

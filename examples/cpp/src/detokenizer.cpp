@@ -7,12 +7,6 @@ namespace {
 
 constexpr std::string_view kSeparator = "\xE2\x96\x81";
 
-std::string replacements(std::size_t count) {
-  std::string text;
-  for (; count > 0; --count) text += kReplacementCharacter;
-  return text;
-}
-
 }  // namespace
 
 std::string with_spaces(std::string text) {
@@ -27,31 +21,15 @@ std::string ByteFallbackDetokenizer::add(const Piece& piece) {
     case Piece::Kind::kNothing:
       return "";
     case Piece::Kind::kByte:
-      return stripped(add_byte(piece.byte));
+      return stripped(bytes_.add(piece.byte));
     case Piece::Kind::kText:
-      return stripped(end_run() + piece.text);
+      return stripped(bytes_.finish() + piece.text);
   }
   return "";
 }
 
 std::string ByteFallbackDetokenizer::finish() {
-  return stripped(end_run());
-}
-
-std::string ByteFallbackDetokenizer::add_byte(std::uint8_t byte) {
-  if (invalid_) return replacements(1);
-  run_ += static_cast<char>(byte);
-  invalid_ = !validator_.add(byte);
-  return invalid_ ? replacements(run_.size()) : "";
-}
-
-std::string ByteFallbackDetokenizer::end_run() {
-  std::string text;
-  if (!invalid_) text = validator_.complete() ? run_ : replacements(run_.size());
-  run_.clear();
-  validator_ = {};
-  invalid_ = false;
-  return text;
+  return stripped(bytes_.finish());
 }
 
 std::string ByteFallbackDetokenizer::stripped(std::string text) {
@@ -66,11 +44,8 @@ std::string ByteFallbackDetokenizer::stripped(std::string text) {
 
 std::string SentencePieceDetokenizer::add(const Piece& piece) {
   if (piece.kind == Piece::Kind::kNothing) return "";
-  if (piece.kind == Piece::Kind::kByte) {
-    pending_ += static_cast<char>(piece.byte);
-    return started(take_characters(false));
-  }
-  const std::string before = started(take_characters(true));
+  if (piece.kind == Piece::Kind::kByte) return started(bytes_.add(piece.byte));
+  const std::string before = started(bytes_.finish());
   std::string text = piece.text;
   if (at_start_ && text.starts_with(kSeparator)) {
     text.erase(0, kSeparator.size());
@@ -80,30 +55,11 @@ std::string SentencePieceDetokenizer::add(const Piece& piece) {
 }
 
 std::string SentencePieceDetokenizer::finish() {
-  return take_characters(true);
+  return bytes_.finish();
 }
 
 std::string SentencePieceDetokenizer::started(std::string text) {
   if (!text.empty()) at_start_ = false;
-  return text;
-}
-
-std::string SentencePieceDetokenizer::take_characters(bool final) {
-  std::string text;
-  std::size_t at = 0;
-  while (at < pending_.size()) {
-    std::size_t length = sequence_length(static_cast<std::uint8_t>(pending_[at]));
-    if (at + length > pending_.size() && !final) break;
-    const std::string character = pending_.substr(at, length);
-    if (is_utf8(character)) {
-      text += character;
-    } else {
-      text += kReplacementCharacter;
-      length = 1;
-    }
-    at += length;
-  }
-  pending_.erase(0, at);
   return text;
 }
 

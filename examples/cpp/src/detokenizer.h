@@ -1,6 +1,6 @@
 // Token ids to text, one token at a time, in time linear in their number, each character as soon as no later token can
-// change it. The two tokenizer files disagree about bytes, so there are two: see helium_mlx/detokenizer.py, whose
-// results these have piece for piece.
+// change it; one for each tokenizer file: see helium_mlx/tokenizer/detokenizer.py, whose results these have piece for
+// piece.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +28,8 @@ class Detokenizer {
   virtual std::string finish() = 0;
 };
 
-// The decoder of Helium's tokenizer.json. A run of bytes is one text or none: a byte that is invalid anywhere in it
-// turns each of them into a replacement character, so a run is held back until it ends. Pieces have spaces for
-// separators already; `strip` spaces are dropped from the left of the whole text.
+// The decoder of Helium's tokenizer.json. Pieces have spaces for separators already; `strip` spaces are dropped from
+// the left of the whole text.
 class ByteFallbackDetokenizer : public Detokenizer {
  public:
   explicit ByteFallbackDetokenizer(int strip) : strip_(strip) {}
@@ -38,20 +37,16 @@ class ByteFallbackDetokenizer : public Detokenizer {
   std::string finish() override;
 
  private:
-  std::string add_byte(std::uint8_t byte);
-  std::string end_run();
   std::string stripped(std::string text);
 
   int strip_;
-  std::string run_;
-  Utf8Validator validator_;
-  bool invalid_ = false;
+  Utf8Decoder bytes_;
 };
 
 // Which separators SentencePiece drops while there is no text yet: none, the first one, or one from every piece.
 enum class DummyPrefix { kKept, kFirst, kEvery };
 
-// SentencePiece's own decoder: a character appears with its last byte, an invalid byte is replaced alone.
+// SentencePiece's own decoder, but for bytes that are not UTF-8.
 class SentencePieceDetokenizer : public Detokenizer {
  public:
   explicit SentencePieceDetokenizer(DummyPrefix prefix) : prefix_(prefix), at_start_(prefix != DummyPrefix::kKept) {}
@@ -59,12 +54,11 @@ class SentencePieceDetokenizer : public Detokenizer {
   std::string finish() override;
 
  private:
-  std::string take_characters(bool final);
   std::string started(std::string text);
 
   DummyPrefix prefix_;
   bool at_start_;
-  std::string pending_;
+  Utf8Decoder bytes_;
 };
 
 // `text` with a space for every separator ("▁").

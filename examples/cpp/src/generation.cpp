@@ -22,6 +22,9 @@ using Clock = std::chrono::steady_clock;
 // Buffers of sizes that no longer come up pile up otherwise.
 constexpr std::int32_t kTokensPerClearing = 256;
 
+// Each is looked for at every token.
+constexpr std::size_t kMostStopStrings = 1000;
+
 double seconds_between(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double>(end - start).count();
 }
@@ -41,6 +44,7 @@ class CompletionText {
       reason = HELIUM_FINISH_EOS;
     } else {
       text = stops_.add(detokenizer_->add(tokenizer_.piece(token)));
+      text += stops_.add(tokenizer_.special_name(token), false);
     }
     if (reason != HELIUM_FINISH_NONE && !stops_.stopped()) {
       text += stops_.add(detokenizer_->finish());
@@ -81,6 +85,10 @@ void check(const GenerationOptions& options) {
   if (options.max_tokens < 1) {
     throw Error(HELIUM_ERROR_ARGUMENT,
                 "max_tokens is " + std::to_string(options.max_tokens) + "; it must be at least 1");
+  }
+  if (options.stops.size() > kMostStopStrings) {
+    throw Error(HELIUM_ERROR_ARGUMENT, "there are " + std::to_string(options.stops.size()) + " stop strings; at most " +
+                                           std::to_string(kMostStopStrings) + " are looked for: give fewer");
   }
   for (const std::string& stop : options.stops) {
     if (stop.empty() || !is_utf8(stop)) {

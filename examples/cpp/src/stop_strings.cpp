@@ -1,8 +1,8 @@
 #include "stop_strings.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <string_view>
-#include <utility>
 
 namespace helium {
 namespace {
@@ -17,22 +17,33 @@ std::size_t overlap(std::string_view text, std::string_view stop) {
 
 }  // namespace
 
-std::string StopStrings::add(const std::string& text) {
+std::string StopStrings::add(const std::string& text, bool visible) {
   if (stopped_) return "";
   held_ += text;
+  visible_.resize(held_.size(), visible);
   std::size_t first = std::string::npos, keep = 0;
   for (const std::string& stop : stops_) {
     first = std::min(first, held_.find(stop));
     keep = std::max(keep, overlap(held_, stop));
   }
   stopped_ = first != std::string::npos;
-  std::string shown = held_.substr(0, stopped_ ? first : held_.size() - keep);
-  held_.erase(0, stopped_ ? held_.size() : shown.size());
+  const std::string shown = take(stopped_ ? first : held_.size() - keep);
+  if (stopped_) take(held_.size());
   return shown;
 }
 
 std::string StopStrings::finish() {
-  return std::exchange(held_, "");
+  return take(held_.size());
+}
+
+std::string StopStrings::take(std::size_t count) {
+  std::string shown;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (visible_[i]) shown += held_[i];
+  }
+  held_.erase(0, count);
+  visible_.erase(visible_.begin(), visible_.begin() + static_cast<std::ptrdiff_t>(count));
+  return shown;
 }
 
 }  // namespace helium

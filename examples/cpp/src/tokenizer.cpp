@@ -65,6 +65,7 @@ Tokenizer::Tokenizer(const Manifest& manifest, const std::filesystem::path& mode
   for (const AddedToken& token : spec_.added_tokens) {
     const bool leaves_trace = !token.special;
     added_pieces_[token.id] = leaves_trace ? Piece{Piece::Kind::kText, token.content, 0} : Piece{};
+    if (token.id == bos_ && spelled_bos_.empty()) spelled_bos_ = token.content;
   }
 }
 
@@ -72,6 +73,7 @@ Tokenizer::~Tokenizer() = default;
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   if (!is_utf8(text)) throw Error(HELIUM_ERROR_ARGUMENT, "the text is no UTF-8; decode it first");
+  while (!spelled_bos_.empty() && text.starts_with(spelled_bos_)) text.remove_prefix(spelled_bos_.size());
   std::vector<std::int32_t> ids;
   std::size_t start = 0;
   for (std::size_t at = 0; at < text.size();) {
@@ -150,6 +152,14 @@ Piece Tokenizer::piece(std::int32_t id) const {
   std::string unknown;
   check(processor_->Decode(std::vector<int>{id}, &unknown), "the tokenizer cannot decode an id");
   return {Piece::Kind::kText, unknown, 0};
+}
+
+std::string Tokenizer::special_name(std::int32_t id) const {
+  for (const AddedToken& token : spec_.added_tokens) {
+    if (token.id == id) return token.special ? token.content : "";
+  }
+  if (spec_.byte_fallback || id < 0 || id >= processor_->GetPieceSize()) return "";
+  return processor_->IsControl(id) ? processor_->IdToPiece(id) : "";
 }
 
 std::unique_ptr<Detokenizer> Tokenizer::detokenizer() const {

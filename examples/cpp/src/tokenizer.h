@@ -42,6 +42,8 @@ class Tokenizer {
   std::vector<std::int32_t> encode(std::string_view text) const;
 
   Piece piece(std::int32_t id) const;
+  // The name of an id that leaves no trace in a text, which a stop string may have; "" for any other.
+  std::string special_name(std::int32_t id) const;
   std::unique_ptr<Detokenizer> detokenizer() const;
 
  private:
@@ -57,6 +59,8 @@ class Tokenizer {
 
   TokenizerSpec spec_;
   std::int32_t bos_;
+  // What a text spells BOS as; "" where it cannot.
+  std::string spelled_bos_;
   ContentFinder added_;
   ContentFinder literals_;
   std::unordered_map<std::int32_t, Piece> added_pieces_;

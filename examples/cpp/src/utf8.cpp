@@ -34,6 +34,42 @@ bool is_utf8(std::string_view text) {
   return validator.complete();
 }
 
+std::string Utf8Decoder::add(std::uint8_t byte) {
+  pending_ += static_cast<char>(byte);
+  return take(false);
+}
+
+std::string Utf8Decoder::finish() {
+  return take(true);
+}
+
+std::string Utf8Decoder::take(bool final) {
+  std::string text;
+  std::size_t at = 0;
+  while (at < pending_.size()) {
+    Utf8Validator validator;
+    std::size_t length = 0;
+    bool valid = true;
+    while (valid && at + length < pending_.size() && !(length > 0 && validator.complete())) {
+      valid = validator.add(static_cast<std::uint8_t>(pending_[at + length]));
+      if (valid) ++length;
+    }
+    if (validator.complete()) {
+      text += pending_.substr(at, length);
+    } else if (valid && !final) {
+      break;
+    } else {
+      text += kReplacementCharacter;
+      // Known as a surrogate at its third byte, whose first is the only one that could begin a character.
+      const bool is_surrogate = length == 2 && pending_[at] == '\xED' && pending_[at + 1] >= '\xA0';
+      length = is_surrogate ? 1 : std::max<std::size_t>(length, 1);
+    }
+    at += length;
+  }
+  pending_.erase(0, at);
+  return text;
+}
+
 std::size_t sequence_length(std::uint8_t lead) {
   if (lead >= 0xF8 || lead < 0xC0) return 1;
   return lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;

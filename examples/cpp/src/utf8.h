@@ -29,6 +29,20 @@ class Utf8Validator {
 
 bool is_utf8(std::string_view text);
 
+// Bytes to text as they come, as Python decodes them with errors="replace": a character comes with its last byte, and
+// each beginning of one that breaks off becomes one replacement character.
+class Utf8Decoder {
+ public:
+  std::string add(std::uint8_t byte);
+  // What is still open, once no more bytes come; the next byte begins a new text.
+  std::string finish();
+
+ private:
+  std::string take(bool final);
+
+  std::string pending_;
+};
+
 // How many bytes a character with this first byte has; 1 where none begins with it.
 std::size_t sequence_length(std::uint8_t lead);
 

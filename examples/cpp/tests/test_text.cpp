@@ -91,27 +91,29 @@ TEST(text, words_come_at_once_and_the_first_space_is_dropped) {
   EXPECT_EQUAL(json_streamed({text("x"), text(" y")}), "x| y|");
 }
 
-TEST(text, a_run_of_bytes_is_held_until_it_ends) {
-  EXPECT_EQUAL(json_streamed({byte(0xF0), byte(0x9F), byte(0x98), byte(0x80), text(" x")}), "||||😀 x|");
-  EXPECT_EQUAL(json_streamed({byte(0xC3), byte(0xA9)}), "||é");
-  EXPECT_EQUAL(json_streamed({byte(0xC3), Piece{}, byte(0xA9)}), "|||é");
+TEST(text, a_character_comes_with_its_last_byte) {
+  EXPECT_EQUAL(json_streamed({byte(0xF0), byte(0x9F), byte(0x98), byte(0x80), text(" x")}), "|||😀| x|");
+  EXPECT_EQUAL(json_streamed({byte(0xC3), byte(0xA9)}), "|é|");
+  EXPECT_EQUAL(json_streamed({byte(0xC3), Piece{}, byte(0xA9)}), "||é|");
 }
 
-TEST(text, one_invalid_byte_replaces_its_whole_run) {
-  EXPECT_EQUAL(json_streamed({byte('a'), byte('b'), byte(0xFF), byte('c'), text("d"), byte('e')}), "||���|�|d||e");
+TEST(text, what_breaks_off_is_replaced_alone) {
+  EXPECT_EQUAL(json_streamed({byte('a'), byte('b'), byte(0xFF), byte('c'), text("d"), byte('e')}), "a|b|�|c|d|e|");
   EXPECT_EQUAL(json_streamed({byte(0xE0), byte(0x80)}), "|��|");
   EXPECT_EQUAL(json_streamed({byte(0xED), byte(0xA0), byte(0x80)}), "||���|");
   EXPECT_EQUAL(json_streamed({byte(0xED), byte(0xA0), text("x")}), "||��x|");
-  EXPECT_EQUAL(json_streamed({byte('a'), byte(0xC3), text("x")}), "||��x|");
-  EXPECT_EQUAL(json_streamed({byte('a'), byte(0xC3)}), "||��");
+  EXPECT_EQUAL(json_streamed({byte(0xF4), byte(0x90), byte('a')}), "|��|a|");
+  EXPECT_EQUAL(json_streamed({byte(0xF0), byte(0x9F), byte(0xC3), byte(0xA9)}), "||�|é|");
+  EXPECT_EQUAL(json_streamed({byte('a'), byte(0xC3), text("x")}), "a||�x|");
+  EXPECT_EQUAL(json_streamed({byte('a'), byte(0xE4), byte(0xBD)}), "a|||�");
 }
 
 TEST(text, sentencepiece_shows_a_character_with_its_last_byte) {
   EXPECT_EQUAL(model_streamed({byte(0xF0), byte(0x9F), byte(0x98), byte(0x80), text("▁x")}), "|||😀| x|");
   EXPECT_EQUAL(model_streamed({byte(0xFF), byte('a')}), "�|a|");
-  EXPECT_EQUAL(model_streamed({byte(0xE2), byte('a'), byte('b')}), "||�ab|");
-  EXPECT_EQUAL(model_streamed({byte(0xE2), byte(0x82), text("x")}), "||��x|");
-  EXPECT_EQUAL(model_streamed({byte(0xE2), byte(0x82)}), "||��");
+  EXPECT_EQUAL(model_streamed({byte(0xE2), byte('a'), byte('b')}), "|�a|b|");
+  EXPECT_EQUAL(model_streamed({byte(0xE2), byte(0x82), text("x")}), "||�x|");
+  EXPECT_EQUAL(model_streamed({byte(0xE2), byte(0x82)}), "||�");
   EXPECT_EQUAL(model_streamed({byte(0xC3), text(""), byte(0xA9)}), "|�|�|");
 }
 
@@ -130,6 +132,16 @@ TEST(text, a_stop_string_is_found_across_parts_and_not_shown) {
   EXPECT_EQUAL(stopped({"aab"}, {"aa", "ab"}), "|a|!");
   EXPECT_EQUAL(stopped({"né"}, {"n", "é"}), "||!");
   EXPECT_EQUAL(stopped({}, {"a", "b"}), "a|b|");
+}
+
+TEST(text, what_is_not_visible_counts_in_a_stop_string_and_is_not_shown) {
+  StopStrings filter({"b<end>"});
+  EXPECT_EQUAL(filter.add("ab"), "a");
+  EXPECT_EQUAL(filter.add("<end", false), "");
+  EXPECT_EQUAL(filter.add("c"), "bc");
+  EXPECT_EQUAL(filter.add("ab"), "a");
+  EXPECT_EQUAL(filter.add("<end>", false), "");
+  EXPECT(filter.stopped());
 }
 
 }  // namespace

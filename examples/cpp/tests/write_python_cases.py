@@ -123,6 +123,7 @@ def requests(random_: random.Random) -> list[dict[str, object]]:
     return [
         *({"prompt": prompt, "max_tokens": 24} for prompt in (*PROMPTS, *stories)),
         *({"prompt": prompt, "max_tokens": 24, "stop": ["called", "."]} for prompt in PROMPTS),
+        {"prompt": "<s><s>Once upon a time", "max_tokens": 4},
         *(
             {"prompt": prompt, "max_tokens": 24, "seed": seed, **options}
             for seed, prompt in enumerate(PROMPTS[:3])
