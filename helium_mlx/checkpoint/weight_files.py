@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx.checkpoint.checkpoint import MAX_SHARDS
-from helium_mlx.errors import ArgumentError, CheckpointError
+from helium_mlx.errors import ArgumentError, CheckpointError, shown
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.names import INDEX_FILE, WEIGHTS_FILE
 from helium_mlx.files.safetensors_writer import SafetensorsWriter, TensorPlan, plan_bytes, shards
@@ -73,5 +73,5 @@ def parse_size(size: int | str) -> int:
         number, prefix, binary = found.groups("")
         size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ArgumentError(f"max_shard_size is {size!r}; expected a number of bytes, or text such as '5GB'")
+        raise ArgumentError(f"max_shard_size is {shown(size)}; expected a number of bytes, or text such as '5GB'")
     return size
