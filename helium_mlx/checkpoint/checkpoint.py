@@ -281,7 +281,7 @@ def _parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
         return None
     dtype = backend.dtype_name(dtype) if isinstance(dtype, mx.Dtype) else dtype
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype is {shown(dtype)}; known are {', '.join(DTYPES)}")
     return getattr(mx, dtype)
 
 

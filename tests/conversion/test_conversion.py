@@ -365,7 +365,7 @@ def failing_source(directory: Path, name: str) -> tuple[Path, type[Exception]]:
         shutil.rmtree(source)
         helium_mlx.convert("demo", str(source), quantize=True, verify=False)
         return source, QuantizationError
-    (source / "config.json").write_text("{}")
+    (source / "config.json").write_text('{"model_type": "helium"}')
     return source, CheckpointError
 
 

@@ -183,7 +183,7 @@ def test_other_formats_are_named_and_not_read(directory: Path, tmp_path: Path, n
 
 PIPES = (
     *(("open", name) for name in ("config.json", "tokenizer_config.json", "model.safetensors", INDEX_FILE)),
-    *(("load", name) for name in ("config.json", "generation_config.json", "model.safetensors")),
+    *(("load", name) for name in ("config.json", "model.safetensors")),
     *(("tokenizer", name) for name in (*JSON_FILES, "added_tokens.json", "special_tokens_map.json", "tokenizer.model")),
     *(("convert", name) for name in (*JSON_FILES, "added_tokens.json", "tokenizer.model", "model.safetensors")),
 )
@@ -191,11 +191,21 @@ PIPES = (
 
 @pytest.mark.parametrize(("reader", "name"), PIPES)
 def test_a_pipe_does_not_hang(directory: Path, name: str, reader: str) -> None:
+    if name == INDEX_FILE:
+        (directory / "model.safetensors").unlink()
     (directory / name).unlink(missing_ok=True)
     os.mkfifo(directory / name)
     message = refusal(directory, READERS[reader])
     assert name in message
     assert "not a regular file" in message
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", INDEX_FILE])
+def test_a_pipe_that_the_model_can_do_without_does_not_hang(directory: Path, name: str) -> None:
+    (directory / name).unlink(missing_ok=True)
+    os.mkfifo(directory / name)
+    (said,) = open_checkpoint(directory).warnings
+    assert name in said
 
 
 def test_a_directory_by_a_files_name_is_refused(directory: Path) -> None:
@@ -315,6 +325,12 @@ def test_what_a_message_quotes_is_short_and_printable(directory: Path) -> None:
         for key in ("model_type", "hidden_act", "dtype", "vocab_size", "rope_scaling", "id2label", "num_labels"):
             config = json.loads((directory / "config.json").read_text())
             (directory / "config.json").write_text(json.dumps(config | {key: value}))
+            if key == "rope_scaling" and isinstance(value, dict):
+                # Without effect, so that it is left out.
+                (said,) = open_checkpoint(directory).warnings
+                assert said.isprintable()
+                (directory / "config.json").write_text(json.dumps(config))
+                continue
             with pytest.raises(HeliumError) as caught:
                 open_checkpoint(directory)
                 pytest.fail(f"{key} was read")
@@ -393,7 +409,9 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(
         open_checkpoint(tmp_path / "sharded")
 
 
-def test_the_index_counts_where_there_is_one(tmp_path: Path) -> None:
+def test_one_file_counts_where_there_is_one_even_if_it_is_damaged(tmp_path: Path) -> None:
+    # As in transformers; the index beside it is older, and names shards of another model.
     fuzzing.write_bases(tmp_path)
-    (tmp_path / "sharded/model.safetensors").write_bytes(b"")
     assert len(open_checkpoint(tmp_path / "sharded").files) == 2
+    (tmp_path / "sharded/model.safetensors").write_bytes(b"")
+    assert "sharded/model.safetensors: not a safetensors file" in refusal(tmp_path / "sharded")

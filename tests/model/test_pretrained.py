@@ -568,9 +568,8 @@ def test_modules_of_different_bits_are_saved_each_with_its_own(tmp_path: Path) -
 
 
 def test_a_dequantized_model_says_nothing_of_quantization(quantized: Path, tmp_path: Path) -> None:
-    model = HeliumForCausalLM.from_pretrained(quantized)
-    model.config.quantization, full = model.config.quantization, HeliumForCausalLM.from_pretrained("demo")
-    full.config.quantization = model.config.quantization
+    full = HeliumForCausalLM.from_pretrained("demo")
+    full.config = HeliumConfig.from_pretrained(quantized)
     full.save_pretrained(tmp_path)
     assert "quantization" not in json.loads((tmp_path / "config.json").read_text())
 
