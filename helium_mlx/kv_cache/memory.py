@@ -117,7 +117,7 @@ def require_run_fits(model: CachedModel, tokens: int, kind: Mapping[str, int]) -
 def require_batch_fits(model: CachedModel, rows: int, tokens: int) -> None:
     """Raise GenerationError unless `rows` rows of `tokens` tokens, prompts included, fit beside the weights of `model`.
 
-    A row takes as much as the longest beside it (`batch_cache.py`), so `tokens` are those of the longest.
+    A row takes as much as the longest beside it (`batch.py`), so `tokens` are those of the longest.
     """
     limit, weights = working_set_bytes(), bytes_in_memory(model)
     each = cache_bytes(model.config, tokens, dtype=model.dtype)

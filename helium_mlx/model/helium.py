@@ -2,7 +2,7 @@
 
 What deviates from it: q/k/v and gate/up are one matrix each (see `layout.py`), queries and keys are rotated in one
 call, and the cache carries out the attention. Arguments that do not fit are refused before anything is computed (see
-`arguments.py`).
+`argument_checks.py`).
 
 What this file does not know: files, dtypes on disk, tokenizers, sampling; `generate` brings in what does.
 """
