@@ -26,7 +26,7 @@ from helium_mlx.checkpoint.quantization_settings import QuantizationSettings
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.memory import cache_bytes
 from helium_mlx.model.loading import load_model
-from helium_mlx.quantization.recipes import weight_bytes
+from helium_mlx.quantization.recipes import bytes_on_disk
 from helium_mlx.terminal import run_command
 
 # what the table calls a model -> its key in SHAPES
@@ -56,7 +56,7 @@ def memory(config: HeliumConfig, bits: int, tokens: int) -> Memory:
     paths = [path for path, _ in layout.weight_shapes(config)]
     settings = dict.fromkeys(paths, QuantizationSettings(GROUP_SIZE, bits)).get
     return Memory(
-        weights=weight_bytes(config, settings),
+        weights=bytes_on_disk(config, settings),
         cache=cache_bytes(config, tokens),
         working_set=working_set(config, tokens, size=2, is_fused=True),
     )

@@ -20,7 +20,7 @@ from helium_mlx.checkpoint.quantization_settings import (
     QuantizationSettings,
     unquantized,
 )
-from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, recipe_settings, weight_bytes
+from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, bytes_on_disk, recipe_settings
 
 # what the table calls a model -> its key in SHAPES
 MODELS = {"helium-1-preview-2b": "preview", "helium-1-2b": "1-2b"}
@@ -48,7 +48,7 @@ def kv_cache_bytes(config: HeliumConfig) -> int:
 
 def figures(config: HeliumConfig, settings: ModuleSettings, tokens: int) -> tuple[float, float, float]:
     """Return bits per weight, GB on disk, and GB in memory with `tokens` tokens in the cache."""
-    weights = weight_bytes(config, settings)
+    weights = bytes_on_disk(config, settings)
     memory = weights + tokens * kv_cache_bytes(config)
     return bits_per_weight(config, settings), weights / 1e9, memory / 1e9
 

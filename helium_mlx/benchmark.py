@@ -4,7 +4,7 @@ Figures are medians over the runs, with the smallest and largest beside them, an
 where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start`
 is the wall time of a whole process that generates one token, with its peak resident memory; everything else is
 measured in a process a program that has the checkpoint loaded, greedily. Peak memory is MLX's own count, weights
-included; graph nodes and bytes a token are counted, not timed (`graph_size`, `benchmark_worker.weight_bytes`).
+included; graph nodes and bytes a token are counted, not timed (`graph_size`, `diagnostics.worker.bytes_read_a_token`).
 
 The share of the bandwidth is bytes a token times tokens a second, over the memory bandwidth that MLX reached here. A
 model that fits the processor's cache can exceed it, and a small one is far from it: neither waits for memory.

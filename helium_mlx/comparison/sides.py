@@ -26,14 +26,13 @@ from helium_mlx.files.hub import resolve
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.safetensors_header import FLOAT_DTYPES, TensorInfo, read_header
 from helium_mlx.files.untrusted import FileProblem, read_json_object
+from helium_mlx.generation.scoring import HEAD_POSITIONS
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 MLX_LM_PREFIX = "mlx-lm:"
 
-# 12 MB of float32 logits in Helium's vocabulary.
-HEAD_POSITIONS = 64
 LogitsOfRows = Callable[[mx.array, Sequence[int]], Iterator[mx.array]]
 
 # As many bars as can be told apart, and as many passes as anybody waits for.

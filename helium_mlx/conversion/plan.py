@@ -201,14 +201,14 @@ def _converted_config(source: Checkpoint, settings: ModuleSettings, dtype: str |
 
 
 def _tensor_plans(
-    config: HeliumConfig, settings: ModuleSettings, architecture: layout.Architecture
+    config: HeliumConfig, settings_of: ModuleSettings, architecture: layout.Architecture
 ) -> dict[str, TensorPlan]:
     """Return dtype and shape of every tensor of the result, by its name on disk, in the order of the forward pass."""
     plans: dict[str, TensorPlan] = {}
-    for name, shape in layout.tensor_shapes(config, settings, architecture):
+    for name, shape in layout.tensor_shapes(config, settings_of, architecture):
         path, _, suffix = name.rpartition(".")
-        packing = settings(path)
-        integers = None if packing is None else packing.integer_dtype(suffix)
+        settings = settings_of(path)
+        integers = None if settings is None else settings.integer_dtype(suffix)
         dtype = getattr(mx, str(config.dtype)) if integers is None else MLX_DTYPES[integers]
         plans[layout.name_on_disk(name, architecture)] = (dtype, shape)
     return plans

@@ -259,7 +259,7 @@ def _values(block: RowBlock, arrays: dict[str, mx.array], first: int, step: int)
 
 def _require_sound(name: str, blocks: list[_Compared], expected: Expected, n_dims: int) -> float:
     """Return the error of a tensor over its size; raise CheckpointError for one that is not what it should be."""
-    packing = expected.settings(name.rpartition(".")[0]) if name.endswith(".weight") else None
+    settings = expected.settings(name.rpartition(".")[0]) if name.endswith(".weight") else None
     dtype = dtype_name(expected.dtype)
     if not all(block.is_finite for block in blocks):
         raise CheckpointError(f"{name} has values that are not finite")
@@ -271,31 +271,31 @@ def _require_sound(name: str, blocks: list[_Compared], expected: Expected, n_dim
     n_different = sum(block.n_different for block in blocks)
     if n_different:
         raise CheckpointError(f"{name} differs from the source, rounded to {dtype}, in {n_different} values")
-    if packing is not None:
+    if settings is not None:
         for block in blocks:
-            _require_close(name, block, packing, dtype, is_plain=expected.is_plain)
+            _require_close(name, block, settings, dtype, is_plain=expected.is_plain)
     size = sum(block.size for block in blocks)
     relative = math.sqrt(sum(block.error for block in blocks) / size) if size else 0.0
-    if packing is None and relative > 4 * ROUNDING_ERROR[dtype]:
+    if settings is None and relative > 4 * ROUNDING_ERROR[dtype]:
         raise CheckpointError(
             f"{name} loses {relative:.3g} of its size in {dtype}, whose range is too small for it; take another --dtype"
         )
     return relative
 
 
-def _require_close(name: str, block: _Compared, packing: QuantizationSettings, dtype: str, *, is_plain: bool) -> None:
+def _require_close(name: str, block: _Compared, settings: QuantizationSettings, dtype: str, *, is_plain: bool) -> None:
     """Raise CheckpointError for rows that are further off than rounding to codes makes them."""
     if not is_plain:
         _require_aligned(name, block)
         return
     size = math.sqrt(block.size)
-    bound = RELATIVE_ERROR.get(packing.mode, 0.0) * size
-    if packing.has_biases and size:
+    bound = RELATIVE_ERROR.get(settings.mode, 0.0) * size
+    if settings.has_biases and size:
         bound = AFFINE_ERROR * math.sqrt(block.scale) + ROUNDING_ERROR[dtype] * size
     error = math.sqrt(block.error)
     if not error <= bound * 1.001 + 1e-30:
         off, allowed = (error / size, bound / size) if size else (math.inf, 0.0)
-        form = f"{packing.mode} at {packing.bits} bits"
+        form = f"{settings.mode} at {settings.bits} bits"
         raise CheckpointError(f"{name} is off by {off:.3g} of its size, where {form} allows {allowed:.3g}")
 
 
@@ -364,10 +364,10 @@ def _relative_error(outputs: mx.array, reference: mx.array) -> float:
 
 
 def _logits_bound(expected: Expected) -> float:
-    packings = [packing for name in expected.plans if (packing := expected.settings(name.rpartition(".")[0]))]
-    if not packings:
+    quantized = [settings for name in expected.plans if (settings := expected.settings(name.rpartition(".")[0]))]
+    if not quantized:
         return LOGITS_ERROR[dtype_name(expected.dtype)]
-    return max(LOGITS_ERROR[str(packing.bits) if packing.has_biases else packing.mode] for packing in packings)
+    return max(LOGITS_ERROR[str(settings.bits) if settings.has_biases else settings.mode] for settings in quantized)
 
 
 def _check_greedy(

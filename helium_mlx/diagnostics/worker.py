@@ -111,7 +111,7 @@ def _bytes_per_position(*arrays: mx.array | None) -> int:
     return sum(array.nbytes // array.shape[2] for array in arrays if array is not None)
 
 
-def weight_bytes(model: nn.Module) -> int:
+def bytes_read_a_token(model: nn.Module) -> int:
     """Return the bytes of the weights that one token's step reads: all, but of the embedding a single row.
 
     A model whose head is its embedding reads all of that.
@@ -209,7 +209,7 @@ def serve(name: str, directory: Path, requests: IO[str], answers: IO[str]) -> No
         program = PROGRAMS[name](directory)
         answer(
             context=program.context,
-            weight_bytes=weight_bytes(program.model),
+            weight_bytes=bytes_read_a_token(program.model),
             cache_bytes=program.cache_bytes(),
         )
         for line in requests:

@@ -1,8 +1,8 @@
 """The key-value cache: what attention has seen so far, one cache a layer.
 
 A cache is lazy: it records array operations and evaluates none. It owns the attention over what it holds, so that the
-model does not need to know how keys and values are stored (`kv_storage.py`) or which of them are kept: all of them
-(here), or the first and the last (`rotating_cache.py`). Any storage goes with any of the two.
+model does not need to know how keys and values are stored (`storage.py`) or which of them are kept: all of them
+(here), or the first and the last (`rotating.py`). Any storage goes with any of the two.
 
 Interface: `offset` (tokens seen, hence the position of the next), `mask(length)` for a call with `length` new tokens,
 `attend(queries, keys, values)`, `nbytes`, `state` (the arrays to evaluate), `trimmable`, `trim(n)`, `copy()`, and

@@ -29,7 +29,7 @@ from helium_mlx.option_values import path_of, require_whole, token_ids
 
 RECORD = "helium_mlx_cache"
 
-# To be raised with anything that changes what parts hold, `rotating_cache.SPARE` included.
+# To be raised with anything that changes what parts hold, `rotating.SPARE` included.
 VERSION = 1
 MAX_LAYERS = 1000
 MAX_TOKENS = MAX_SIZE

@@ -109,7 +109,7 @@ def require_run_fits(model: CachedModel, tokens: int, kind: Mapping[str, int]) -
     `kind`: the settings of its cache, `KVCache.kind`.
     """
     require_fits(
-        weights_bytes(model), model.config, tokens, dtype=model.dtype,
+        bytes_in_memory(model), model.config, tokens, dtype=model.dtype,
         max_kv_size=kind.get("max_size"), kv_bits=kind.get("bits"), kv_group_size=kind.get("group_size", 64),
     )  # fmt: skip
 
@@ -117,9 +117,9 @@ def require_run_fits(model: CachedModel, tokens: int, kind: Mapping[str, int]) -
 def require_batch_fits(model: CachedModel, rows: int, tokens: int) -> None:
     """Raise GenerationError unless `rows` rows of `tokens` tokens, prompts included, fit beside the weights of `model`.
 
-    A row takes as much as the longest beside it (`batch_cache.py`), so `tokens` are those of the longest.
+    A row takes as much as the longest beside it (`batch.py`), so `tokens` are those of the longest.
     """
-    limit, weights = working_set_bytes(), weights_bytes(model)
+    limit, weights = working_set_bytes(), bytes_in_memory(model)
     each = cache_bytes(model.config, tokens, dtype=model.dtype)
     if limit is None or weights + rows * each <= limit:
         return
@@ -128,7 +128,7 @@ def require_batch_fits(model: CachedModel, rows: int, tokens: int) -> None:
     raise _too_large(weights, rows * each, what, limit, f"give batch_size {fitting}" if fitting > 0 else "")
 
 
-def weights_bytes(model: CachedModel) -> int:
+def bytes_in_memory(model: CachedModel) -> int:
     """Return what the weights of a model take; counts them, which takes a tenth of a millisecond or a few."""
     return sum(tensor.nbytes for tensor in model.tensors().values())
 

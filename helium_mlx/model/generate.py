@@ -8,8 +8,8 @@ have. Greedy ids are transformers', padded rows and the order of its logits proc
 - While a token is read, the next is being computed, unless stop strings or a cache of the caller's are given: those
   need each token before the next.
 
-Beams, assistants and everything else of `generate` that is not here is refused (see `generation_config.py`).
-`generation.py` has the other way to generate: one text, streamed, with statistics.
+Beams, assistants and everything else of `generate` that is not here is refused (see `generate_options.py`).
+`generation/streaming.py` has the other way to generate: one text, streamed, with statistics.
 """
 
 import secrets
@@ -45,7 +45,7 @@ class Streamer(Protocol):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptRows:
     """The rows to continue. `mask` and `positions` are None where every id is text.
 
     `ids`: (B, L), all that is returned; `new` of its last ids are not in `cache` yet. `mask`: (B, T), of the tokens in
@@ -100,7 +100,7 @@ class GenerationMixin:
         stops = StopSequences(chosen.stop_strings, tokenizer)
         prompt = prepare(self, ids, attention_mask, past_key_values, chosen)
         ahead = past_key_values is None and not chosen.stop_strings
-        batch = Batch(self, prompt, chosen, secrets.randbits(64) if seed is None else seed)
+        batch = BatchDecoder(self, prompt, chosen, secrets.randbits(64) if seed is None else seed)
         return _decode(batch, stops, streamer, ahead=ahead)
 
 
@@ -110,7 +110,7 @@ def prepare(
     mask: mx.array | None,
     past_key_values: list[KVCache] | None,
     options: GenerationOptions,
-) -> Prompt:
+) -> PromptRows:
     """Return the rows, each repeated `num_return_sequences` times, with the mask and positions that transformers uses.
 
     A mask is inferred where none is given and pad ids, other than eos, are in the prompt; one of ones is dropped.
@@ -123,8 +123,8 @@ def prepare(
         mask = (ids != options.pad).astype(mx.int32)
     elif mask is not None and (not isinstance(mask, mx.array) or mask.shape not in ((B, L), (B, past + L))):
         came = mask.shape if isinstance(mask, mx.array) else type(mask).__name__
-        behind = f", or {(B, past + L)} with what the cache holds" if past else ""
-        raise ArgumentError(f"attention_mask is {came}; expected an mx.array of shape {(B, L)}{behind}")
+        after = f", or {(B, past + L)} with what the cache holds" if past else ""
+        raise ArgumentError(f"attention_mask is {came}; expected an mx.array of shape {(B, L)}{after}")
     # As in transformers: a mask as long as the ids says that they begin with what the cache holds.
     new = L - past if mask is None or mask.shape[1] == L else L
     if new < 1:
@@ -140,15 +140,15 @@ def prepare(
         positions = mx.where(mask == 0, 0, mx.cumsum(mask, axis=1) - 1)
         if mask.shape[0] > 1 and cast(bool, (mask[:, -1] == 0).any().item()):
             # To the line that called the model's `generate`.
-            warnings.warn("a row ends in padding, and its text goes on behind that; pad on the left", stacklevel=3)
+            warnings.warn("a row ends in padding, and its text goes on after that; pad on the left", stacklevel=3)
     cache = past_key_values
     if cache is None and options.use_cache:
         cache = make_cache(model)
-    return Prompt(ids, new, mask, positions, cache)
+    return PromptRows(ids, new, mask, positions, cache)
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodedStep:
     """The ids so far, (B, L), the last column of them new: perhaps still being computed.
 
     `unfinished`: which rows go on, (B,). `sound`: of which rows the last id may be believed, (B,).
@@ -159,10 +159,10 @@ class Step:
     sound: mx.array
 
 
-class Batch:
+class BatchDecoder:
     """The rows of one call on their way through the model."""
 
-    def __init__(self, model: GenerativeModel, prompt: Prompt, options: GenerationOptions, seed: int) -> None:
+    def __init__(self, model: GenerativeModel, prompt: PromptRows, options: GenerationOptions, seed: int) -> None:
         self.model = model
         self.prompt = prompt
         self.options = options
@@ -170,12 +170,12 @@ class Batch:
         padding = None if prompt.mask is None else mx.argmax(prompt.mask, axis=1)
         self.process = LogitsProcessors(options, padding)
 
-    def first(self) -> Step:
+    def first(self) -> DecodedStep:
         """Start computing the first token."""
         ids = self.prompt.ids
         return self._sampled(ids, mx.ones(ids.shape[0], mx.bool_), self._logits(ids, self.prompt.new))
 
-    def after(self, step: Step) -> Step:
+    def after(self, step: DecodedStep) -> DecodedStep:
         """Start computing the token after `step`, which may still be being computed."""
         new = step.ids.shape[1] if self.prompt.cache is None else 1
         return self._sampled(step.ids, step.unfinished, self._logits(step.ids, new))
@@ -186,13 +186,13 @@ class Batch:
         if mask is not None and positions is not None:
             generated = ids.shape[1] - self.prompt.ids.shape[1]
             mask = mx.concatenate([mask, mx.ones((ids.shape[0], generated), mx.int32)], axis=1)
-            behind = positions[:, -1:] + 1 + mx.arange(generated)
-            positions = mx.concatenate([positions, behind], axis=1)[:, -new:]
+            following = positions[:, -1:] + 1 + mx.arange(generated)
+            positions = mx.concatenate([positions, following], axis=1)[:, -new:]
         h = decoder.embed(ids[:, -new:])
         output = decoder.run(h, cache, attention_mask=mask, position_ids=positions, last_only=True)
         return self.model.logits(output.last_hidden_state[:, -1])
 
-    def _sampled(self, ids: mx.array, unfinished: mx.array, logits: mx.array) -> Step:
+    def _sampled(self, ids: mx.array, unfinished: mx.array, logits: mx.array) -> DecodedStep:
         scores = self.process(ids, logits)
         if self.options.do_sample:
             self.key, key = mx.random.split(self.key)
@@ -206,7 +206,7 @@ class Batch:
             # Only where there is an eos: else rows that a stop string ended go on until all have, as in transformers.
             tokens = mx.where(unfinished, tokens, self.options.pad)
             unfinished = unfinished & ~is_one_of(tokens, self.options.eos)
-        step = Step(mx.concatenate([ids, tokens[:, None]], axis=1), unfinished, sound)
+        step = DecodedStep(mx.concatenate([ids, tokens[:, None]], axis=1), unfinished, sound)
         mx.async_eval(step.ids, step.unfinished, step.sound)
         return step
 
@@ -222,7 +222,7 @@ class StopSequences:
         self.stops = [string.encode() for string in stop_strings]
         self.longest = max(map(len, self.stops), default=0)
 
-    def unfinished(self, step: Step) -> mx.array:
+    def unfinished(self, step: DecodedStep) -> mx.array:
         """Return which rows go on, (B,), those that a stop string has just ended taken out."""
         if not self.stops:
             return step.unfinished
@@ -234,11 +234,11 @@ class StopSequences:
         *before, last = [self.tokenizer.token_bytes(token) for token in row]
         text = b"".join([*before, last])
         start = len(text) - len(last)
-        # The match has to end behind `start`.
+        # The match has to end after `start`.
         return any(text.find(stop, max(0, start - len(stop) + 1)) >= 0 for stop in self.stops)
 
 
-def _decode(batch: Batch, stops: StopSequences, streamer: Streamer | None, *, ahead: bool) -> mx.array:
+def _decode(batch: BatchDecoder, stops: StopSequences, streamer: Streamer | None, *, ahead: bool) -> mx.array:
     if streamer is not None:
         streamer.put(batch.prompt.ids)
     step = batch.first()

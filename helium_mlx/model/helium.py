@@ -2,14 +2,14 @@
 
 What deviates from it: q/k/v and gate/up are one matrix each (see `layout.py`), queries and keys are rotated in one
 call, and the cache carries out the attention. Arguments that do not fit are refused before anything is computed (see
-`arguments.py`).
+`argument_checks.py`).
 
 What this file does not know: files, dtypes on disk, tokenizers, sampling; `generate` brings in what does.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache as memoized
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,10 +42,6 @@ from helium_mlx.model.outputs import (
 from helium_mlx.model.pretrained import HeliumPreTrainedModel
 from helium_mlx.model.rope import RotaryEmbedding, Rotation
 
-if TYPE_CHECKING:
-    pass
-
-
 Projection = Callable[[mx.array], mx.array]
 Gate = Callable[[mx.array, mx.array], mx.array]
 """act(gate) * up."""
@@ -73,14 +69,14 @@ class HeliumAttention(nn.Module):
     v_proj: Projection
     o_proj: Projection
 
-    def __init__(self, config: HeliumConfig, layer: str, settings: ModuleSettings, attention_factor: float) -> None:
+    def __init__(self, config: HeliumConfig, layer: str, settings_of: ModuleSettings, attention_factor: float) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5 * attention_factor**2
         self.dropout = config.attention_dropout
-        self._merged = _add_projections(self, "self_attn.qkv_proj", config, layer, settings)
-        self.o_proj = _projection("self_attn.o_proj", config, settings(f"{layer}.self_attn.o_proj"))
+        self._merged = _add_projections(self, "self_attn.qkv_proj", config, layer, settings_of)
+        self.o_proj = _projection("self_attn.o_proj", config, settings_of(f"{layer}.self_attn.o_proj"))
 
     def __call__(
         self,
@@ -148,10 +144,10 @@ class HeliumMLP(nn.Module):
     up_proj: Projection
     down_proj: Projection
 
-    def __init__(self, config: HeliumConfig, layer: str, settings: ModuleSettings) -> None:
+    def __init__(self, config: HeliumConfig, layer: str, settings_of: ModuleSettings) -> None:
         super().__init__()
-        self._merged = _add_projections(self, "mlp.gate_up_proj", config, layer, settings)
-        self.down_proj = _projection("mlp.down_proj", config, settings(f"{layer}.mlp.down_proj"))
+        self._merged = _add_projections(self, "mlp.gate_up_proj", config, layer, settings_of)
+        self.down_proj = _projection("mlp.down_proj", config, settings_of(f"{layer}.mlp.down_proj"))
         if config.hidden_act in ACTIVATIONS:
             self._gate = _gating(config.hidden_act)
         else:
@@ -169,10 +165,10 @@ class HeliumMLP(nn.Module):
 class HeliumDecoderLayer(nn.Module):
     """Attention, then the MLP, each on the normed residual stream and added to it."""
 
-    def __init__(self, config: HeliumConfig, layer: str, settings: ModuleSettings, attention_factor: float) -> None:
+    def __init__(self, config: HeliumConfig, layer: str, settings_of: ModuleSettings, attention_factor: float) -> None:
         super().__init__()
-        self.self_attn = HeliumAttention(config, layer, settings, attention_factor)
-        self.mlp = HeliumMLP(config, layer, settings)
+        self.self_attn = HeliumAttention(config, layer, settings_of, attention_factor)
+        self.mlp = HeliumMLP(config, layer, settings_of)
         self.input_layernorm = _norm(config)
         self.post_attention_layernorm = _norm(config)
 
@@ -198,7 +194,7 @@ class HeliumModel(HeliumPreTrainedModel):
 
     architecture: ClassVar[layout.Architecture] = "Model"
 
-    def __init__(self, config: HeliumConfig, settings: ModuleSettings = unquantized) -> None:
+    def __init__(self, config: HeliumConfig, settings_of: ModuleSettings = unquantized) -> None:
         super().__init__(config)
         self._rope = RotaryEmbedding(
             config.rope_parameters,
@@ -206,9 +202,9 @@ class HeliumModel(HeliumPreTrainedModel):
             max_position_embeddings=config.max_position_embeddings,
             interleaved=config.interleaved_rope,
         )
-        self.embed_tokens = _embedding(config, settings("model.embed_tokens"))
+        self.embed_tokens = _embedding(config, settings_of("model.embed_tokens"))
         self.layers = [
-            HeliumDecoderLayer(config, layout.layer_prefix(index), settings, self._rope.attention_factor)
+            HeliumDecoderLayer(config, layout.layer_prefix(index), settings_of, self._rope.attention_factor)
             for index in range(config.num_hidden_layers)
         ]
         self.norm = _norm(config)
@@ -338,11 +334,11 @@ class HeliumForCausalLM(HeliumPreTrainedModel, GenerationMixin):
 
     architecture: ClassVar[layout.Architecture] = "ForCausalLM"
 
-    def __init__(self, config: HeliumConfig, settings: ModuleSettings = unquantized) -> None:
+    def __init__(self, config: HeliumConfig, settings_of: ModuleSettings = unquantized) -> None:
         super().__init__(config)
-        self.model = HeliumModel(config, settings)
+        self.model = HeliumModel(config, settings_of)
         if not config.tie_word_embeddings:
-            self.lm_head = _linear(config.hidden_size, config.vocab_size, False, settings("lm_head"))
+            self.lm_head = _linear(config.hidden_size, config.vocab_size, False, settings_of("lm_head"))
             _initialize(self.lm_head, config.initializer_range)
         self.generation_config = GenerationConfig.from_model_config(config)
 
@@ -395,9 +391,9 @@ class HeliumForSequenceClassification(HeliumPreTrainedModel):
 
     architecture: ClassVar[layout.Architecture] = "ForSequenceClassification"
 
-    def __init__(self, config: HeliumConfig, settings: ModuleSettings = unquantized) -> None:
+    def __init__(self, config: HeliumConfig, settings_of: ModuleSettings = unquantized) -> None:
         super().__init__(config)
-        self.model = HeliumModel(config, settings)
+        self.model = HeliumModel(config, settings_of)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         _initialize(self.score, config.initializer_range)
 
@@ -444,9 +440,9 @@ class HeliumForTokenClassification(HeliumPreTrainedModel):
 
     architecture: ClassVar[layout.Architecture] = "ForTokenClassification"
 
-    def __init__(self, config: HeliumConfig, settings: ModuleSettings = unquantized) -> None:
+    def __init__(self, config: HeliumConfig, settings_of: ModuleSettings = unquantized) -> None:
         super().__init__(config)
-        self.model = HeliumModel(config, settings)
+        self.model = HeliumModel(config, settings_of)
         given = [rate for rate in (config.classifier_dropout, config.hidden_dropout) if rate is not None]
         self.dropout = nn.Dropout(given[0] if given else 0.1)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=config.token_classification_bias)
@@ -499,15 +495,15 @@ def _rightmost_token(h: mx.array, input_ids: mx.array | None, pad_token_id: int 
     return mx.take_along_axis(h, mx.argmax(places, axis=-1)[:, None, None], axis=1)[:, 0]
 
 
-def _linear(columns: int, rows: int, bias: bool, packing: QuantizationSettings | None) -> nn.Module:
-    if packing is None:
+def _linear(columns: int, rows: int, bias: bool, settings: QuantizationSettings | None) -> nn.Module:
+    if settings is None:
         return nn.Linear(columns, rows, bias=bias)
-    return nn.QuantizedLinear(columns, rows, bias, packing.group_size, packing.bits, packing.mode)
+    return nn.QuantizedLinear(columns, rows, bias, settings.group_size, settings.bits, settings.mode)
 
 
-def _projection(path: str, config: HeliumConfig, packing: QuantizationSettings | None) -> nn.Module:
+def _projection(path: str, config: HeliumConfig, settings: QuantizationSettings | None) -> nn.Module:
     rows, columns, bias = layout.projection_sizes(config)[path]
-    return _linear(columns, rows, bias, packing)
+    return _linear(columns, rows, bias, settings)
 
 
 def _norm(config: HeliumConfig) -> nn.RMSNorm:
@@ -515,23 +511,27 @@ def _norm(config: HeliumConfig) -> nn.RMSNorm:
     return norm(config.hidden_size, eps=config.rms_norm_eps)
 
 
-def _embedding(config: HeliumConfig, packing: QuantizationSettings | None) -> nn.Embedding | nn.QuantizedEmbedding:
-    if packing is None:
+def _embedding(config: HeliumConfig, settings: QuantizationSettings | None) -> nn.Embedding | nn.QuantizedEmbedding:
+    if settings is None:
         return nn.Embedding(config.vocab_size, config.hidden_size)
-    return nn.QuantizedEmbedding(config.vocab_size, config.hidden_size, packing.group_size, packing.bits, packing.mode)
+    return nn.QuantizedEmbedding(
+        config.vocab_size, config.hidden_size, settings.group_size, settings.bits, settings.mode
+    )
 
 
-def _add_projections(module: nn.Module, whole: str, config: HeliumConfig, layer: str, settings: ModuleSettings) -> bool:
+def _add_projections(
+    module: nn.Module, whole: str, config: HeliumConfig, layer: str, settings_of: ModuleSettings
+) -> bool:
     """Give `module` the merged projection, or its parts where they are packed differently; return which."""
     sizes, parts = layout.projection_sizes(config), layout.MERGED[whole]
-    mergeable, packing = layout.shared_settings(settings, layer, parts)
+    mergeable, settings = layout.shared_settings(settings_of, layer, parts)
     if mergeable:
         _, columns, bias = sizes[parts[0]]
         rows = sum(sizes[part][0] for part in parts)
-        module[whole.rpartition(".")[2]] = _linear(columns, rows, bias, packing)
+        module[whole.rpartition(".")[2]] = _linear(columns, rows, bias, settings)
     else:
         for part in parts:
-            module[part.rpartition(".")[2]] = _projection(part, config, settings(f"{layer}.{part}"))
+            module[part.rpartition(".")[2]] = _projection(part, config, settings_of(f"{layer}.{part}"))
     return mergeable
 
 

@@ -1,7 +1,7 @@
 """transformers' logits processors, in its order: what `HeliumForCausalLM.generate` does to a batch's logits.
 
-`sampling.py` has the same steps for one request. They differ in ties: here, as in transformers, top-k keeps every
-token that equals the k-th, and top-p sums the probabilities from the smallest on.
+`generation/sampling.py` has the same steps for one request. They differ in ties: here, as in transformers, top-k keeps
+every token that equals the k-th, and top-p sums the probabilities from the smallest on.
 """
 
 import math

@@ -1,6 +1,6 @@
 """A checkpoint's model that reads its weights anew on every pass, a few megabytes of rows at a time.
 
-For checks of checkpoints that are larger than memory: the forward pass is `model.py`'s, in float32, with matrices that
+For checks of checkpoints that are larger than memory: the forward pass is `helium.py`'s, in float32, with matrices that
 live on disk. Slow for more than a few tokens.
 """
 

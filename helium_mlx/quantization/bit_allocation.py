@@ -71,7 +71,7 @@ def allocate(
     dtype: mx.Dtype,
     on_progress: OnProgress | None = None,
 ) -> Allocation:
-    """Choose the packing of each module of a causal LM for at most `target_bpw` bits per weight, all tensors counted.
+    """Choose the settings of each module of a causal LM for at most `target_bpw` bits per weight, all tensors counted.
 
     `rounding` is how the modules will be rounded, `dtype` that of scales, biases and what is not quantized.
     `on_progress(done, total)` counts stages of layers.
@@ -105,7 +105,7 @@ def allocate(
 
 
 def settings_for(columns: int) -> list[QuantizationSettings]:
-    """Return every affine packing that fits a matrix of so many columns."""
+    """Return every affine settings that fits a matrix of so many columns."""
     bits, group_sizes = MODES["affine"]
     return [QuantizationSettings(size, width) for size in group_sizes if columns % size == 0 for width in bits]
 
@@ -219,7 +219,7 @@ class _Measurement:
         """Return what an error of each column costs as it is measured, and as it will be rounded."""
         hessian = cross_moments(self._fit.inputs, self._fit.inputs)
         plain = mx.diag(hessian)
-        return plain, gptq.feedback_of(hessian).importance if self._rounding == "gptq" else plain
+        return plain, gptq.factored(hessian).importance if self._rounding == "gptq" else plain
 
     def _errors_of(self, weight: mx.array, measured: mx.array, importance: mx.array) -> _Errors:
         rows = weight[:: -(-weight.shape[0] // ROWS_TRIED)]
@@ -241,13 +241,13 @@ class _Measurement:
             for settings, error in errors.by_settings.items()
         ]
 
-    def _plain(self, weight: mx.array, packing: QuantizationSettings) -> mx.array:
-        return dequantized(quantized(weight, packing, self._dtype), packing)
+    def _plain(self, weight: mx.array, settings: QuantizationSettings) -> mx.array:
+        return dequantized(quantized(weight, settings, self._dtype), settings)
 
-    def _read(self, weight: mx.array, packing: QuantizationSettings, importance: mx.array) -> mx.array:
+    def _read(self, weight: mx.array, settings: QuantizationSettings, importance: mx.array) -> mx.array:
         if self._rounding == "nearest":
-            return self._plain(weight, packing)
-        return dequantized(fitted(weight, packing, self._dtype, importance=importance), packing)
+            return self._plain(weight, settings)
+        return dequantized(fitted(weight, settings, self._dtype, importance=importance), settings)
 
 
 def _measured_settings(weight: mx.array) -> QuantizationSettings:

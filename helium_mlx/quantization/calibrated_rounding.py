@@ -7,7 +7,7 @@ that lacks, too (compare GPTAQ, arXiv:2504.02692). Every matrix is rounded plain
 kept where it errs less on windows that nothing was fitted to. The same windows say, at the end, how far either model is
 from its source.
 
-The embedding is fitted without weights: its rows are used one by one, so there are no inputs to weigh them by.
+The embedding is fitted without importances: its rows are used one by one, so there are no inputs to weigh them by.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ class RoundingOutcome:
 
 def rounded_rows(
     checkpoint: Checkpoint,
-    settings: ModuleSettings,
+    settings_of: ModuleSettings,
     dtype: mx.Dtype,
     *,
     rounding: Rounding,
@@ -70,86 +70,88 @@ def rounded_rows(
     `outcome` is filled in as the rows are taken.
     """
     with walk(checkpoint) as layers:
-        yield from _Rounder(layers, settings, dtype, rounding, outcome, windows).rows()
+        yield from _Rounder(layers, settings_of, dtype, rounding, outcome, windows).rows()
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What the matrices of a stage are rounded for: with `feedback` by GPTQ, else fitted with weights for columns.
+    """What the matrices of a stage are rounded for: with `factor` by GPTQ, else fitted by the importance of columns.
 
-    A matrix W is to give, from our inputs, what it gives in the source, and what the residual stream lacks besides:
-    by least squares that is W (1 + `gain`) + `offset` in its stead, (columns, columns) and (rows, columns).
+    A matrix W is to give, from the candidate's inputs, what it gives in the source, and what the residual stream lacks
+    besides: by least squares that is W (1 + `gain`) + `offset` in its stead, (columns, columns) and (rows, columns).
     """
 
     importance: mx.array
-    feedback: gptq.Feedback | None = None
+    factor: gptq.HessianFactor | None = None
     gain: mx.array | None = None
     offset: mx.array | None = None
 
-    def rounded(self, weight: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> Parts:
+    def rounded(self, weight: mx.array, settings: QuantizationSettings, dtype: mx.Dtype) -> Parts:
         """Return the parts of some rows of a matrix, float32 (rows, columns)."""
-        if self.feedback is None or self.gain is None:
-            return fitted(weight, packing, dtype, importance=self.importance)
+        if self.factor is None or self.gain is None:
+            return fitted(weight, settings, dtype, importance=self.importance)
         wanted = weight + weight @ self.gain
         wanted = wanted if self.offset is None else wanted + self.offset
-        return gptq.rounded(wanted, self.feedback, packing, dtype)
+        return gptq.rounded(wanted, self.factor, settings, dtype)
 
 
 class _Rounder:
-    """Takes five streams through the model: the source, plain rounding and ours on held-out windows; the source and
-    ours on those to fit to.
+    """Takes five streams through the model: the source, the baseline (plain rounding) and the candidate on held-out
+    windows; the source and the candidate on those to fit to.
     """
 
     def __init__(
         self,
         layers: LayerWalk,
-        settings: ModuleSettings,
+        settings_of: ModuleSettings,
         dtype: mx.Dtype,
         rounding: Rounding,
         outcome: RoundingOutcome,
         windows: Windows,
     ) -> None:
-        self._layers, self._settings, self._dtype = layers, settings, dtype
+        self._layers, self._module_settings, self._dtype = layers, settings_of, dtype
         self._rounding, self._outcome = rounding, outcome
-        packing = self._packing(EMBEDDING)
+        settings = self._settings_of(EMBEDDING)
         table = EmbeddingTable(layers, (*windows.fitted, *windows.held_out))
-        plain, ours = (
-            table.changed(lambda w, p=parts: self._read(p(w, packing), packing))
+        plain, candidate = (
+            table.changed(lambda w, p=parts: self._read(p(w, settings), settings))
             for parts in (self._plain, self._fitted)
         )
-        self._source, self._nearest, self._ours = (each.stream(windows.held_out) for each in (table, plain, ours))
-        self._fit_source, self._fit = table.stream(windows.fitted), ours.stream(windows.fitted)
+        self._source, self._baseline, self._candidate = (
+            each.stream(windows.held_out) for each in (table, plain, candidate)
+        )
+        self._fit_source, self._fit = table.stream(windows.fitted), candidate.stream(windows.fitted)
 
     def rows(self) -> Iterator[tuple[str, int, mx.array]]:
         """Yield (name, first row, rows) of every matrix, in the order of the forward pass."""
         yield from self._embedding_rows()
-        for stream in (self._source, self._nearest, self._ours, self._fit_source, self._fit):
+        for stream in (self._source, self._baseline, self._candidate, self._fit_source, self._fit):
             self._layers.begin(stream)
         for stage in self._layers.stages():
             yield from self._stage_rows(stage)
         yield from self._head_rows()
 
     def _embedding_rows(self) -> Iterator[tuple[str, int, mx.array]]:
-        packing, first_row = self._packing(EMBEDDING), 0
+        settings, first_row = self._settings_of(EMBEDDING), 0
         for weight in self._layers.rows(EMBEDDING):
-            yield from _named(EMBEDDING, first_row, self._fitted(weight, packing))
+            yield from _named(EMBEDDING, first_row, self._fitted(weight, settings))
             first_row += weight.shape[0]
 
     def _stage_rows(self, stage: Stage) -> Iterator[tuple[str, int, mx.array]]:
         given = self._given(adds_to_residual=stage.adds_to_residual)
-        lacking = self._source.lacks(self._ours) if stage.adds_to_residual else mx.array(0.0)
-        source, plain, ours = {}, {}, {}
+        lacking = self._source.lacks(self._candidate) if stage.adds_to_residual else mx.array(0.0)
+        source, plain, candidate = {}, {}, {}
         for path in stage.paths:
-            packing, weight = self._packing(path), self._layers.weight(path)
+            settings, weight = self._settings_of(path), self._layers.weight(path)
             wanted = self._source.rows @ weight.T + lacking
             parts, source[path], plain[path] = self._better(
-                path, given.rounded(weight, packing, self._dtype), weight, wanted
+                path, given.rounded(weight, settings, self._dtype), weight, wanted
             )
-            ours[path] = self._read(parts, packing)
+            candidate[path] = self._read(parts, settings)
             yield from _named(path, 0, parts)
         for stream, weights in (
-            (self._source, source), (self._nearest, plain), (self._ours, ours),
-            (self._fit_source, source), (self._fit, ours),
+            (self._source, source), (self._baseline, plain), (self._candidate, candidate),
+            (self._fit_source, source), (self._fit, candidate),
         ):  # fmt: skip
             self._layers.advance(stream, stage, weights)
 
@@ -160,20 +162,22 @@ class _Rounder:
         differs from position to position, so every few rows have second moments of their own.
         """
         path, first_row = self._layers.head_path, 0
-        packing, n_tokens = self._packing(path), self._ours.rows.shape[0]
+        settings, n_tokens = self._settings_of(path), self._candidate.rows.shape[0]
         plain_kl, kl = RunningDivergence(n_tokens), RunningDivergence(n_tokens)
         given = self._given(adds_to_residual=False)
-        weigh_fit, weigh_held_out = (self._curvature(stream.rows) for stream in (self._fit_source, self._source))
+        fit_curvature, held_out_curvature = (
+            self._curvature(stream.rows) for stream in (self._fit_source, self._source)
+        )
         for weight in self._blocks(path):
             logits = self._source.rows @ weight.T
             if path == EMBEDDING:
-                parts, plain = self._fitted(weight, packing), self._read(self._plain(weight, packing), packing)
+                parts, plain = self._fitted(weight, settings), self._read(self._plain(weight, settings), settings)
             else:
-                ours = self._weighted(given, weigh_fit(weight)).rounded(weight, packing, self._dtype)
-                parts, _, plain = self._better(path, ours, weight, logits, weigh_held_out(weight))
+                candidate = self._weighted(given, fit_curvature(weight)).rounded(weight, settings, self._dtype)
+                parts, _, plain = self._better(path, candidate, weight, logits, held_out_curvature(weight))
                 yield from _named(path, first_row, parts)
-            plain_kl.add(logits, self._nearest.rows @ plain.T)
-            kl.add(logits, self._ours.rows @ self._read(parts, packing).T)
+            plain_kl.add(logits, self._baseline.rows @ plain.T)
+            kl.add(logits, self._candidate.rows @ self._read(parts, settings).T)
             first_row += weight.shape[0]
         self._outcome.plain_kl, self._outcome.kl = plain_kl.mean, kl.mean
 
@@ -189,83 +193,83 @@ class _Rounder:
             total.add(inputs @ weight.T)
             mx.eval(total.peak, total.total)
 
-        def weights(weight: mx.array) -> mx.array:
+        def curvature(weight: mx.array) -> mx.array:
             p = mx.exp(inputs @ weight.T - total.value)
             share = weight.shape[0] / self._layers.config.vocab_size
             return (p * (1 - p)).sum(axis=-1, keepdims=True) + EVERYWHERE * share
 
-        return weights
+        return curvature
 
     def _given(self, *, adds_to_residual: bool) -> _Given:
         """Return what the next matrices are rounded for: the inputs to fit to, as they are now."""
         hessian = cross_moments(self._fit.inputs, self._fit.inputs)
         if self._rounding == "fitted":
             return _Given(mx.diag(hessian))
-        feedback = gptq.feedback_of(hessian)
+        factor = gptq.factored(hessian)
         differences = [x - y for x, y in zip(self._fit_source.inputs, self._fit.inputs, strict=True)]
-        gain = feedback.solve(cross_moments(differences, self._fit.inputs))
+        gain = factor.solve(cross_moments(differences, self._fit.inputs))
         offset = None
         if adds_to_residual:
             differences = [x - y for x, y in zip(self._fit_source.hidden, self._fit.hidden, strict=True)]
-            offset = feedback.solve(cross_moments(differences, self._fit.inputs))
+            offset = factor.solve(cross_moments(differences, self._fit.inputs))
         mx.eval(gain, [] if offset is None else offset)
-        return _Given(mx.diag(hessian), feedback, gain, offset)
+        return _Given(mx.diag(hessian), factor, gain, offset)
 
-    def _weighted(self, given: _Given, weights: mx.array) -> _Given:
-        """Return the same with tokens that count as `weights` (tokens, 1) say; what is wanted stays."""
-        hessian = cross_moments(_weighted(self._fit.inputs, weights), self._fit.inputs)
-        feedback = None if given.feedback is None else gptq.feedback_of(hessian)
-        return replace(given, importance=mx.diag(hessian), feedback=feedback)
+    def _weighted(self, given: _Given, importance: mx.array) -> _Given:
+        """Return the same with tokens that count as `importance` (tokens, 1) says; what is wanted stays."""
+        hessian = cross_moments(_weighted(self._fit.inputs, importance), self._fit.inputs)
+        factor = None if given.factor is None else gptq.factored(hessian)
+        return replace(given, importance=mx.diag(hessian), factor=factor)
 
     def _better(
-        self, path: str, parts: Parts, weight: mx.array, wanted: mx.array, weights: mx.array | None = None
+        self, path: str, parts: Parts, weight: mx.array, wanted: mx.array, importance: mx.array | None = None
     ) -> tuple[Parts, mx.array, mx.array]:
-        """Return the parts whose outputs on held-out windows are nearer to `wanted`, ours or plain ones.
+        """Return the parts whose outputs on held-out windows are nearer to `wanted`, `parts` or plain ones.
 
-        Beside them the weight itself, and as plain rounding makes it. `weights` (tokens, 1) say how much each token
-        counts.
+        Beside them the weight itself, and as plain rounding makes it. `importance` (tokens, 1) says how much each
+        token counts.
         """
-        packing, inputs = self._packing(path), self._ours.rows
-        plain_parts = self._plain(weight, packing)
-        plain = self._read(plain_parts, packing)
-        counts = mx.array(1.0) if weights is None else weights
-        ours_error, plain_error = (
-            (counts * (inputs @ each.T - wanted).square()).sum() for each in (self._read(parts, packing), plain)
+        settings, inputs = self._settings_of(path), self._candidate.rows
+        plain_parts = self._plain(weight, settings)
+        plain = self._read(plain_parts, settings)
+        counts = mx.array(1.0) if importance is None else importance
+        candidate_error, plain_error = (
+            (counts * (inputs @ each.T - wanted).square()).sum() for each in (self._read(parts, settings), plain)
         )
-        if (ours_error <= plain_error).item():
+        if (candidate_error <= plain_error).item():
             return parts, weight, plain
         if path not in self._outcome.kept_plain:
             self._outcome.kept_plain.append(path)
         return plain_parts, weight, plain
 
-    def _plain(self, weight: mx.array, packing: QuantizationSettings) -> Parts:
-        return quantized(weight, packing, self._dtype)
+    def _plain(self, weight: mx.array, settings: QuantizationSettings) -> Parts:
+        return quantized(weight, settings, self._dtype)
 
-    def _fitted(self, weight: mx.array, packing: QuantizationSettings) -> Parts:
-        return fitted(weight, packing, self._dtype)
+    def _fitted(self, weight: mx.array, settings: QuantizationSettings) -> Parts:
+        return fitted(weight, settings, self._dtype)
 
-    def _read(self, parts: Parts, packing: QuantizationSettings) -> mx.array:
-        return dequantized(parts, packing)
+    def _read(self, parts: Parts, settings: QuantizationSettings) -> mx.array:
+        return dequantized(parts, settings)
 
-    def _packing(self, path: str) -> QuantizationSettings:
-        packing = self._settings(path)
-        assert packing is not None, path
-        return packing
+    def _settings_of(self, path: str) -> QuantizationSettings:
+        settings = self._module_settings(path)
+        assert settings is not None, path
+        return settings
 
 
 def cross_moments(x: Sequence[mx.array], y: Sequence[mx.array]) -> mx.array:
     """Return the sum of x y^T over all tokens of windows (B, L, columns), float32 (columns of x, columns of y)."""
     total = mx.zeros((x[0].shape[-1], y[0].shape[-1]))
-    for ours, theirs in zip(x, y, strict=True):
-        total = total + ours.reshape(-1, ours.shape[-1]).T @ theirs.reshape(-1, theirs.shape[-1])
+    for a, b in zip(x, y, strict=True):
+        total = total + a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
         mx.eval(total)
     return total
 
 
-def _weighted(inputs: Sequence[mx.array], weights: mx.array) -> list[mx.array]:
-    """Return windows (B, L, columns), each token times its own of the weights (tokens, 1)."""
+def _weighted(inputs: Sequence[mx.array], importance: mx.array) -> list[mx.array]:
+    """Return windows (B, L, columns), each token times its own importance (tokens, 1)."""
     ends = list(accumulate(x.shape[0] * x.shape[1] for x in inputs))
-    each = mx.split(weights, ends[:-1])
+    each = mx.split(importance, ends[:-1])
     return [x * own.reshape(*x.shape[:2], 1) for x, own in zip(inputs, each, strict=True)]
 
 

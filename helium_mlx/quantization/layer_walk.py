@@ -1,7 +1,7 @@
 """A walk through a checkpoint's layers, once, with any number of streams of hidden states side by side.
 
 One matrix after the other is read whole, used by every stream, each with weights of its own, and dropped: so memory
-holds the streams and the matrices of one layer, in float32. What a layer computes is `model.py`'s, with other
+holds the streams and the matrices of one layer, in float32. What a layer computes is `model/helium.py`'s, with other
 projections put into it.
 """
 

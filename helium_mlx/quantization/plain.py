@@ -18,15 +18,15 @@ from helium_mlx.errors import CheckpointError
 
 def converted_rows(
     checkpoint: Checkpoint,
-    settings: ModuleSettings,
+    settings_of: ModuleSettings,
     dtype: mx.Dtype,
     *,
     is_wanted: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[tuple[str, int, mx.array]]:
     """Yield the result as (name in a causal LM, first row, rows), evaluated, in the order of the source's files.
 
-    `settings` say how each module is packed in the result; `dtype` is that of everything else; tensors that `is_wanted`
-    says no to, by their names in a causal LM, are left out.
+    `settings_of` says how each module is packed in the result; `dtype` is that of everything else; tensors that
+    `is_wanted` says no to, by their names in a causal LM, are left out.
 
     Raises CheckpointError for values that are not finite, or that `dtype` cannot hold, and for a file that changes
     while it is read.
@@ -38,7 +38,7 @@ def converted_rows(
     for (block, data), stream in zip(read_ahead(blocks), cycle(streams)):
         path, _, suffix = block.name.rpartition(".")
         with mx.stream(stream):
-            rows, is_sound = converted_parts(block, data, settings(path) if suffix == "weight" else None, dtype)
+            rows, is_sound = converted_parts(block, data, settings_of(path) if suffix == "weight" else None, dtype)
         mx.async_eval(rows, is_sound)
         started.append((block, rows, is_sound))
         if len(started) > 2 * len(streams):
@@ -50,23 +50,23 @@ def converted_rows(
 
 
 def converted_parts(
-    block: RowBlock, data: dict[str, bytes], packing: QuantizationSettings | None, dtype: mx.Dtype
+    block: RowBlock, data: dict[str, bytes], settings: QuantizationSettings | None, dtype: mx.Dtype
 ) -> tuple[dict[str, mx.array], mx.array]:
     """Return the parts that the rows become, keyed by suffix, and whether all is finite; nothing is evaluated."""
     arrays = block.arrays(data)
     suffix = next(iter(arrays))
     weight = arrays[suffix] if block.settings is None else dequantized(arrays, block.settings)
-    rows = {suffix: weight.astype(dtype)} if packing is None else quantized(weight, packing, dtype)
+    rows = {suffix: weight.astype(dtype)} if settings is None else quantized(weight, settings, dtype)
     is_sound = mx.array(True)
-    for array in (*arrays.values(), *(rows.values() if packing is not None or weight.dtype != dtype else ())):
+    for array in (*arrays.values(), *(rows.values() if settings is not None or weight.dtype != dtype else ())):
         is_sound = is_sound & all_finite(array)
     return rows, is_sound
 
 
-def quantized(weight: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> dict[str, mx.array]:
+def quantized(weight: mx.array, settings: QuantizationSettings, dtype: mx.Dtype) -> dict[str, mx.array]:
     """Return the parts that `mx.quantize` makes of a weight (rows, columns), keyed by suffix; nothing is evaluated."""
     # In float32, which holds all that the source does: the codes are the same, and come a third faster on the CPU.
-    parts = mx.quantize(weight.astype(mx.float32), packing.group_size, packing.bits, packing.mode)
+    parts = mx.quantize(weight.astype(mx.float32), settings.group_size, settings.bits, settings.mode)
     return {
         name: part.astype(dtype) if mx.issubdtype(part.dtype, mx.floating) else part
         for name, part in zip(PARTS, parts)  # noqa: B905

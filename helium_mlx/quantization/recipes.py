@@ -75,20 +75,20 @@ def recipe_settings(
     return by_path.get
 
 
-def bits_per_weight(config: HeliumConfig, settings: ModuleSettings) -> float:
+def bits_per_weight(config: HeliumConfig, settings_of: ModuleSettings) -> float:
     """Return a causal LM's bits a weight on disk: scales and biases counted, 16 bits for what is not quantized."""
     weights = sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized))
-    return 8 * weight_bytes(config, settings) / weights
+    return 8 * bytes_on_disk(config, settings_of) / weights
 
 
-def weight_bytes(config: HeliumConfig, settings: ModuleSettings) -> int:
+def bytes_on_disk(config: HeliumConfig, settings_of: ModuleSettings) -> int:
     """Return the bytes of a causal LM's tensors, with 16 bits for scales, biases and what is not quantized."""
-    packings = {path: settings(path) for path, _ in layout.weight_shapes(config)}
+    by_path = {path: settings_of(path) for path, _ in layout.weight_shapes(config)}
     total = 0
-    for name, shape in layout.tensor_shapes(config, packings.get):
+    for name, shape in layout.tensor_shapes(config, by_path.get):
         path, _, suffix = name.rpartition(".")
-        packing = packings.get(path)
-        integers = None if packing is None else packing.integer_dtype(suffix)
+        settings = by_path.get(path)
+        integers = None if settings is None else settings.integer_dtype(suffix)
         total += (2 if integers is None else BYTES_PER_VALUE[integers]) * math.prod(shape)
     return total
 

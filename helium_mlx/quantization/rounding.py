@@ -37,7 +37,7 @@ TURNS = {2: 4, 3: 3, 4: 2, 5: 2, 6: 1, 8: 1}
 
 
 @dataclass(frozen=True)
-class Lines:
+class AffineParameters:
     """Scale and bias of each group, float32 (..., groups, 1), with values that the dtype on disk holds."""
 
     scales: mx.array
@@ -54,50 +54,54 @@ class Lines:
 
 
 def fitted(
-    weight: mx.array, packing: QuantizationSettings, dtype: mx.Dtype, *, importance: mx.array | None = None
+    weight: mx.array, settings: QuantizationSettings, dtype: mx.Dtype, *, importance: mx.array | None = None
 ) -> dict[str, mx.array]:
     """Return weight, scales and biases as they are stored, for a float32 weight (rows, columns); nothing is evaluated.
 
     `importance` (columns,), not negative, weighs the squared errors; `dtype` is that of scales and biases.
     """
-    groups = weight.reshape(weight.shape[0], -1, packing.group_size)
-    lines = fit_lines(groups, packing, dtype, importance=_by_group(importance, packing))
-    return packed(lines.codes(groups, packing.bits), lines, packing, dtype)
+    groups = weight.reshape(weight.shape[0], -1, settings.group_size)
+    affine = fit_affine(groups, settings, dtype, importance=_by_group(importance, settings))
+    return packed(affine.codes(groups, settings.bits), affine, settings, dtype)
 
 
-def fit_lines(
-    groups: mx.array, packing: QuantizationSettings, dtype: mx.Dtype, *, importance: mx.array | None = None
-) -> Lines:
+def fit_affine(
+    groups: mx.array, settings: QuantizationSettings, dtype: mx.Dtype, *, importance: mx.array | None = None
+) -> AffineParameters:
     """Return the scale and bias found for each of groups (rows, groups, group_size), float32.
 
-    `importance` is a positive weight for each value, of a shape that broadcasts; None weighs all the same.
+    `importance` is a positive factor of each value's squared error, of a shape that broadcasts; None is all the same.
     """
-    weights = mx.ones((1, 1, 1)) if importance is None else importance
-    weights = mx.broadcast_to(weights, (weights.shape[0], weights.shape[1], packing.group_size))
-    best = plain_lines(groups, packing, dtype)
-    error = _error(groups, best, weights, packing.bits)
-    for lines in _candidates(groups, weights, packing, dtype):
-        other = _error(groups, lines, weights, packing.bits)
+    importance = mx.ones((1, 1, 1)) if importance is None else importance
+    importance = mx.broadcast_to(importance, (importance.shape[0], importance.shape[1], settings.group_size))
+    best = plain_affine(groups, settings, dtype)
+    error = _error(groups, best, importance, settings.bits)
+    for affine in _candidates(groups, importance, settings, dtype):
+        other = _error(groups, affine, importance, settings.bits)
         # False where a candidate is not finite.
         better = other < error
-        best = Lines(mx.where(better, lines.scales, best.scales), mx.where(better, lines.biases, best.biases))
+        best = AffineParameters(
+            mx.where(better, affine.scales, best.scales), mx.where(better, affine.biases, best.biases)
+        )
         error = mx.where(better, other, error)
     return best
 
 
-def plain_lines(groups: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> Lines:
+def plain_affine(groups: mx.array, settings: QuantizationSettings, dtype: mx.Dtype) -> AffineParameters:
     """Return the scales and biases that `mx.quantize` gives, rounded to `dtype`."""
     rows, n_groups, size = groups.shape
-    _, scales, biases = mx.quantize(groups.reshape(rows, n_groups * size), packing.group_size, packing.bits)
-    return Lines(stored(scales[..., None], dtype), stored(biases[..., None], dtype))
+    _, scales, biases = mx.quantize(groups.reshape(rows, n_groups * size), settings.group_size, settings.bits)
+    return AffineParameters(stored(scales[..., None], dtype), stored(biases[..., None], dtype))
 
 
-def packed(codes: mx.array, lines: Lines, packing: QuantizationSettings, dtype: mx.Dtype) -> dict[str, mx.array]:
-    """Return the parts as they are stored, of codes (rows, groups, group_size) and their lines."""
+def packed(
+    codes: mx.array, affine: AffineParameters, settings: QuantizationSettings, dtype: mx.Dtype
+) -> dict[str, mx.array]:
+    """Return the parts as they are stored, of codes (rows, groups, group_size) and their affine."""
     return {
-        "weight": pack_codes(codes.reshape(codes.shape[0], -1), packing.bits),
-        "scales": lines.scales.squeeze(-1).astype(dtype),
-        "biases": lines.biases.squeeze(-1).astype(dtype),
+        "weight": pack_codes(codes.reshape(codes.shape[0], -1), settings.bits),
+        "scales": affine.scales.squeeze(-1).astype(dtype),
+        "biases": affine.biases.squeeze(-1).astype(dtype),
     }
 
 
@@ -113,34 +117,36 @@ def pack_codes(codes: mx.array, bits: int) -> mx.array:
     return (words << mx.arange(32, dtype=mx.uint32)).sum(axis=-1)
 
 
-def _candidates(groups: mx.array, weights: mx.array, packing: QuantizationSettings, dtype: mx.Dtype) -> Iterator[Lines]:
+def _candidates(
+    groups: mx.array, importance: mx.array, settings: QuantizationSettings, dtype: mx.Dtype
+) -> Iterator[AffineParameters]:
     low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
-    steps = 2**packing.bits - 1
-    for cut in STARTS[packing.bits]:
+    steps = 2**settings.bits - 1
+    for cut in STARTS[settings.bits]:
         start = low + cut * (high - low)
-        lines = Lines(stored((1 - 2 * cut) * (high - low) / steps, dtype), stored(start, dtype))
-        yield lines
-        for _ in range(TURNS[packing.bits]):
-            lines = _line_through(lines.codes(groups, packing.bits), groups, weights, dtype)
-            yield lines
+        affine = AffineParameters(stored((1 - 2 * cut) * (high - low) / steps, dtype), stored(start, dtype))
+        yield affine
+        for _ in range(TURNS[settings.bits]):
+            affine = _least_squares(affine.codes(groups, settings.bits), groups, importance, dtype)
+            yield affine
 
 
-def _line_through(codes: mx.array, groups: mx.array, weights: mx.array, dtype: mx.Dtype) -> Lines:
+def _least_squares(codes: mx.array, groups: mx.array, importance: mx.array, dtype: mx.Dtype) -> AffineParameters:
     """Return the line that errs least for given codes, by weighted least squares."""
-    total = weights.sum(axis=-1, keepdims=True)
-    mean_code = (weights * codes).sum(axis=-1, keepdims=True) / total
-    mean_value = (weights * groups).sum(axis=-1, keepdims=True) / total
+    total = importance.sum(axis=-1, keepdims=True)
+    mean_code = (importance * codes).sum(axis=-1, keepdims=True) / total
+    mean_value = (importance * groups).sum(axis=-1, keepdims=True) / total
     away = codes - mean_code
-    spread = (weights * away * away).sum(axis=-1, keepdims=True)
-    slope = (weights * away * groups).sum(axis=-1, keepdims=True) / mx.where(spread == 0, 1, spread)
+    spread = (importance * away * away).sum(axis=-1, keepdims=True)
+    slope = (importance * away * groups).sum(axis=-1, keepdims=True) / mx.where(spread == 0, 1, spread)
     scales = stored(slope, dtype)
     # The bias that suits the rounded scale.
-    return Lines(scales, stored(mean_value - scales * mean_code, dtype))
+    return AffineParameters(scales, stored(mean_value - scales * mean_code, dtype))
 
 
-def _error(groups: mx.array, lines: Lines, weights: mx.array, bits: int) -> mx.array:
-    difference = lines.values(lines.codes(groups, bits)) - groups
-    return (weights * difference * difference).sum(axis=-1, keepdims=True)
+def _error(groups: mx.array, affine: AffineParameters, importance: mx.array, bits: int) -> mx.array:
+    difference = affine.values(affine.codes(groups, bits)) - groups
+    return (importance * difference * difference).sum(axis=-1, keepdims=True)
 
 
 def stored(values: mx.array, dtype: mx.Dtype) -> mx.array:
@@ -148,9 +154,9 @@ def stored(values: mx.array, dtype: mx.Dtype) -> mx.array:
     return values.astype(dtype).astype(mx.float32)
 
 
-def _by_group(importance: mx.array | None, packing: QuantizationSettings) -> mx.array | None:
+def _by_group(importance: mx.array | None, settings: QuantizationSettings) -> mx.array | None:
     if importance is None:
         return None
     # A column that no input uses still has to be rounded somehow: a trace of weight keeps its group well-posed.
     floor = 1e-6 * importance.max() + 1e-30
-    return mx.maximum(importance, floor).reshape(1, -1, packing.group_size)
+    return mx.maximum(importance, floor).reshape(1, -1, settings.group_size)

@@ -13,12 +13,12 @@ from helium_mlx.diagnostics.worker import (
     HeliumMlx,
     MlxLm,
     bandwidth,
+    bytes_read_a_token,
     decode_speed,
     peak_memory,
     prefill_speed,
     random_prompt,
     serve,
-    weight_bytes,
 )
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model.helium import HeliumForCausalLM
@@ -72,7 +72,7 @@ def test_bytes_of_a_step_are_those_of_the_file(
     embedding = weights.pop("model.embed_tokens.weight")
     tied = "lm_head.weight" not in weights
     expected = sum(weight.nbytes for weight in weights.values()) + (embedding if tied else embedding[0]).nbytes
-    assert weight_bytes(load_case(case)) == expected
+    assert bytes_read_a_token(load_case(case)) == expected
 
 
 def test_bytes_of_a_position_are_keys_and_values_of_all_layers(
@@ -116,7 +116,7 @@ def test_a_worker_answers_a_line_a_request() -> None:
     )
     loaded, nodes, speed = lines(answers.getvalue())
     assert loaded["context"] == 4096
-    assert loaded["weight_bytes"] == weight_bytes(load_model(DEMO_DIRECTORY))
+    assert loaded["weight_bytes"] == bytes_read_a_token(load_model(DEMO_DIRECTORY))
     assert isinstance(nodes["value"], int)
     assert isinstance(speed["value"], float)
 
@@ -143,4 +143,7 @@ def test_mlx_lm_goes_on_behind_eos_and_says_what_it_cannot_open(tmp_path: Path) 
     theirs = [response.token for response in program.generate(prompt, 300)]  # pyright: ignore
     assert [chunk.token for chunk in ours.generate(prompt, 300)] == theirs  # pyright: ignore
     assert 2 in theirs
-    assert (weight_bytes(ours.model), ours.cache_bytes()) == (weight_bytes(program.model), program.cache_bytes())
+    assert (bytes_read_a_token(ours.model), ours.cache_bytes()) == (
+        bytes_read_a_token(program.model),
+        program.cache_bytes(),
+    )

@@ -296,7 +296,7 @@ def test_a_list_that_memory_has_no_room_for_is_refused_before_anything_runs(
     demo: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = cache_memory.cache_bytes(demo[0].config, 40, dtype=demo[0].model.norm.weight.dtype)
-    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(demo[0]) + 2 * row)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.bytes_in_memory(demo[0]) + 2 * row)
     prompts = [[1] * 10, [1] * 30, [1] * 5]
     for call in (batch_generate, helium_mlx.generate):
         with pytest.raises(GenerationError, match=r"for 3 rows of 40 tokens are over .*; give batch_size 2$"):
@@ -308,7 +308,7 @@ def test_prompts_of_an_iterator_are_refused_where_the_batch_no_longer_fits(
     demo: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = cache_memory.cache_bytes(demo[0].config, 40, dtype=demo[0].model.norm.weight.dtype)
-    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(demo[0]) + 2 * row)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.bytes_in_memory(demo[0]) + 2 * row)
     completions = batch_generate(*demo, iter([[1] * 10, [1] * 5, [1] * 40]), max_tokens=10, ignore_eos=True)
     done = [next(completions), next(completions)]
     with pytest.raises(GenerationError, match=r"for 3 rows of 50 tokens .*; give batch_size 1$"):

@@ -258,7 +258,7 @@ def test_a_batch_that_memory_has_no_room_for_is_refused_before_anything_runs(
     output, model = tmp_path / "out.jsonl", demo[0]
     longest = max(len(demo[1].encode(LINES[index])) for index in INDICES) + 4
     row = cache_memory.cache_bytes(model.config, longest, dtype=model.model.norm.weight.dtype)
-    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(model) + 3 * row)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.bytes_in_memory(model) + 3 * row)
     with pytest.raises(GenerationError, match=rf"for 5 rows of {longest} tokens are over .*; give batch_size 3"):
         run(demo, prompts, output, batch_size=9)
     assert output.read_bytes() == b""

@@ -425,7 +425,7 @@ def test_a_run_that_does_not_fit_is_refused_at_the_call(
     demo: Demo, monkeypatch: pytest.MonkeyPatch, kind: dict[str, object]
 ) -> None:
     model, tokenizer = demo
-    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.weights_bytes(model) + 1000)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: cache_memory.bytes_in_memory(model) + 1000)
     options = {**kind, "cache": make_cache(model)} if "cache" in kind else kind
     with pytest.raises(GenerationError, match=r"weights of .* MB and a KV cache of .* for 303 tokens are over"):
         stream_generate(model, tokenizer, [1, 5, 6], max_tokens=300, **options)  # pyright: ignore[reportArgumentType]

@@ -8,12 +8,12 @@ from helium_mlx.errors import GenerationError
 from helium_mlx.kv_cache import memory as cache_memory
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.memory import (
+    bytes_in_memory,
     bytes_per_token,
     cache_bytes,
     describe,
     require_batch_fits,
     require_fits,
-    weights_bytes,
     working_set_bytes,
 )
 from helium_mlx.kv_cache.rotating import SPARE
@@ -134,7 +134,7 @@ def test_a_group_size_is_named_where_the_default_does_not_fit() -> None:
 def test_a_batch_is_as_many_rows_as_long_as_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     model = HeliumForCausalLM(HeliumConfig.from_dict(config_values(**LLAMA)))
     row = cache_bytes(model.config, 50, dtype=model.model.norm.weight.dtype)
-    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: weights_bytes(model) + 4 * row)
+    monkeypatch.setattr(cache_memory, "working_set_bytes", lambda: bytes_in_memory(model) + 4 * row)
     require_batch_fits(model, 4, 50)
     with pytest.raises(GenerationError, match=r"for 5 rows of 50 tokens are over .* recommends; give batch_size 4$"):
         require_batch_fits(model, 5, 50)

@@ -14,7 +14,7 @@ from helium_mlx.model.loading import load_model
 from helium_mlx.model.losses import mean_divergence
 from helium_mlx.quantization.calibrated_rounding import RoundingOutcome, rounded_rows
 from helium_mlx.quantization.calibration import Windows
-from helium_mlx.quantization.gptq import Feedback
+from helium_mlx.quantization.gptq import HessianFactor
 from helium_mlx.quantization.plain import quantized
 from helium_mlx.quantization.rounding import Rounding, fitted
 
@@ -29,12 +29,14 @@ def windows() -> Windows:
     return Windows(made[:30], made[30:])
 
 
-def rounded(source: Path, rounding: Rounding, packing: QuantizationSettings = PACKING) -> tuple[Parts, RoundingOutcome]:
+def rounded(
+    source: Path, rounding: Rounding, settings: QuantizationSettings = PACKING
+) -> tuple[Parts, RoundingOutcome]:
     """The parts of each module by path, put together from the rows."""
     outcome, rows = RoundingOutcome(), defaultdict(list)
     made = rounded_rows(
         open_checkpoint(source),
-        lambda path: packing,
+        lambda path: settings,
         mx.bfloat16,
         rounding=rounding,
         windows=windows(),
@@ -50,10 +52,10 @@ def rounded(source: Path, rounding: Rounding, packing: QuantizationSettings = PA
     return parts, outcome
 
 
-def model_of(source: Path, parts: Parts, packing: QuantizationSettings = PACKING) -> HeliumForCausalLM:
+def model_of(source: Path, parts: Parts, settings: QuantizationSettings = PACKING) -> HeliumForCausalLM:
     """The source with what the rounded matrices are read as."""
     model = load_model(source, dtype="float32")
-    weights = {f"{path}.weight": dequantized(part, packing) for path, part in parts.items()}
+    weights = {f"{path}.weight": dequantized(part, settings) for path, part in parts.items()}
     model.load_weights(list(layout.merge_projections(weights, model.config, lambda path: None).items()), strict=False)
     return model
 
@@ -115,9 +117,9 @@ def test_the_same_comes_out_twice(source: Path) -> None:
 
 def test_a_module_that_comes_out_worse_stays_plain(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoilt(
-        weight: mx.array, feedback: Feedback, packing: QuantizationSettings, dtype: mx.Dtype
+        weight: mx.array, factor: HessianFactor, settings: QuantizationSettings, dtype: mx.Dtype
     ) -> dict[str, mx.array]:
-        return fitted(-weight, packing, dtype)
+        return fitted(-weight, settings, dtype)
 
     monkeypatch.setattr("helium_mlx.quantization.gptq.rounded", spoilt)
     parts, outcome = rounded(source, "gptq")

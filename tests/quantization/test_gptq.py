@@ -8,7 +8,7 @@ import pytest
 from helium_mlx.checkpoint.quantization_settings import QuantizationSettings
 from helium_mlx.checkpoint.row_blocks import dequantized
 from helium_mlx.errors import QuantizationError
-from helium_mlx.quantization.gptq import feedback_of, rounded
+from helium_mlx.quantization.gptq import factored, rounded
 from helium_mlx.quantization.rounding import fitted
 
 PACKING = QuantizationSettings(32, 3)
@@ -61,45 +61,45 @@ def slow_gptq(row: list[float], hessian: Matrix, scales: list[float], biases: li
 
 def test_values_are_those_of_the_slow_form() -> None:
     x, weight = inputs(64), weights(3, 64)
-    feedback = feedback_of(x.T @ x)
-    parts = rounded(weight, feedback, PACKING, mx.float32, sweeps=0)
+    factor = factored(x.T @ x)
+    parts = rounded(weight, factor, PACKING, mx.float32, sweeps=0)
     ours, scales, biases = dequantized(parts, PACKING).tolist(), parts["scales"].tolist(), parts["biases"].tolist()
     for index, row in enumerate(weight.tolist()):  # pyright: ignore[reportArgumentType]
-        slow = slow_gptq(row, feedback.hessian.tolist(), scales[index], biases[index])  # pyright: ignore
+        slow = slow_gptq(row, factor.hessian.tolist(), scales[index], biases[index])  # pyright: ignore
         assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(ours[index], slow, strict=True))  # pyright: ignore
 
 
 def test_the_factor_is_one_of_the_damped_moments() -> None:
     x = inputs(64)
-    feedback = feedback_of(x.T @ x, damping=0.01)
-    factor = (feedback.shares + mx.eye(64)) * mx.sqrt(feedback.importance)
-    assert mx.abs(factor @ factor.T - feedback.hessian).max().item() < 1e-4 * mx.abs(feedback.hessian).max().item()  # pyright: ignore[reportOperatorIssue]
-    assert not mx.tril(feedback.shares).any().item()
+    factor = factored(x.T @ x, damping=0.01)
+    upper = (factor.unit_factor + mx.eye(64)) * mx.sqrt(factor.importance)
+    assert mx.abs(upper @ upper.T - factor.hessian).max().item() < 1e-4 * mx.abs(factor.hessian).max().item()  # pyright: ignore[reportOperatorIssue]
+    assert not mx.tril(factor.unit_factor).any().item()
 
 
 def test_solve_undoes_a_product() -> None:
     x = inputs(64)
-    feedback, some = feedback_of(x.T @ x), weights(5, 64)
-    assert mx.abs(feedback.solve(some @ feedback.hessian) - some).max().item() < 1e-2  # pyright: ignore[reportOperatorIssue]
+    factor, some = factored(x.T @ x), weights(5, 64)
+    assert mx.abs(factor.solve(some @ factor.hessian) - some).max().item() < 1e-2  # pyright: ignore[reportOperatorIssue]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_outputs_err_less_than_fitted(bits: int, group_size: int) -> None:
-    x, weight, packing = inputs(128), weights(32, 128), QuantizationSettings(group_size, bits)
+    x, weight, settings = inputs(128), weights(32, 128), QuantizationSettings(group_size, bits)
     importance = mx.diag(x.T @ x)
-    ours = dequantized(rounded(weight, feedback_of(x.T @ x), packing, mx.bfloat16), packing)
-    plain = dequantized(fitted(weight, packing, mx.bfloat16, importance=importance), packing)
+    ours = dequantized(rounded(weight, factored(x.T @ x), settings, mx.bfloat16), settings)
+    plain = dequantized(fitted(weight, settings, mx.bfloat16, importance=importance), settings)
     assert output_error(ours, weight, x) < 0.8 * output_error(plain, weight, x)
 
 
 def test_each_sweep_brings_something() -> None:
     x, weight = inputs(128), weights(32, 128)
-    feedback = feedback_of(x.T @ x)
+    factor = factored(x.T @ x)
 
     def damped_error(sweeps: int) -> float:
-        difference = dequantized(rounded(weight, feedback, PACKING, mx.bfloat16, sweeps=sweeps), PACKING) - weight
-        return ((difference @ feedback.hessian) * difference).sum().item()  # pyright: ignore[reportReturnType]
+        difference = dequantized(rounded(weight, factor, PACKING, mx.bfloat16, sweeps=sweeps), PACKING) - weight
+        return ((difference @ factor.hessian) * difference).sum().item()  # pyright: ignore[reportReturnType]
 
     errors = [damped_error(sweeps) for sweeps in range(4)]
     assert errors == sorted(errors, reverse=True)
@@ -108,33 +108,33 @@ def test_each_sweep_brings_something() -> None:
 
 def test_rows_do_not_depend_on_each_other() -> None:
     x, weight = inputs(64), weights(8, 64)
-    feedback = feedback_of(x.T @ x)
-    whole, alone = (rounded(some, feedback, PACKING, mx.bfloat16) for some in (weight, weight[3:4]))
+    factor = factored(x.T @ x)
+    whole, alone = (rounded(some, factor, PACKING, mx.bfloat16) for some in (weight, weight[3:4]))
     assert mx.array_equal(whole["weight"][3:4], alone["weight"])
 
 
 def test_inputs_of_zeros_are_no_obstacle() -> None:
     weight = weights(4, 64)
-    parts = rounded(weight, feedback_of(mx.zeros((64, 64))), PACKING, mx.bfloat16)
+    parts = rounded(weight, factored(mx.zeros((64, 64))), PACKING, mx.bfloat16)
     assert output_error(dequantized(parts, PACKING), weight, mx.eye(64)) < 0.05
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(QuantizationError, match="not finite in float32"):
-        feedback_of(mx.full((64, 64), value))
+        factored(mx.full((64, 64), value))
 
 
 def test_inputs_of_one_token_are_no_obstacle() -> None:
     x = inputs(64, n_tokens=1)
-    feedback = feedback_of(x.T @ x)
-    assert mx.isfinite(feedback.shares).all().item()
-    values = dequantized(rounded(weights(4, 64), feedback, PACKING, mx.bfloat16), PACKING)
+    factor = factored(x.T @ x)
+    assert mx.isfinite(factor.unit_factor).all().item()
+    values = dequantized(rounded(weights(4, 64), factor, PACKING, mx.bfloat16), PACKING)
     assert mx.isfinite(values).all().item()
 
 
 def test_constant_and_zero_rows_are_exact() -> None:
     x = inputs(64)
     weight = mx.stack([mx.zeros(64), mx.full((64,), 0.5)])
-    parts = rounded(weight, feedback_of(x.T @ x), PACKING, mx.bfloat16)
+    parts = rounded(weight, factored(x.T @ x), PACKING, mx.bfloat16)
     assert mx.abs(dequantized(parts, PACKING) - weight).max().item() < 1e-3  # pyright: ignore[reportOperatorIssue]

@@ -20,7 +20,7 @@ from helium_mlx.checkpoint.quantization_settings import (
     unquantized,
 )
 from helium_mlx.errors import QuantizationError
-from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, recipe_settings, weight_bytes
+from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, bytes_on_disk, recipe_settings
 
 sys.path.insert(0, str(EXAMPLES))
 
@@ -41,9 +41,9 @@ def uniform(config: HeliumConfig, bits: int, group_size: int = 64, mode: str = "
 
 
 def bits_of(settings: ModuleSettings, path: str) -> int:
-    packing = settings(path)
-    assert packing is not None
-    return packing.bits
+    chosen = settings(path)
+    assert chosen is not None
+    return chosen.bits
 
 
 @PUBLISHED
@@ -65,9 +65,9 @@ def test_inside_of_the_layers_a_recipe_is_mlx_lms_of_that_name(config: HeliumCon
     theirs, ours = mixed_quant_predicate_builder(name, Skeleton()), recipe_settings(name, config)
     for path in paths(config):
         if path not in ENDS:
-            packing = ours(path)
-            assert packing is not None
-            assert packing.to_dict() == theirs(path, nn.Module()), path  # pyright: ignore[reportCallIssue]
+            chosen = ours(path)
+            assert chosen is not None
+            assert chosen.to_dict() == theirs(path, nn.Module()), path  # pyright: ignore[reportCallIssue]
 
 
 def test_mlx_lms_recipes_are_all_here() -> None:
@@ -116,9 +116,9 @@ def test_half_of_the_layers_of_the_published_models_are_lifted(config: HeliumCon
 def test_a_recipe_takes_another_group_size() -> None:
     for group_size in (32, 64, 128):
         settings = recipe_settings("mixed_4_6_8", PREVIEW, group_size=group_size)
-        packings = [packing for path in paths(PREVIEW) if (packing := settings(path)) is not None]
+        packings = [chosen for path in paths(PREVIEW) if (chosen := settings(path)) is not None]
         assert len(packings) == len(paths(PREVIEW))
-        assert {packing.group_size for packing in packings} == {group_size}
+        assert {chosen.group_size for chosen in packings} == {group_size}
     with pytest.raises(QuantizationError, match="allows 32, 64, 128"):
         recipe_settings("mixed_4_6", PREVIEW, group_size=16)
 
@@ -159,18 +159,18 @@ def test_bytes_are_those_of_arrays_that_mlx_packs(mode: str, tied: bool) -> None
         arrays = mx.quantize(tensor, group_size, bits, mode) if is_packed else [tensor]
         assert len(arrays) <= len(PARTS)
         expected += sum(array.nbytes for array in arrays)
-    assert weight_bytes(config, uniform(config, bits, group_size, mode)) == expected
+    assert bytes_on_disk(config, uniform(config, bits, group_size, mode)) == expected
 
 
 def test_settings_that_answer_for_any_path_count_the_same() -> None:
     settings = uniform(PREVIEW, 4)
-    assert weight_bytes(PREVIEW, lambda path: QuantizationSettings(64, 4)) == weight_bytes(PREVIEW, settings)
+    assert bytes_on_disk(PREVIEW, lambda path: QuantizationSettings(64, 4)) == bytes_on_disk(PREVIEW, settings)
 
 
 def test_the_published_sizes() -> None:
-    assert weight_bytes(PREVIEW, unquantized) / 1e9 == pytest.approx(4.35, abs=0.005)
-    assert weight_bytes(SMALL, unquantized) / 1e9 == pytest.approx(4.05, abs=0.005)
-    assert weight_bytes(PREVIEW, uniform(PREVIEW, 4)) / 1e9 == pytest.approx(1.22, abs=0.005)
+    assert bytes_on_disk(PREVIEW, unquantized) / 1e9 == pytest.approx(4.35, abs=0.005)
+    assert bytes_on_disk(SMALL, unquantized) / 1e9 == pytest.approx(4.05, abs=0.005)
+    assert bytes_on_disk(PREVIEW, uniform(PREVIEW, 4)) / 1e9 == pytest.approx(1.22, abs=0.005)
     assert bits_per_weight(PREVIEW, unquantized) == 16
     assert bits_per_weight(PREVIEW, uniform(PREVIEW, 4)) == pytest.approx(4.5, abs=0.001)
     assert bits_per_weight(PREVIEW, uniform(PREVIEW, 8, 32, "mxfp8")) == pytest.approx(8.25, abs=0.001)

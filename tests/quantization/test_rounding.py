@@ -56,35 +56,35 @@ def test_packed_codes_are_what_mlx_writes(bits: int) -> None:
 def test_no_group_errs_more_than_plain_rounding(kind: str, bits: int, dtype: mx.Dtype) -> None:
     if dtype == mx.float16 and kind == "huge":
         pytest.skip("float16 cannot hold it, and a conversion says so")
-    weight, packing = groups(kind), QuantizationSettings(64, bits)
-    ours = error(dequantized(fitted(weight, packing, dtype), packing), weight)
-    plain = error(dequantized(quantized(weight, packing, dtype), packing), weight)
+    weight, settings = groups(kind), QuantizationSettings(64, bits)
+    ours = error(dequantized(fitted(weight, settings, dtype), settings), weight)
+    plain = error(dequantized(quantized(weight, settings, dtype), settings), weight)
     assert mx.isfinite(ours).all().item()
     assert (ours <= plain * (1 + 1e-5) + 1e-12).all().item()
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_no_group_errs_more_by_weight(bits: int) -> None:
-    weight, packing = groups("outlier"), QuantizationSettings(64, bits)
+    weight, settings = groups("outlier"), QuantizationSettings(64, bits)
     importance = mx.exp(3 * mx.random.normal((128,), key=mx.random.key(1)))
-    ours = dequantized(fitted(weight, packing, mx.bfloat16, importance=importance), packing)
-    plain = dequantized(quantized(weight, packing, mx.bfloat16), packing)
+    ours = dequantized(fitted(weight, settings, mx.bfloat16, importance=importance), settings)
+    plain = dequantized(quantized(weight, settings, mx.bfloat16), settings)
     assert (error(ours, weight, importance) <= error(plain, weight, importance) * (1 + 1e-5)).all().item()
 
 
 @pytest.mark.parametrize(("bits", "share"), [(2, 0.75), (3, 0.82), (4, 0.88)])
 def test_normal_weights_err_clearly_less(bits: int, share: float) -> None:
-    weight, packing = mx.random.normal((64, 512), key=mx.random.key(0)), QuantizationSettings(64, bits)
-    ours = error(dequantized(fitted(weight, packing, mx.bfloat16), packing), weight).sum()
-    plain = error(dequantized(quantized(weight, packing, mx.bfloat16), packing), weight).sum()
+    weight, settings = mx.random.normal((64, 512), key=mx.random.key(0)), QuantizationSettings(64, bits)
+    ours = error(dequantized(fitted(weight, settings, mx.bfloat16), settings), weight).sum()
+    plain = error(dequantized(quantized(weight, settings, mx.bfloat16), settings), weight).sum()
     assert (ours / plain).item() < share  # pyright: ignore[reportOperatorIssue]
 
 
 def test_columns_that_count_come_out_better() -> None:
-    weight, packing = mx.random.normal((16, 64), key=mx.random.key(3)), QuantizationSettings(64, 2)
+    weight, settings = mx.random.normal((16, 64), key=mx.random.key(3)), QuantizationSettings(64, 2)
     importance = mx.where(mx.arange(64) < 8, 100.0, 1.0)
-    alike = dequantized(fitted(weight, packing, mx.float32), packing)
-    weighted = dequantized(fitted(weight, packing, mx.float32, importance=importance), packing)
+    alike = dequantized(fitted(weight, settings, mx.float32), settings)
+    weighted = dequantized(fitted(weight, settings, mx.float32, importance=importance), settings)
 
     def of_these(values: mx.array) -> float:
         return (values - weight)[:, :8].square().mean().item()  # pyright: ignore[reportReturnType]
@@ -93,14 +93,14 @@ def test_columns_that_count_come_out_better() -> None:
 
 
 def test_columns_without_inputs_do_no_harm() -> None:
-    weight, packing = groups("normal"), QuantizationSettings(64, 3)
-    parts = fitted(weight, packing, mx.bfloat16, importance=mx.zeros(128))
-    assert mx.isfinite(dequantized(parts, packing)).all().item()
+    weight, settings = groups("normal"), QuantizationSettings(64, 3)
+    parts = fitted(weight, settings, mx.bfloat16, importance=mx.zeros(128))
+    assert mx.isfinite(dequantized(parts, settings)).all().item()
 
 
 def test_scales_are_used_as_they_are_stored() -> None:
-    packing = QuantizationSettings(64, 8)
-    parts = fitted(groups("one sided"), packing, mx.bfloat16)
+    settings = QuantizationSettings(64, 8)
+    parts = fitted(groups("one sided"), settings, mx.bfloat16)
     assert parts["scales"].dtype == mx.bfloat16
     weight = groups("one sided").reshape(4, 2, 64)
     scales, biases = (stored(parts[name], mx.float32)[..., None] for name in ("scales", "biases"))
