@@ -173,7 +173,8 @@ def test_more_than_the_context_is_refused_and_changes_nothing(runner: BundleRunn
 
 def test_a_folder_is_opened_and_one_that_is_not_a_bundle_refused(make: Callable[[str, bool], Made]) -> None:
     source, runner = make("helium", False)
-    assert BundleRunner(str(runner.bundle.directory)).bundle == runner.bundle
+    directory = runner.bundle.directory
+    assert BundleRunner(str(directory)).bundle == open_bundle(directory)
     with pytest.raises(BundleError, match=r"manifest\.json: "):
         BundleRunner(source)
 
