@@ -146,7 +146,7 @@ def batch_generate(
         return check_request(model, tokenizer, prompt, place, max_tokens=max_tokens, samples=samples)
 
     if isinstance(prompts, Sequence):
-        known = [checked(place, prompt) for place, prompt in enumerate(prompts)]
+        known = [checked(place, prompt) for place, prompt in enumerate(cast("Sequence[Prompt | Request]", prompts))]
         # Of all of them it is known which is the longest, and whether there are enough to fill the batch.
         if known:
             rows = min(batch_size, sum(len(request.samples) for request in known))

@@ -133,7 +133,7 @@ def _arriving(path: str | Path, must_wait: Callable[[], bool]) -> Iterator[FileP
         raise GenerationError("standard input is closed; give the prompts as a file")
     with nullcontext(sys.stdin.buffer) if str(path) == "-" else open(path, "rb") as file:
         index = -1
-        for raw in _lines(file, must_wait):
+        for raw in _lines(cast(BufferedReader, file), must_wait):
             if raw is None:
                 yield None
                 continue
