@@ -16,15 +16,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from helium_mlx import export, load
+from helium_mlx import BundleRunner, HeliumError, HeliumForCausalLM, export, load, make_cache
 from helium_mlx.bundle.bundle import open_bundle
-from helium_mlx.bundle.runner import BundleRunner
 from helium_mlx.checkpoint.config import DTYPES
-from helium_mlx.errors import HeliumError
 from helium_mlx.generation.sampling import Sampler, SamplingOptions
 from helium_mlx.generation.streaming import Decoding, prefill
-from helium_mlx.kv_cache.make import make_cache
-from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.terminal import run_command
 
 STEP = 512
@@ -79,10 +75,12 @@ def table(model: HeliumForCausalLM, runner: BundleRunner, contexts: Sequence[int
         tokens = prompt(context, model.config.vocab_size)
         turns: list[tuple[Rates, Rates]] = []
         for _ in range(runs + 1):
-            ours, bundle_rates = run_bundle(runner, tokens, count)
-            theirs, loop_rates = run_loop(model, tokens, count)
-            if ours != theirs:
-                raise HeliumError(f"bundle and model part at token {_first_difference(ours, theirs)} after {context}")
+            from_bundle, bundle_rates = run_bundle(runner, tokens, count)
+            from_loop, loop_rates = run_loop(model, tokens, count)
+            if from_bundle != from_loop:
+                raise HeliumError(
+                    f"bundle and model part at token {_first_difference(from_bundle, from_loop)} after {context}"
+                )
             turns.append((bundle_rates, loop_rates))
         for index, what in enumerate((f"prompt of {context:,}", f"decode after {context:,}")):
             # The first turn reads function files and warms up.
@@ -96,8 +94,8 @@ def _summary(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
-def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    return next(index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+def _first_difference(from_bundle: Sequence[int], from_loop: Sequence[int]) -> int:
+    return next(index for index, pair in enumerate(zip(from_bundle, from_loop, strict=True)) if pair[0] != pair[1])
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from helium_mlx.errors import HeliumError
+from helium_mlx import HeliumError
 from helium_mlx.process import resident_bytes
 from helium_mlx.terminal import run_command
 

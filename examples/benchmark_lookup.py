@@ -31,7 +31,7 @@ NOISE_TEMPERATURE = 20.0
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt, the most tokens to generate behind it, and the temperature."""
+    """A prompt, the most tokens to generate after it, and the temperature."""
 
     prompt: str
     max_tokens: int
@@ -64,7 +64,7 @@ def cases(tokenizer: HeliumTokenizer, languages: Sequence[str], texts: int) -> I
 def timed(
     model: HeliumForCausalLM, tokenizer: HeliumTokenizer, case: Case, draft_tokens: int
 ) -> tuple[list[int], int, float, float]:
-    """Return the tokens, how many were guessed, and seconds behind the first token: wall clock, and all cores."""
+    """Return the tokens, how many were guessed, and seconds after the first token: wall clock, and all cores."""
     tokens, guessed, start = list[int](), 0, (0.0, 0.0)
     for chunk in stream_generate(
         model, tokenizer, case.prompt, max_tokens=case.max_tokens, temperature=case.temperature, seed=1,

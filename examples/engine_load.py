@@ -1,7 +1,7 @@
 """Loads a `HeliumEngine` with requests, and with everything that goes wrong: `python examples/engine_load.py`.
 
 For `--seconds`, waves of requests from threads and asyncio tasks: read whole, read slowly, cancelled from another
-thread, abandoned, saved to a file and gone on with, with a sampler that raises, in a batch whose forward pass fails now
+thread, abandoned, saved to a file and resumed, with a sampler that raises, in a batch whose forward pass fails now
 and then, through a pause. Each has to end as it should, with the tokens that it has alone (`stream_generate`, the same
 seed). After a wave memory is sampled (`soak.py`); in the end no thread may be left.
 
@@ -24,12 +24,8 @@ from typing import Any
 import mlx.core as mx
 from soak import SLACK, Diary
 
-from helium_mlx import HeliumEngine, load, stream_generate
-from helium_mlx.engine.stream import EngineStream
-from helium_mlx.errors import HeliumError
+from helium_mlx import EngineStream, HeliumEngine, HeliumError, HeliumForCausalLM, KVCache, load, stream_generate
 from helium_mlx.generation.sampling import Sampler
-from helium_mlx.kv_cache.cache import KVCache
-from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.terminal import run_command
 
 PROMPTS = (

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from helium_mlx import HeliumEngine
-from helium_mlx.engine.stream import EngineStream
+from helium_mlx import EngineStream, HeliumEngine
 from helium_mlx.terminal import run_command
 
 PROMPT = "Once upon a time"

@@ -35,7 +35,7 @@ class Tagged:
 
 
 def paragraphs(text: str, spans: tuple[Span, ...]) -> Iterator[tuple[str, list[Span]]]:
-    """Cut a story at its newlines, behind which the tokenizer would add a space; mentions move along."""
+    """Cut a story at its newlines, after which the tokenizer would add a space; mentions move along."""
     start = 0
     for line in text.splitlines(keepends=True):
         inside = [span for span in spans if start <= span.start < start + len(line)]

@@ -5,7 +5,7 @@ needs in passing. All are computed, as on a Mac: scales, cache and activations i
 working set is then the largest sum of arrays alive at once in a layer; a GPU that runs ahead holds those of a few
 layers. The program itself comes on top, and what MLX keeps for reuse, which `mx.set_cache_limit` bounds.
 
-`--measure` checks the computation where it can be checked: it runs one step of the prompt behind a full cache, in a
+`--measure` checks the computation where it can be checked: it runs one step of the prompt after a full cache, in a
 model of the published widths with random weights and few layers (the working set does not follow the layers), on the
 backend at hand, and prints the peak of MLX's memory beside the figure computed for that backend. On a CPU that is
 float32, and attention is not one kernel, so that all scores are there at once.
@@ -20,10 +20,9 @@ from pathlib import Path
 import mlx.core as mx
 from write_random_checkpoint import SHAPES, write_random_checkpoint
 
-from helium_mlx import HeliumConfig, backend, convert
+from helium_mlx import HeliumConfig, backend, convert, make_cache
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.quantization_settings import QuantizationSettings
-from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.memory import cache_bytes
 from helium_mlx.model.loading import load_model
 from helium_mlx.quantization.recipes import bytes_on_disk

@@ -31,12 +31,12 @@ from mlx_lm.utils import load as lm_load
 from mlx_lm.utils import quantize_model, save
 
 import helium_mlx
+from helium_mlx import HeliumTokenizer
 from helium_mlx.checkpoint.checkpoint import open_checkpoint
 from helium_mlx.comparison.comparison import compare_all
 from helium_mlx.comparison.text import KINDS, LANGUAGES, TEXTS_DIRECTORY, Document
 from helium_mlx.files.hub import resolve
 from helium_mlx.quantization.calibration import Windows, calibration_windows
-from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 LEARNED_UP_TO = 4

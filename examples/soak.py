@@ -18,8 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from helium_mlx import load, stream_generate
-from helium_mlx.errors import HeliumError
+from helium_mlx import HeliumError, load, stream_generate
 from helium_mlx.process import peak_resident_memory
 from helium_mlx.terminal import run_command
 
@@ -77,7 +76,7 @@ class Diary:
         print(" ".join(f"{name:>12}" for name in ("tokens", *(field.name for field in fields(Sample)))))
 
     def note(self, done: int) -> None:
-        """Sample behind `done` tokens."""
+        """Sample after `done` tokens."""
         self.samples.append(take_sample())
         print(" ".join(f"{number:>12,}" for number in (done, *astuple(self.samples[-1]))), flush=True)
 

@@ -130,7 +130,7 @@ def story_batches(source: Iterator[list[int]], batch_tokens: int, generator: tor
 
 
 def window_batches(source: Iterator[list[int]], rows: int, length: int) -> Iterator[torch.Tensor]:
-    """Yield batches of windows full of stories, one after another, behind a single `<s>`."""
+    """Yield batches of windows full of stories, one after another, after a single `<s>`."""
     while True:
         windows = []
         for _ in range(rows):

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from helium_mlx import HeliumConfig, HeliumTokenizer
+from helium_mlx import CheckpointError, HeliumConfig, HeliumTokenizer
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.checkpoint.generation_config import generation_values
 from helium_mlx.checkpoint.quantization_settings import unquantized
 from helium_mlx.checkpoint.weight_files import write_weights
-from helium_mlx.errors import CheckpointError
 from helium_mlx.files.atomic import new_directory, write_json
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE

@@ -40,11 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--contexts", type=int, nargs="+", default=[16, 1024, 4000], metavar="N",
-        help="lengths of the contexts behind which decoding is timed (default: 16 1024 4000)",
+        help="lengths of the contexts after which decoding is timed (default: 16 1024 4000)",
     )  # fmt: skip
     parser.add_argument(
         "--generation-tokens", type=int, default=100, metavar="N",
-        help="tokens to generate behind each context, fewer where it ends before (default: %(default)s)",
+        help="tokens to generate after each context, fewer where it ends before (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--against", choices=["mlx-lm"], help="measure this program too, in turns")
     parser.add_argument(
@@ -93,7 +93,9 @@ def table(report: Report, model: str, against: str | None) -> list[str]:
     lines = [f"| {model} | helium_mlx | {against or '-'} | ratio |", "|--|--|--|--|"]
     for figure in report.figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        lines.append(f"| {figure.name}, {figure.unit} | {_spread(figure.ours)} | {_spread(figure.theirs)} | {ratio} |")
+        lines.append(
+            f"| {figure.name}, {figure.unit} | {_spread(figure.values)} | {_spread(figure.baseline)} | {ratio} |"
+        )
     notes = [f"Left out: {reason}" for reason in report.left_out]
     notes += [f"Measured once: {reason}" for reason in report.measured_once]
     return [*lines, "", *notes] if notes else lines

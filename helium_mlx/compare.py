@@ -1,6 +1,6 @@
 """The command `compare`: how far checkpoints are from their reference. `python -m helium_mlx.compare --help`.
 
-The table is Markdown, with a row a language; KL is in nats a token, and what stands behind "±" is a standard error.
+The table is Markdown, with a row a language; KL is in nats a token, and what stands after "±" is a standard error.
 """
 
 import argparse

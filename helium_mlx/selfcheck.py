@@ -1,7 +1,7 @@
 """The command `selfcheck`: proves this machine's MLX backend against stored outputs of transformers, without torch.
 
 Runs the cases of `selfcheck_cases.py` through checkpoints on disk, as a user's model would run, and compares with
-`selfcheck_reference.safetensors`, which `tests/reference/make_selfcheck_reference.py` writes. An error is max |ours -
+`selfcheck_reference.safetensors`, which `tests/reference/make_selfcheck_reference.py` writes. An error is max |result -
 reference| / max |reference|. The parity grid (`tests/parity/grid.py`) measures and prints with the functions here.
 """
 
@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
-from helium_mlx.diagnostics.selfcheck_runs import Feature, by_feature, limits, stored_half, suspects
+from helium_mlx.diagnostics.selfcheck_runs import Feature, by_feature, limits, most_failing, stored_half
 from helium_mlx.errors import HeliumError
 from helium_mlx.json_writer import to_json
 from helium_mlx.terminal import flags_of, run_command
@@ -65,7 +65,7 @@ def _selfcheck(*, json: bool) -> None:
     print(f"{_device()}, MLX {version('mlx')}: {len(features) - len(failed)} of {len(features)} features within bounds "
           f"({bounds}), {seconds:.1f} s", file=sys.stderr)  # fmt: skip
     if failed:
-        named = suspects(features)
+        named = most_failing(features)
         raise HeliumError(f"{len(failed)} features differ from transformers, most of all: {', '.join(named)}")
 
 

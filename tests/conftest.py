@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+# A shell's background job ignores these, and so would the processes that tests start and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from helium_mlx.diagnostics.measures import (
     START,
     START_PEAK,
     Figure,
+    Quantity,
     Report,
-    Row,
     Worker,
     benchmark,
     tokens_behind,
@@ -77,14 +77,14 @@ def test_both_programs_side_by_side(short_demo: Path, capsys: pytest.CaptureFixt
     lengths_of |= dict.fromkeys(PEAKS, 39)
     assert set(rows) == set(lengths_of.items())
     for row in rows.values():
-        assert len(row["ours"]) == len(row["theirs"]) == 1
-        assert min(row["ours"] + row["theirs"]) > 0
+        assert len(row["values"]) == len(row["baseline"]) == 1
+        assert min(row["values"] + row["baseline"]) > 0
     nodes = rows[NODES, None]
-    assert nodes["ratio"] == nodes["theirs"][0] / nodes["ours"][0] > 1
+    assert nodes["ratio"] == nodes["baseline"][0] / nodes["values"][0] > 1
     decode, moved, share = (rows[quantity, 5] for quantity in (DECODE, MOVED, SHARE))
-    for whose in ("ours", "theirs"):
-        expected = 100 * moved[whose][0] * 1e6 * decode[whose][0] / report["bandwidth"]
-        assert share[whose][0] == pytest.approx(expected)
+    for name in ("values", "baseline"):
+        expected = 100 * moved[name][0] * 1e6 * decode[name][0] / report["bandwidth"]
+        assert share[name][0] == pytest.approx(expected)
     assert share["ratio"] is None
 
 
@@ -103,8 +103,8 @@ def test_programs_take_turns_and_the_first_round_is_not_counted(monkeypatch: pyt
 
     monkeypatch.setattr(benchmark_measures, "whole_process", lambda command: (1.0, 2e6))
     rows = [
-        Row("a", None, "s", False, Program.measured),  # pyright: ignore[reportArgumentType]
-        Row("b", None, "s", False, Program.measured, once=True),  # pyright: ignore[reportArgumentType]
+        Quantity("a", None, "s", False, Program.measured),  # pyright: ignore[reportArgumentType]
+        Quantity("b", None, "s", False, Program.measured, once=True),  # pyright: ignore[reportArgumentType]
     ]
     seen: list[tuple[int, int]] = []
     workers = [Program("us"), Program("them")]
@@ -136,7 +136,7 @@ def test_a_program_that_is_slow_is_measured_once_and_the_other_as_often_as_asked
 
     monkeypatch.setattr(benchmark_measures, "whole_process", lambda command: (1.0, 2e6))
     monkeypatch.setattr(benchmark_measures, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    rows = [Row("a at {}", 2048, "s", False, Program.measured)]  # pyright: ignore[reportArgumentType]
+    rows = [Quantity("a at {}", 2048, "s", False, Program.measured)]  # pyright: ignore[reportArgumentType]
     seen: list[tuple[int, int]] = []
     workers = [Program("us", 1.0), Program("them", 16.0)]
     benchmark_measures._take_turns(workers, rows, 2, lambda *done: seen.append(done))  # pyright: ignore

@@ -52,7 +52,7 @@ def test_the_table_is_aligned_markdown() -> None:
     assert table(REPORT) == [
         "A: demo, 3.6 MB, 16.00 bits a weight, computed in float32",
         "B: mlx-lm:q, 1.0 MB, 4.50 bits a weight, computed in float32 by mlx-lm",
-        "9 windows of up to 512 tokens of the package's own text, each behind one BOS; KL(A || B) in nats",
+        "9 windows of up to 512 tokens of the package's own text, each after one BOS; KL(A || B) in nats",
         "",
         "| language  | tokens |            mean KL | 99 % KL | same top-1 | perplexity a token: A |     B |"
         "           B / A | bits a byte: A |      B |",

@@ -14,9 +14,9 @@ from helium_mlx.diagnostics.selfcheck_runs import (
     Feature,
     Measurement,
     by_feature,
+    most_failing,
     relative_error,
     stored_half,
-    suspects,
 )
 from helium_mlx.model import activations
 from helium_mlx.model import helium as model
@@ -150,9 +150,9 @@ def measured(error: float, *features: str) -> Measurement:
     return Measurement("case", "logits", features, "float32", error, 1.0)
 
 
-def test_suspects_are_what_fails_most_often() -> None:
+def test_the_most_failing_are_what_fails_most_often() -> None:
     rows = by_feature([measured(2, "a: 1", "b: 1"), measured(0, "a: 1", "b: 2"), measured(0, "a: 2", "b: 2")])
-    assert suspects(rows) == ["b: 1"]
+    assert most_failing(rows) == ["b: 1"]
 
 
 @pytest.mark.parametrize("error", [float("nan"), float("inf"), 1.1])

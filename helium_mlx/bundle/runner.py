@@ -1,10 +1,10 @@
-"""Text from a bundle, in Python: the host that the export checks itself with, and that others can be written after.
+"""Text from a bundle, in Python: the host that the export checks itself with, and an example for hosts elsewhere.
 
-    runner = BundleRunner(open_bundle("helium-bundle"))
+    runner = BundleRunner("helium-bundle")
     for text in runner.stream("Once upon a time", max_tokens=64): print(text, end="")
 
 It knows the bundle and nothing of the model: functions, weights, tokenizer and ids all come from there. Each step is
-evaluated before the next is built: an update in place needs the step before to have let go of the cache.
+evaluated before the next is built: the cache is updated in place only if no earlier step refers to it any more.
 
 MLX runs a bundle's functions on the first stream of the process, and a stream in its own thread only: so a runner works
 in the thread that used MLX first, and says so in any other.
@@ -12,26 +12,33 @@ in the thread that used MLX first, and says so in any other.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.bundle.bundle import Bundle
+from helium_mlx.bundle.bundle import Bundle, open_bundle
 from helium_mlx.bundle.functions import CacheArrays, FunctionShape
 from helium_mlx.bundle.manifest import function_file
 from helium_mlx.errors import BundleError, ContextOverflowError, GenerationError, one_line
+from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_whole, token_ids
 
 Outputs = Sequence[mx.array]
 
 
 class BundleRunner:
-    """One text at a time: `feed` it tokens, and it gives the logits of what comes next."""
+    """One text at a time: `feed` it tokens, and it gives the logits of what comes next.
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-        self.tokenizer = bundle.tokenizer()
-        self._weights = bundle.load_weights()
+    `bundle` is the folder that `helium_mlx.export` wrote, whose hashes are checked, or one that is open already.
+
+    Raises BundleError for a folder that is not a bundle, is damaged, or was made for another backend or version of MLX.
+    """
+
+    def __init__(self, bundle: str | Path | Bundle) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.tokenizer = self.bundle.tokenizer()
+        self._weights = self.bundle.load_weights()
         self._functions: dict[FunctionShape, Callable[..., Outputs]] = {}
         self.reset()
 
@@ -44,9 +51,14 @@ class BundleRunner:
     def feed(self, tokens: Sequence[int]) -> mx.array:
         """Run tokens after what came before, and return the logits of the last, float32 (1, vocab_size).
 
-        Raises ContextOverflowError where the bundle's context has no room for them, and BundleError for functions that
-        are not as the manifest says and in a thread that MLX cannot run them in.
+        Raises ContextOverflowError where the bundle's context has no room for them, GenerationError for ids outside
+        the vocabulary and for logits that are not numbers, and BundleError for functions that are not as the manifest
+        says and in a thread that MLX cannot run them in.
         """
+        return self._step(tokens)[0]
+
+    def _step(self, tokens: Sequence[int]) -> tuple[mx.array, mx.array]:
+        """Return the logits after tokens, (1, vocab_size), and the best token, (1,)."""
         remaining = token_ids("tokens", tokens, self.bundle.manifest.model.vocab_size)
         if not remaining:
             raise GenerationError("there are no tokens; give at least the BOS id")
@@ -55,9 +67,14 @@ class BundleRunner:
             length = self._next_length(len(remaining))
             logits = self._run(length, remaining[:length])
             remaining = remaining[length:]
-            self._evaluate(logits if not remaining else [])
             if not remaining:
-                return logits
+                break
+            self._evaluate([])
+        token, sound = mx.argmax(logits, axis=-1), are_sound(logits)
+        # All in one evaluation.
+        self._evaluate([logits, token, sound])
+        require_sound(sound)
+        return logits, token
 
     def greedy(self, prompt: Sequence[int], max_tokens: int) -> Iterator[tuple[int, mx.array]]:
         """Yield up to `max_tokens` tokens, each with the logits that it is the best of; the last may be an eos id.
@@ -69,8 +86,8 @@ class BundleRunner:
         self.reset()
         feeding = list(prompt)
         for _ in range(min(max_tokens, self.bundle.manifest.context - len(prompt) + 1)):
-            logits = self.feed(feeding)
-            feeding = [cast(int, mx.argmax(logits).item())]
+            logits, token = self._step(feeding)
+            feeding = [cast(int, token.item())]
             yield feeding[0], logits
             if feeding[0] in self.bundle.manifest.eos_token_ids:
                 return
@@ -110,11 +127,11 @@ class BundleRunner:
         self.offset += len(tokens)
         return logits
 
-    def _evaluate(self, logits: mx.array | list[mx.array]) -> None:
+    def _evaluate(self, results: list[mx.array]) -> None:
         try:
-            mx.eval(logits, self._caches)
+            mx.eval(results, self._caches)
         except RuntimeError as error:
-            # As MLX puts it that a stream is another thread's.
+            # MLX's words for a stream of another thread.
             if "in current thread" not in str(error):
                 raise
             raise BundleError(

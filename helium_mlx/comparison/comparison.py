@@ -1,11 +1,11 @@
 """`compare`: how far a candidate checkpoint is from its reference, on text: KL divergence, top-1, perplexity.
 
 The text is cut into windows that begin with one BOS each. The reference runs first; its logits go to a temporary file
-(see `logits_file.py`), and its model out of memory before the candidate's comes in. Log-probabilities are in float32.
+(`LogitsFile`), and its model out of memory before the candidate's comes in. Log-probabilities are in float32.
 Both models compute in one dtype, the wider of their own, so that the weights are all that differs.
 
 Where the two tokenizers give different ids, distributions over tokens cannot be compared: what remains are bits per
-byte and the perplexities of a byte. Batches change nothing but the last digits: each row's padding is behind it.
+byte and the perplexities of a byte. Batches change nothing but the last digits: each row's padding comes after it.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx.checkpoint.config import DTYPES
-from helium_mlx.comparison.passes import CandidateRun, LogitsFile, Pass, run_candidate, run_reference
+from helium_mlx.comparison.passes import CandidateRun, LogitsFile, ScoringOptions, run_candidate, run_reference
 from helium_mlx.comparison.report import ComparisonReport, LanguageFigures, Measured, figures
 from helium_mlx.comparison.sides import (
     MLX_LM_PREFIX,
@@ -57,7 +57,7 @@ def compare(
     `languages` or of all. `window` is the most tokens that are run at once, BOS included: 512, or the models' context.
     `batch_size` windows are run together. `dtype` (bfloat16, float16, float32) is what both compute in; None is the
     wider of their own (float32 for quantized weights on the CPU). `by_layers` fills the report's `layers`, for which
-    the reference runs once more for each group (see `hybrid_model.py`). `on_progress(done, total)` counts tokens.
+    the reference runs once more for each group (see `sides.Hybrid`). `on_progress(done, total)` counts tokens.
 
     Raises HeliumError, one line, for what cannot be opened or compared, and for logits that are not finite.
     """
@@ -90,38 +90,39 @@ def compare_all(
 ) -> Iterator[ComparisonReport]:
     """Yield the report of each of `candidates`, as `compare` returns it; the reference runs once for all of them."""
     batch_size = require_whole("batch_size", batch_size, 1, error=UsageError)
-    ours = open_side(str(reference), revision=reference_revision, subfolder=reference_subfolder)
-    others = [
+    reference_side = open_side(str(reference), revision=reference_revision, subfolder=reference_subfolder)
+    candidate_sides = [
         open_side(str(candidate), revision=candidate_revision, subfolder=candidate_subfolder)
         for candidate in candidates
     ]
-    size = _window_size(window, [ours, *others])
-    text = _encoded(documents, ours, size)
-    texts = [_encoded(documents, other, size) for other in others]
-    alike = [text == theirs for theirs in texts]
+    sides = [reference_side, *candidate_sides]
+    size = _window_size(window, sides)
+    text, *texts = [_encoded(documents, side, size) for side in sides]
+    alike = [text == candidate_text for candidate_text in texts]
     groups = [
-        _groups(ours, other, is_alike) if by_layers else {} for other, is_alike in zip(others, alike, strict=True)
+        _groups(reference_side, side, is_alike) if by_layers else {}
+        for side, is_alike in zip(candidate_sides, alike, strict=True)
     ]
     runs = 1 + sum(map(len, groups))
     on_scored = _counting(runs * text.positions + sum(each.positions for each in texts), on_progress)
-    how = Pass(_common_dtype(dtype, [ours, *others]), batch_size, on_scored)
+    how = ScoringOptions(_common_dtype(dtype, sides), batch_size, on_scored)
     with LogitsFile(text.positions) as cached:
-        losses = run_reference(ours, text, how, cached if any(alike) else None)
-        for other, theirs, is_alike, parts in zip(others, texts, alike, groups, strict=True):
-            run = run_candidate(other, theirs, how, cached if is_alike else None)
-            by_document = _measured(documents, text, losses, theirs, run)
+        losses = run_reference(reference_side, text, how, cached if any(alike) else None)
+        for side, candidate_text, is_alike, parts in zip(candidate_sides, texts, alike, groups, strict=True):
+            run = run_candidate(side, candidate_text, how, cached if is_alike else None)
+            by_document = _measured(documents, text, losses, candidate_text, run)
             layers = {name: run_candidate(part, text, how, cached).mean_kl for name, part in parts.items()}
             yield ComparisonReport(
                 **asdict(_figures(documents, by_document)),
                 languages=_by_language(documents, by_document),
-                reference=ours.described(how.dtype),
-                candidate=other.described(how.dtype),
+                reference=reference_side.described(how.dtype),
+                candidate=side.described(how.dtype),
                 window=size,
                 windows=len(text.windows),
                 texts=tuple(document.own for document in documents if document.own is not None),
                 perplexity_unit="token" if run.divergences else "byte",
                 layers=layers,
-                notes=tuple(_notes(text, theirs, run)),
+                notes=tuple(_notes(text, candidate_text, run)),
             )
 
 
@@ -173,7 +174,11 @@ def _counting(total: int, on_progress: OnProgress | None) -> Callable[[int], Non
 
 
 def _measured(
-    documents: Sequence[Document], text: EncodedText, losses: Sequence[float], theirs: EncodedText, run: CandidateRun
+    documents: Sequence[Document],
+    text: EncodedText,
+    losses: Sequence[float],
+    candidate_text: EncodedText,
+    run: CandidateRun,
 ) -> dict[int, list[Measured]]:
     """Return what was measured of each document: window by window, or as a whole where windows do not correspond."""
     measured: dict[int, list[Measured]] = defaultdict(list)
@@ -183,7 +188,7 @@ def _measured(
             measured[window.document].append(Measured(window.length, *values))
         return measured
     # Windows of different tokenizers do not line up.
-    reference, candidate = _by_document(text, losses), _by_document(theirs, run.losses)
+    reference, candidate = _by_document(text, losses), _by_document(candidate_text, run.losses)
     return {
         index: [Measured(document.bytes, reference[index], candidate[index], [], [])]
         for index, document in enumerate(documents)
@@ -212,19 +217,19 @@ def _figures(documents: Sequence[Document], measured: Mapping[int, Sequence[Meas
     return figures([each for index in measured for each in measured[index]], sum(documents[i].bytes for i in measured))
 
 
-def _groups(ours: Side, other: Side, is_alike: bool) -> dict[str, Hybrid]:
+def _groups(reference: Side, candidate: Side, is_alike: bool) -> dict[str, Hybrid]:
     """Return the reference with each group of its modules taken from the candidate."""
-    if not (isinstance(ours, HeliumSide) and isinstance(other, HeliumSide)):
+    if not (isinstance(reference, HeliumSide) and isinstance(candidate, HeliumSide)):
         raise ComparisonError(f"KL by group of layers needs two checkpoints of this package, without {MLX_LM_PREFIX}")
-    require_same_shape(ours.checkpoint, other.checkpoint)
+    require_same_shape(reference.checkpoint, candidate.checkpoint)
     if not is_alike:
         raise ComparisonError("KL by group of layers needs one tokenizer, and these two give different ids")
-    return {name: Hybrid(ours, other, taken) for name, taken in layer_groups(ours.checkpoint).items()}
+    return {name: Hybrid(reference, candidate, taken) for name, taken in layer_groups(reference.checkpoint).items()}
 
 
-def _notes(text: EncodedText, theirs: EncodedText, run: CandidateRun) -> Iterator[str]:
+def _notes(text: EncodedText, candidate_text: EncodedText, run: CandidateRun) -> Iterator[str]:
     if not run.divergences:
-        reason = "tokenizers give different ids" if text != theirs else "vocabularies differ in size"
+        reason = "tokenizers give different ids" if text != candidate_text else "vocabularies differ in size"
         yield f"the two {reason}, so KL and top-1 cannot be compared; perplexities are those of a byte"
     if max(window.document for window in text.windows) == 0 and (not run.divergences or len(text.windows) == 1):
         yield "there is a single window to compare, and so no standard error"

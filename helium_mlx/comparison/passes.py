@@ -44,7 +44,7 @@ class CandidateRun:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ScoringOptions:
     """How models are run: in `dtype`, `batch_size` windows at a time; `on_scored` is told of each few tokens."""
 
     dtype: mx.Dtype
@@ -69,7 +69,7 @@ class LogitsFile:
         self._file.close()
 
     def append(self, logits: mx.array) -> None:
-        """Write rows (n, vocab_size) behind those that are there.
+        """Append rows (n, vocab_size).
 
         Raises ComparisonError, with the first rows, if all the rows do not fit on the disk.
         """
@@ -105,39 +105,40 @@ class LogitsFile:
         return self._columns * self._dtype.size
 
 
-def run_reference(side: Loadable, text: EncodedText, how: Pass, cached: LogitsFile | None) -> list[float]:
+def run_reference(side: Loadable, text: EncodedText, how: ScoringOptions, cached: LogitsFile | None) -> list[float]:
     """Return the loss at each position, in nats, and leave the logits in `cached`, if that is given."""
     losses: list[float] = []
-    for targets, logits in _scored(side, text, how):
-        losses += cast("list[float]", _losses(logits, targets).tolist())
+    for logits, scored in _scored(side, text, how):
+        losses += scored
         if cached is not None:
             cached.append(logits)
-        how.on_scored(targets.size)
+        how.on_scored(len(scored))
     return losses
 
 
-def run_candidate(side: Loadable, text: EncodedText, how: Pass, cached: LogitsFile | None) -> CandidateRun:
+def run_candidate(side: Loadable, text: EncodedText, how: ScoringOptions, cached: LogitsFile | None) -> CandidateRun:
     """Return what is measured at each position, beside the reference's logits in `cached`, if that is given."""
     run = CandidateRun([], [], [])
     if cached is not None:
         cached.rewind()
-    for targets, logits in _scored(side, text, how):
-        run.losses.extend(cast("list[float]", _losses(logits, targets).tolist()))
+    for logits, scored in _scored(side, text, how):
+        run.losses.extend(scored)
         if cached is not None and cached.columns == logits.shape[1]:
-            reference = cached.read(targets.size)
-            run.divergences.extend(cast("list[float]", kl_divergence(reference, logits).tolist()))
-            same = reference.argmax(axis=-1) == logits.argmax(axis=-1)
+            reference = cached.read(len(scored))
+            divergences, same = kl_divergence(reference, logits), reference.argmax(axis=-1) == logits.argmax(axis=-1)
+            mx.eval(divergences, same)
+            run.divergences.extend(cast("list[float]", divergences.tolist()))
             run.agreements.extend(cast("list[bool]", same.tolist()))
-        how.on_scored(targets.size)
+        how.on_scored(len(scored))
     return run
 
 
-def _scored(side: Loadable, text: EncodedText, how: Pass) -> Iterator[tuple[mx.array, mx.array]]:
-    """Yield the tokens to be predicted (n,) with their logits (n, vocab_size), window after window.
+def _scored(side: Loadable, text: EncodedText, how: ScoringOptions) -> Iterator[tuple[mx.array, list[float]]]:
+    """Yield logits (n, vocab_size) with the loss at each of these n positions in nats, window after window.
 
     Raises ComparisonError for logits that are not finite.
     """
-    # What the model before left behind.
+    # Memory of the model that ran before.
     gc.collect()
     mx.clear_cache()
     logits_of = side.load(how.dtype)
@@ -145,12 +146,16 @@ def _scored(side: Loadable, text: EncodedText, how: Pass) -> Iterator[tuple[mx.a
     while batch := list(islice(windows, how.batch_size)):
         targets = iter([token for window in batch for token in window.ids[1:]])
         longest = max(window.length for window in batch)
-        # Padding is behind a row, where causal attention never looks.
+        # Padding comes after a row, where causal attention never looks.
         ids = [window.ids[:-1] + [side.bos] * (longest - window.length) for window in batch]
         for logits in logits_of(mx.array(ids, dtype=mx.int32), [window.length for window in batch]):
-            if not mx.isfinite(logits).all().item():
+            losses = -token_logprobs(logits, mx.array(list(islice(targets, logits.shape[0]))), 0)[0]
+            finite = mx.isfinite(logits).all()
+            # Both in one evaluation.
+            mx.eval(losses, finite)
+            if not finite.item():
                 raise ComparisonError(f"{side.name}: {_why_not_finite(side, how.dtype)}")
-            yield mx.array(list(islice(targets, logits.shape[0]))), logits
+            yield logits, cast("list[float]", losses.tolist())
 
 
 def _why_not_finite(side: Loadable, dtype: mx.Dtype) -> str:
@@ -162,10 +167,6 @@ def _why_not_finite(side: Loadable, dtype: mx.Dtype) -> str:
                 return f"its weight {one_line(name)} holds NaN or infinity; fetch or convert it again"
     advice = ", though its weights are" if dtype == mx.float32 else "; take --dtype float32"
     return f"its logits are not finite in {dtype_name(dtype)}{advice}"
-
-
-def _losses(logits: mx.array, targets: mx.array) -> mx.array:
-    return -token_logprobs(logits, targets, 0)[0]
 
 
 def _require_space(needed: int) -> None:

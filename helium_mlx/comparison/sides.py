@@ -3,8 +3,8 @@
 Opening a side reads its tokenizer and the headers of its weights; its model is loaded later, and let go before the
 other's. Both give logits of rows of ids, a few positions at a time, and know nothing of texts and windows.
 
-mlx-lm is no dependency of this package (`pip install mlx-lm`), and is imported only for a side that it opens. No code
-of a checkpoint is run: a config that names some is refused.
+mlx-lm is not a dependency of this package (`pip install mlx-lm`), and is imported only for a side that it opens. No
+code of a checkpoint is run: a config that names some is refused.
 """
 
 import math

@@ -26,7 +26,7 @@ def table(report: ComparisonReport) -> list[str]:
     return [
         f"A: {_described(report.reference)}",
         f"B: {_described(report.candidate)}",
-        f"{report.extent}, each behind one BOS; KL(A || B) in nats",
+        f"{report.extent}, each after one BOS; KL(A || B) in nats",
         "",
         *_aligned([header, *rows]),
         *(["", *_aligned([["only this from B", "mean KL"], *layers])] if layers else []),

@@ -34,7 +34,7 @@ SLOW = 15.0
 """Seconds above which a program is measured once."""
 
 
-# Fewer tokens behind a context than this say little about speed.
+# Fewer tokens after a context than this say little about speed.
 _FEWEST_TOKENS = 16
 
 
@@ -49,8 +49,8 @@ class Figure:
     tokens: int | None
     unit: str
     larger_is_better: bool | None
-    ours: list[float]
-    theirs: list[float]
+    values: list[float]
+    baseline: list[float]
 
     @property
     def name(self) -> str:
@@ -60,10 +60,10 @@ class Figure:
     @property
     def ratio(self) -> float | None:
         """How many times better helium_mlx is, by the medians; None without a peer or where neither end is better."""
-        if not self.theirs or self.larger_is_better is None:
+        if not self.baseline or self.larger_is_better is None:
             return None
-        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
-        return ours / theirs if self.larger_is_better else theirs / ours
+        values, baseline = statistics.median(self.values), statistics.median(self.baseline)
+        return values / baseline if self.larger_is_better else baseline / values
 
 
 START = "start to first token"
@@ -91,7 +91,7 @@ class Report:
 
 
 @dataclass
-class Row:
+class Quantity:
     """A quantity to measure: the request to a worker, the factor to the unit, and the values so far by program.
 
     `slow` has the seconds that one measurement took, by program, where those were more than `SLOW`.
@@ -220,21 +220,21 @@ def benchmark(
 
 
 def tokens_behind(context: int, limit: int, wanted: int) -> int:
-    """Return how many tokens to generate behind `context`: `wanted`, or what room there is; 0 if that is little."""
+    """Return how many tokens to generate after `context`: `wanted`, or what room there is; 0 if that is little."""
     room = min(wanted, limit - context)
     return room if room >= min(wanted, _FEWEST_TOKENS) else 0
 
 
 def _rows(
     limit: int, prompt_tokens: Sequence[int], contexts: Sequence[int], generation_tokens: int
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[Quantity], list[str]]:
     rows, left_out = [], []
     for tokens in prompt_tokens:
-        row = Row(PREFILL, tokens, "tokens/s", True, lambda worker, n=tokens: worker.ask("prefill", tokens=n))
+        row = Quantity(PREFILL, tokens, "tokens/s", True, lambda worker, n=tokens: worker.ask("prefill", tokens=n))
         (rows if tokens < limit else left_out).append(row)
     for context in contexts:
         count = tokens_behind(context, limit, generation_tokens)
-        row = Row(
+        row = Quantity(
             DECODE, context, "tokens/s", True,
             lambda worker, c=context, n=count: worker.ask("decode", context=c, tokens=n),
         )  # fmt: skip
@@ -242,25 +242,25 @@ def _rows(
     longest = min(PEAK_PROMPT, limit - 1)
     for quantity, step_size in PEAKS.items():
         rows.append(
-            Row(
+            Quantity(
                 quantity, longest, "MB", False,
                 lambda worker, size=step_size: worker.ask("peak", tokens=longest, step_size=size), 1e-6, once=True,
             )
         )  # fmt: skip
-    rows.append(Row(NODES, None, "nodes", False, lambda worker: worker.ask("nodes"), once=True))
+    rows.append(Quantity(NODES, None, "nodes", False, lambda worker: worker.ask("nodes"), once=True))
     return rows, [f"{row.name}: the model's context is {limit:,}" for row in left_out]
 
 
-def _take_turns(workers: list[Worker], rows: list[Row], runs: int, on_progress: OnProgress | None) -> None:
+def _take_turns(workers: list[Worker], rows: list[Quantity], runs: int, on_progress: OnProgress | None) -> None:
     """Fill the rows' values: a round to warm up, then `runs` that count."""
     starts = [
-        Row(START, None, "s", False, lambda worker: 0.0),
-        Row(START_PEAK, None, "MB", False, lambda worker: 0.0, 1e-6),
+        Quantity(START, None, "s", False, lambda worker: 0.0),
+        Quantity(START_PEAK, None, "MB", False, lambda worker: 0.0, 1e-6),
     ]
     total = len(workers) * sum(1 if row.once else runs + 1 for row in [starts[0], *rows])
     done = 0
 
-    def note(values: Sequence[tuple[Row, float]], worker: Worker) -> None:
+    def note(values: Sequence[tuple[Quantity, float]], worker: Worker) -> None:
         nonlocal done
         for row, value in values:
             row.values.setdefault(worker.program, []).append(value * row.factor)
@@ -287,12 +287,12 @@ def _take_turns(workers: list[Worker], rows: list[Row], runs: int, on_progress: 
     rows[:0] = starts
 
 
-def _by_program(row: Row, against: str | None) -> tuple[list[float], list[float]]:
+def _by_program(row: Quantity, against: str | None) -> tuple[list[float], list[float]]:
     return row.values[OURS], [] if against is None else row.values[against]
 
 
 def _bandwidth_figures(
-    workers: list[Worker], rows: list[Row], generation_tokens: int, bandwidth: float, against: str | None
+    workers: list[Worker], rows: list[Quantity], generation_tokens: int, bandwidth: float, against: str | None
 ) -> list[Figure]:
     figures = []
     for row in (row for row in rows if row.quantity == DECODE):

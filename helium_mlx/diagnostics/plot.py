@@ -16,9 +16,9 @@ def draw(path: str, figures: Sequence[Figure], *, against: str | None, caption: 
     if not decode:
         raise HeliumError("--plot has nothing to draw, as no context fits the model's; give shorter --contexts")
     contexts = [figure.tokens or 0 for figure in decode]
-    curves = [("helium_mlx", [figure.ours for figure in decode])]
+    curves = [("helium_mlx", [figure.values for figure in decode])]
     if against is not None:
-        curves.append((against, [figure.theirs for figure in decode]))
+        curves.append((against, [figure.baseline for figure in decode]))
     with drawing(path, caption) as axes:
         for (label, runs), color in zip(curves, _COLORS, strict=False):
             medians = [statistics.median(values) for values in runs]

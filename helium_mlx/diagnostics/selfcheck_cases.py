@@ -1,8 +1,8 @@
 """The cases of `selfcheck` and of the parity grid: configs, weights and inputs that are the same on every machine.
 
 Weights and ids come from integer arithmetic alone, so only outputs need to be stored. Weights are large enough that
-RoPE pairing, eps and masks show in the logits. This file runs no model: ours runs in `selfcheck.py`, transformers in
-`tests/reference/make_selfcheck_reference.py`.
+RoPE pairing, eps and masks show in the logits. This file runs no model: `selfcheck_runs.py` runs this package's, and
+`tests/reference/make_selfcheck_reference.py` transformers'.
 """
 
 import json
@@ -43,7 +43,7 @@ BASE: dict[str, object] = {
 }
 
 # Matrices have the standard deviation gain / sqrt(3 * columns). In bfloat16 the larger gain takes torch's own error
-# to 2.6e-2, over the bound of 2e-2 that ours is held to; with the smaller one it is 1.3e-2.
+# to 2.6e-2, over the bound of 2e-2 that this package is held to; with the smaller one it is 1.3e-2.
 GAINS = {"float32": 2.2, "bfloat16": 1.3}
 ROWS, LENGTH, PADDING, PAD_TOKEN = 2, 32, 5, 3
 LABELS = 3
@@ -168,7 +168,7 @@ class Call:
 
 
 def write_case(directory: Path, case: Case) -> Path:
-    """Write a case's checkpoint, in its dtype, so that rounding the weights is no part of any error."""
+    """Write a case's checkpoint, in its dtype, so that rounding the weights is not a part of any error."""
     return write_checkpoint(directory, case.config_values, dtype=case.dtype, gain=GAINS[case.dtype])
 
 
@@ -192,7 +192,7 @@ class HeadCase:
 def grid() -> list[Case]:
     """Return cases in which every two values of two axes meet, if they can, in the same order everywhere.
 
-    Packed positions go with a cold start only: behind a cache transformers does not look for them.
+    Packed positions go with a cold start only: after a cache transformers does not look for them.
     """
     names = tuple(AXES)
     pairs = {

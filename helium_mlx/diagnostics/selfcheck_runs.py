@@ -1,7 +1,7 @@
 """Runs the cases of `selfcheck_cases.py` and compares with stored outputs of transformers.
 
 Checkpoints go through the disk, as a user's would. The outputs in `selfcheck_reference.safetensors` are written by
-`tests/reference/make_selfcheck_reference.py`. An error is max |ours - reference| / max |reference|. The parity grid
+`tests/reference/make_selfcheck_reference.py`. An error is max |result - reference| / max |reference|. The parity grid
 (`tests/parity/grid.py`) measures and prints with the functions here.
 """
 
@@ -81,7 +81,7 @@ def limits() -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Run:
+class CaseOutputs:
     """What a model made of a case: logits (B, L, V), hidden states (layers + 1, B, L, D), each call's attentions."""
 
     logits: mx.array
@@ -89,7 +89,7 @@ class Run:
     attentions: list[mx.array]
 
 
-def run_case(case: Case, *, attentions: bool = False) -> Run:
+def run_case(case: Case, *, attentions: bool = False) -> CaseOutputs:
     """Run a case of the grid with our model, in the case's dtype."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = write_case(Path(directory), case)
@@ -111,11 +111,11 @@ def run_case(case: Case, *, attentions: bool = False) -> Run:
         logits.append(output.logits)
         hidden_states.append(mx.stack(list(output.hidden_states)))
         weights += [mx.stack(list(output.attentions))] if output.attentions is not None else []
-    return Run(mx.concatenate(logits, axis=1), mx.concatenate(hidden_states, axis=2), weights)
+    return CaseOutputs(mx.concatenate(logits, axis=1), mx.concatenate(hidden_states, axis=2), weights)
 
 
 @dataclass(frozen=True)
-class HeadRun:
+class HeadOutputs:
     """What a model with a head made of a case; gradients by names on disk, empty unless asked for."""
 
     loss: mx.array
@@ -123,7 +123,7 @@ class HeadRun:
     gradients: dict[str, mx.array]
 
 
-def run_head(case: HeadCase) -> HeadRun:
+def run_head(case: HeadCase) -> HeadOutputs:
     """Run a head's case with our model, in float32, with the gradients of all parameters if the case wants them."""
     model_class = cast(type[HeliumPreTrainedModel], MODEL_CLASSES[case.architecture])
     with tempfile.TemporaryDirectory() as directory:
@@ -135,16 +135,16 @@ def run_head(case: HeadCase) -> HeadRun:
         _, tree = nn.value_and_grad(model, lambda: model(**inputs, use_cache=False).loss)()
         merged = dict(tree_flatten(tree))
         gradients = layout.split_projections(cast(dict[str, mx.array], merged), model.config)
-    return HeadRun(output.loss, output.logits, gradients)
+    return HeadOutputs(output.loss, output.logits, gradients)
 
 
-def relative_error(ours: mx.array, reference: mx.array) -> float:
+def relative_error(result: mx.array, reference: mx.array) -> float:
     """Return max |difference| / max |reference|; NaN where shapes differ or something is not finite."""
-    if ours.shape != reference.shape:
+    if result.shape != reference.shape:
         return float("nan")
-    ours, reference = ours.astype(mx.float32), reference.astype(mx.float32)
+    result, reference = result.astype(mx.float32), reference.astype(mx.float32)
     largest = mx.abs(reference).max().item()
-    difference = mx.abs(ours - reference).max().item()
+    difference = mx.abs(result - reference).max().item()
     return float(difference) / float(largest) if largest else float(difference)  # pyright: ignore[reportArgumentType]
 
 
@@ -242,7 +242,7 @@ def _worst_error(group: list[Measurement], dtype: str) -> float | None:
     return max(found, key=_severity).error if found else None
 
 
-def suspects(features: list[Feature]) -> list[str]:
+def most_failing(features: list[Feature]) -> list[str]:
     """Return the features that failed in the largest share of their comparisons, which is where to look."""
     shares = {f.feature: f.failed / f.comparisons for f in features if f.failed}
     return [name for name, share in shares.items() if share == max(shares.values())]

@@ -137,7 +137,7 @@ def prefill_speed(program: Program, *, tokens: int) -> float:
 
 
 def decode_speed(program: Program, *, context: int, tokens: int) -> float:
-    """Return tokens a second behind a prompt of `context` tokens, the first of `tokens` left out."""
+    """Return tokens a second after a prompt of `context` tokens, the first of `tokens` left out."""
     arrivals = _arrivals(program, context, tokens)
     return (len(arrivals) - 1) / (arrivals[-1] - arrivals[0])
 

@@ -1,5 +1,6 @@
 """The round trip: a bundle's text is the model's, token for token, over every capacity and at every remainder."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -168,6 +169,28 @@ def test_more_than_the_context_is_refused_and_changes_nothing(runner: BundleRunn
         runner.feed([5, 5])
     runner.feed([5])
     assert runner.offset == CONTEXT
+
+
+def test_a_folder_is_opened_and_one_that_is_not_a_bundle_refused(make: Callable[[str, bool], Made]) -> None:
+    source, runner = make("helium", False)
+    directory = runner.bundle.directory
+    assert BundleRunner(str(directory)).bundle == open_bundle(directory)
+    with pytest.raises(BundleError, match=r"manifest\.json: "):
+        BundleRunner(source)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_numbers_are_refused_at_any_step(runner: BundleRunner, value: float) -> None:
+    sound = runner._weights
+    steps = runner.greedy(prompt(20), 10)
+    next(steps)
+    next(steps)
+    runner._weights = [mx.full(each.shape, value, each.dtype) for each in sound]
+    try:
+        with pytest.raises(GenerationError, match="the model's logits are NaN, infinite or all the same"):
+            next(steps)
+    finally:
+        runner._weights = sound
 
 
 def test_no_tokens_are_refused(runner: BundleRunner) -> None:

@@ -451,6 +451,7 @@ class InPrompt:
 
     def __init__(self, engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch, **own: object) -> None:
         self.steps = 0
+        self._inbox, self._patch = engine._worker._inbox, monkeypatch
         self._reached, self._go_on, self._through = (threading.Event() for _ in range(3))
         embed = HeliumModel.embed
 
@@ -468,8 +469,15 @@ class InPrompt:
         assert self._reached.wait(30)
 
     def steps_within(self, call: Callable[[], object]) -> int:
-        """Return how many steps the prompt has run when a call is through that began in the third."""
-        threading.Timer(0.1, self._go_on.set).start()
+        """Return how many steps the prompt has run when a call is through that the worker got in the third."""
+        put = self._inbox.put
+
+        def putting(function: Callable[[], object], *, queues: bool = False) -> object:
+            future = put(function, queues=queues)
+            self._go_on.set()
+            return future
+
+        self._patch.setattr(self._inbox, "put", putting)
         call()
         steps = self.steps
         self._through.set()

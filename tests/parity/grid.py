@@ -16,7 +16,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 from make_selfcheck_reference import Reference, run_head_reference, run_reference
 
 from helium_mlx.diagnostics.selfcheck_cases import HEAD_CASES, Case, HeadCase, grid, real_tokens
-from helium_mlx.diagnostics.selfcheck_runs import Measurement, Run, by_feature, relative_error, run_case, run_head
+from helium_mlx.diagnostics.selfcheck_runs import (
+    CaseOutputs,
+    Measurement,
+    by_feature,
+    relative_error,
+    run_case,
+    run_head,
+)
 from helium_mlx.selfcheck import table
 
 LIMITS = {"float32": 1e-5, "bfloat16": 2e-2, "gradients": 1e-4}
@@ -50,7 +57,7 @@ def measure(case: Case) -> list[Measurement]:
     return found
 
 
-def _beside_torch(case: Case, run: Run, reference: Reference, real: mx.array) -> list[Measurement]:
+def _beside_torch(case: Case, run: CaseOutputs, reference: Reference, real: mx.array) -> list[Measurement]:
     """Measure our root mean square error in units of torch's."""
     theirs = run_reference(case, dtype="bfloat16")
     ours, own = (

@@ -27,7 +27,7 @@ from helium_mlx.diagnostics.selfcheck_cases import (
     write_case,
     write_checkpoint,
 )
-from helium_mlx.diagnostics.selfcheck_runs import REFERENCE_FILE, HeadRun, at_probes, sampled, stores_details
+from helium_mlx.diagnostics.selfcheck_runs import REFERENCE_FILE, HeadOutputs, at_probes, sampled, stores_details
 
 # Several threads for such small matrices only wait for each other.
 torch.set_num_threads(1)
@@ -44,7 +44,7 @@ AUTO_CLASSES = {
 
 @dataclass(frozen=True)
 class Reference:
-    """transformers' outputs of a case, as `Run` holds ours."""
+    """transformers' outputs of a case, as `CaseOutputs` holds them."""
 
     logits: mx.array
     hidden_states: mx.array
@@ -100,7 +100,7 @@ def run_reference(case: Case, *, dtype: str = "float32") -> Reference:
     return Reference(to_mlx(torch.cat(logits, dim=1)), to_mlx(torch.cat(hidden_states, dim=2)), attentions)
 
 
-def run_head_reference(case: HeadCase) -> HeadRun:
+def run_head_reference(case: HeadCase) -> HeadOutputs:
     """Run a head's case with transformers, with the gradients of all parameters."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = write_checkpoint(Path(directory), case.config_values, case.architecture)
@@ -109,7 +109,7 @@ def run_head_reference(case: HeadCase) -> HeadRun:
     output = model(**inputs, use_cache=False)
     output.loss.backward()
     gradients = {name: to_mlx(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-    return HeadRun(to_mlx(output.loss), to_mlx(output.logits), gradients)
+    return HeadOutputs(to_mlx(output.loss), to_mlx(output.logits), gradients)
 
 
 def main() -> int:
