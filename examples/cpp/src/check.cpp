@@ -24,7 +24,7 @@ constexpr std::uint64_t kMostVectorBytes = 16'000'000;
 constexpr double kMostLogit = 1e9;
 constexpr std::int32_t kMostId = 1 << 20;
 
-// Logits to compare, behind the token at `position` of prompt and completion.
+// Logits to compare, after the token at `position` of prompt and completion.
 struct ExpectedLogits {
   std::int64_t position = 0;
   std::vector<std::int32_t> ids;
@@ -117,6 +117,10 @@ class VectorCheck {
 
   void compare(const mx::array& logits, std::int32_t position) {
     const float* values = logits.data<float>();
+    // Those that no vector has too: no text comes of a model that gives one.
+    if (std::any_of(values, values + logits.size(), [](float value) { return std::isnan(value); })) {
+      fail("a logit at position " + std::to_string(position) + " is NaN");
+    }
     for (const ExpectedLogits& expected : vector_.logits) {
       if (expected.position != position) continue;
       for (std::size_t i = 0; i < expected.ids.size(); ++i) {
