@@ -25,7 +25,7 @@ class StandardOutput {
 
   bool failed() const { return error_ != 0; }
   bool has_written() const { return has_written_; }
-  // Throws StreamError if writing failed, unless a signal ended it or the reader closed its pipe: it had what it wanted.
+  // Throws StreamError if writing failed, unless a signal ended it or the reader closed its pipe, having read enough.
   void check() const;
 
  private:
