@@ -27,7 +27,7 @@ from helium_mlx.generation.prompt_cache import fingerprint_of
 from helium_mlx.generation.request import CompletionRequest
 from helium_mlx.interpreter_end import is_ending, watch_end
 from helium_mlx.kv_cache.batch import BatchKVCache
-from helium_mlx.kv_cache.memory import bytes_per_token, weights_bytes
+from helium_mlx.kv_cache.memory import bytes_in_memory, bytes_per_token
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
 from helium_mlx.process import AFTER_A_FORK, is_forked_after_use
@@ -168,7 +168,7 @@ class EngineWorker:
         self.scheduler = Scheduler(
             self.model,
             self.tokenizer,
-            MemoryBudget(self._memory_limit, weights_bytes(self.model), each),
+            MemoryBudget(self._memory_limit, bytes_in_memory(self.model), each),
             batch_size=self._batch_size,
             prefill_step_size=self._prefill_step_size,
         )

@@ -10,8 +10,8 @@
  * Strings are UTF-8 and end at a zero. Text that is handed out is never cut inside of a character. Nothing that a
  * caller passes in is kept after the call, cancellations aside.
  *
- * Errors. A function that can fail returns a code; helium_error_message says in one line what came, what was expected
- * and what to do. No exception leaves the library.
+ * Errors. A function that can fail returns a code; helium_error_message says in one line of UTF-8 what came, what was
+ * expected and what to do. No exception leaves the library.
  */
 #ifndef HELIUM_H
 #define HELIUM_H
@@ -32,7 +32,7 @@ extern "C" {
 
 typedef enum helium_status {
   HELIUM_OK = 0,
-  /* An argument that is missing or out of range, or text that is no UTF-8. */
+  /* An argument that is missing or out of range, or text that is not UTF-8. */
   HELIUM_ERROR_ARGUMENT = 1,
   /* A file of the bundle that is missing or cannot be read. */
   HELIUM_ERROR_FILE = 2,
@@ -49,7 +49,9 @@ typedef enum helium_status {
   /* MLX failed, or there was not enough memory. */
   HELIUM_ERROR_RUNTIME = 8,
   /* A check that was cancelled, or whose model was closed: the bundle may be right or not. */
-  HELIUM_ERROR_CANCELLED = 9
+  HELIUM_ERROR_CANCELLED = 9,
+  /* The model's logits are NaN, infinite or all the same, with the first token or a later one: the text ends there. */
+  HELIUM_ERROR_LOGITS = 10
 } helium_status;
 
 typedef enum helium_finish_reason {
@@ -167,8 +169,8 @@ HELIUM_API helium_options helium_default_options(const helium_model* model);
 HELIUM_API helium_status helium_tokenize(const helium_model* model, const char* text, int32_t* ids, size_t capacity,
                                          size_t* count);
 
-/* Complete `prompt`. `options`, `on_chunk`, `on_progress` and `statistics` may be NULL. A generation that was cancelled
- * is no error: its finish reason says so. */
+/* Complete `prompt`, which may fill the context: then one token follows. `options`, `on_chunk`, `on_progress` and
+ * `statistics` may be NULL. A generation that was cancelled is not an error: its finish reason says so. */
 HELIUM_API helium_status helium_generate(helium_model* model, const char* prompt, const helium_options* options,
                                          helium_on_chunk on_chunk, helium_on_progress on_progress, void* context,
                                          helium_statistics* statistics);

@@ -7,10 +7,12 @@
 #include <sstream>
 #include <string_view>
 
+#include "utf8.h"
+
 namespace helium {
 namespace {
 
-// An option and the word behind it.
+// An option and the word after it.
 struct Option {
   std::string name;
   const char* value;
@@ -71,6 +73,7 @@ const std::map<std::string_view, SetOption> kOptions = {
     {"--stop",
      [](Arguments& a, const Option& o) {
        if (*o.value == '\0') o.refuse("a text of at least one character");
+       if (!is_utf8(o.value)) o.refuse("UTF-8");
        a.stops.push_back(o.value);
      }},
     {"--max-tokens", [](Arguments& a, const Option& o) { a.max_tokens = o.whole<std::int32_t>(1); }},

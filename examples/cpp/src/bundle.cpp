@@ -79,7 +79,7 @@ void Bundle::load_weights() {
       tensors.merge(mx::load_safetensors(path_of(name).string()).first);
     } catch (const std::exception& error) {
       throw Error(HELIUM_ERROR_BUNDLE,
-                  path_of(name).string() + " is no safetensors file (" + error.what() + "); export the bundle anew");
+                  path_of(name).string() + " is not a safetensors file (" + error.what() + "); export the bundle anew");
     }
   }
   for (const TensorSpec& spec : manifest_->weights) {

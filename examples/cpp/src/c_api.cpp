@@ -11,6 +11,7 @@
 #include "error.h"
 #include "helium.h"
 #include "model.h"
+#include "utf8.h"
 
 struct helium_cancellation {
   std::atomic<bool> is_set = false;
@@ -27,9 +28,8 @@ thread_local std::string last_message;
 
 helium_status fail(helium_status status, const char* message) {
   try {
-    last_message = message;
-    // MLX's own may have several.
-    std::replace(last_message.begin(), last_message.end(), '\n', ' ');
+    // MLX's own may have several lines, and paths any bytes.
+    last_message = helium::one_line(message);
   } catch (const std::bad_alloc&) {
     last_message.clear();
   }
@@ -96,6 +96,9 @@ helium_status helium_open(const char* bundle, helium_verification verification, 
     require(model != nullptr, "model");
     *model = nullptr;
     require(bundle != nullptr, "bundle");
+    if (*bundle == '\0') {
+      throw helium::Error(HELIUM_ERROR_ARGUMENT, "bundle is empty; name the directory that helium_mlx.export wrote");
+    }
     *model = new helium_model{{bundle, verification}};
   });
 }

@@ -24,7 +24,7 @@ constexpr std::uint64_t kMostVectorBytes = 16'000'000;
 constexpr double kMostLogit = 1e9;
 constexpr std::int32_t kMostId = 1 << 20;
 
-// Logits to compare, behind the token at `position` of prompt and completion.
+// Logits to compare, after the token at `position` of prompt and completion.
 struct ExpectedLogits {
   std::int64_t position = 0;
   std::vector<std::int32_t> ids;

@@ -28,7 +28,7 @@ class File {
     const bool is_regular = fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode);
     if (!is_regular) {
       close(descriptor_);
-      fail("it is no regular file");
+      fail("it is not a regular file");
     }
     size_ = static_cast<std::uint64_t>(status.st_size);
   }

@@ -7,8 +7,8 @@
 
 namespace helium {
 
-// The contents of a file. Throws Error (HELIUM_ERROR_FILE) if it cannot be read, is no regular file, or has more than
-// `most_bytes`.
+// The contents of a file. Throws Error (HELIUM_ERROR_FILE) if it cannot be read, is not a regular file, or has more
+// than `most_bytes`.
 std::string read_file(const std::filesystem::path& path, std::uint64_t most_bytes);
 
 // Throws Error unless the file is there (HELIUM_ERROR_FILE) and has exactly that many bytes (HELIUM_ERROR_BUNDLE).

@@ -1,6 +1,7 @@
 #include "generation.h"
 
 #include <mlx/memory.h>
+#include <mlx/ops.h>
 #include <mlx/transforms.h>
 
 #include <algorithm>
@@ -24,6 +25,8 @@ constexpr std::int32_t kTokensPerClearing = 256;
 
 // Each is looked for at every token.
 constexpr std::size_t kMostStopStrings = 1000;
+// In the place of a token where no text should be made of the logits. No vocabulary has so many.
+constexpr std::uint32_t kUnsound = 0xFFFFFFFF;
 
 double seconds_between(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double>(end - start).count();
@@ -61,21 +64,39 @@ class CompletionText {
   std::vector<std::int32_t> eos_;
 };
 
+// How many tokens may follow a prompt: to the end of the context, and one after a prompt that fills it, since the last
+// token is not run.
 std::int32_t room_after(const Manifest& manifest, std::size_t prompt) {
   const std::int64_t room = manifest.context - static_cast<std::int64_t>(prompt);
-  if (room >= 1) return static_cast<std::int32_t>(room);
+  if (room >= 0) return std::max(static_cast<std::int32_t>(room), 1);
   throw Error(HELIUM_ERROR_CONTEXT, "the prompt has " + std::to_string(prompt) + " tokens; at most " +
-                                        std::to_string(manifest.context - 1) + " fit, since the bundle's context is " +
                                         std::to_string(manifest.context) +
-                                        " and needs room for one more: shorten the prompt");
+                                        " fit, the bundle's context: shorten the prompt");
 }
 
 void check_ids(const std::vector<std::int32_t>& tokens, std::int32_t vocab_size) {
   for (const std::int32_t token : tokens) {
     if (token >= 0 && token < vocab_size) continue;
     throw Error(HELIUM_ERROR_BUNDLE, "the tokenizer gave the id " + std::to_string(token) + "; the model has 0 to " +
-                                         std::to_string(vocab_size - 1));
+                                         std::to_string(vocab_size - 1) + ": export the bundle anew");
   }
+}
+
+// The next token, or kUnsound unless the logits have numbers, some larger than others: in one array, so that reading it
+// is the only wait. Memory that ran out gives logits that are all the same on some backends.
+mx::array next_token(Sampler& sampler, const mx::array& logits) {
+  const mx::array highest = mx::max(logits, -1);
+  const mx::array is_sound = mx::logical_and(mx::isfinite(highest), mx::greater(highest, mx::min(logits, -1)));
+  return mx::where(is_sound, sampler(logits), mx::array(kUnsound));
+}
+
+// Wait for a token. Throws Error (HELIUM_ERROR_LOGITS) for kUnsound.
+std::int32_t read_token(mx::array& token) {
+  const auto id = token.item<std::uint32_t>();
+  if (id != kUnsound) return static_cast<std::int32_t>(id);
+  throw Error(HELIUM_ERROR_LOGITS,
+              "the model's logits are NaN, infinite or all the same: its weights are damaged, its dtype overflows or "
+              "memory ran out; run the check, or export a bundle in float32");
 }
 
 }  // namespace
@@ -123,11 +144,11 @@ helium_statistics generate(Bundle& bundle, const std::vector<std::int32_t>& toke
   }
   Sampler sampler(options.sampling, manifest.model.vocab_size, manifest.reserved);
   CompletionText completion(bundle, options);
-  mx::array drawn = sampler(*prompt_logits);
+  mx::array drawn = next_token(sampler, *prompt_logits);
   Clock::time_point first_token = start;
   bool refused = false;
   while (true) {
-    const auto token = static_cast<std::int32_t>(drawn.item<std::uint32_t>());
+    const std::int32_t token = read_token(drawn);
     if (++statistics.generated_tokens == 1) {
       first_token = Clock::now();
       statistics.prompt_seconds = seconds_between(start, first_token);
@@ -141,7 +162,7 @@ helium_statistics generate(Bundle& bundle, const std::vector<std::int32_t>& toke
     const std::string text = completion.add(token, reason);
     if (reason == HELIUM_FINISH_NONE) {
       // Started before the text is handed out, so that the listener does not hold it up.
-      drawn = sampler(run.step(token));
+      drawn = next_token(sampler, run.step(token));
       mx::async_eval(drawn);
     }
     refused = !listener.on_chunk({text.c_str(), text.size(), token, reason});

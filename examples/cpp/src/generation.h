@@ -26,11 +26,12 @@ struct Listener {
   std::function<bool(const helium_chunk&)> on_chunk;
 };
 
-// Throws Error (HELIUM_ERROR_ARGUMENT) for an option out of range or text that is no UTF-8.
+// Throws Error (HELIUM_ERROR_ARGUMENT) for an option out of range or text that is not UTF-8.
 void check(const GenerationOptions& options);
 
 // Complete a prompt of `tokens`. A completion ends, with reason "length", where the context does. Throws Error
-// (HELIUM_ERROR_CONTEXT) for a prompt that leaves no room, and what MLX throws.
+// (HELIUM_ERROR_CONTEXT) for a prompt longer than that, Error (HELIUM_ERROR_LOGITS) for logits that are not numbers at
+// any step, and what MLX throws.
 helium_statistics generate(Bundle& bundle, const std::vector<std::int32_t>& tokens, const GenerationOptions& options,
                            const Listener& listener);
 

@@ -210,7 +210,7 @@ const Value* find(const Object& object, std::string_view name) {
 }
 
 Value parse(std::string_view text) {
-  if (!is_utf8(text)) throw std::invalid_argument("bytes that are no UTF-8");
+  if (!is_utf8(text)) throw std::invalid_argument("bytes that are not UTF-8");
   return Parser(text).whole();
 }
 

@@ -1,4 +1,4 @@
-// Strict JSON (RFC 8259) of a stranger's file. Also refused: bytes that are no UTF-8, names that stand twice in an
+// Strict JSON (RFC 8259) of a stranger's file. Also refused: bytes that are not UTF-8, names that stand twice in an
 // object, lone surrogates, numbers that are not finite, and more than kMaxDepth levels, so that nothing recurses deep.
 // The size is the caller's to bound: a parsed text takes at most some forty times its bytes.
 #pragma once

@@ -4,19 +4,20 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <iostream>
-#include <iterator>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "arguments.h"
 #include "helium.h"
+#include "standard_streams.h"
+#include "utf8.h"
 
 namespace {
 
 using helium::Arguments;
+using helium::StandardOutput;
+using helium::StreamError;
 using helium::Task;
 using helium::UsageError;
 
@@ -37,18 +38,13 @@ Streams the completion of a prompt, which is read from standard input without --
   --min-p P          tokens at least P times as probable as the most probable one
   --seed N           the same seed, the same text
   --stop TEXT        end before this text; may be given several times
-  --ignore-eos       go on behind the end of the text
+  --ignore-eos       continue after the end of the text
   --tokens           print the prompt's ids instead of a completion
   --skip-hashes      check the size of weights alone, not their hash
   --check DIR        run the bundle's test vectors
   --info DIR         print what the bundle is
   --help             print this
 )";
-
-// What was read is no prompt.
-struct InputError : std::runtime_error {
-  using runtime_error::runtime_error;
-};
 
 // What Ctrl-C cancels, and whether anything heeds it now.
 helium_cancellation* interruption = nullptr;
@@ -78,15 +74,25 @@ void catch_interrupts() {
   sigaction(SIGINT, &action, nullptr);
 }
 
-int failed() {
-  std::cerr << "helium: " << helium_error_message() << "\n";
-  return kFailed;
+int fail_with(const std::string& message, int status = kFailed) {
+  std::fprintf(stderr, "helium: %s\n", helium::one_line(message).c_str());
+  return status;
 }
 
-// A closed pipe ends the generation silently.
-bool write_chunk(void*, const helium_chunk* chunk) {
-  std::cout.write(chunk->text, static_cast<std::streamsize>(chunk->length)).flush();
-  return std::cout.good();
+int failed() {
+  return fail_with(helium_error_message());
+}
+
+// Write all that a task prints. Throws StreamError if that fails.
+int print(const std::string& text) {
+  StandardOutput output;
+  output.write(text);
+  output.check();
+  return 0;
+}
+
+bool write_chunk(void* output, const helium_chunk* chunk) {
+  return static_cast<StandardOutput*>(output)->write({chunk->text, chunk->length});
 }
 
 void print_statistics(const helium_statistics& statistics) {
@@ -104,12 +110,15 @@ int complete(helium_model* model, const Arguments& arguments, const std::string&
   options.cancellation = interruption;
   const Heeding heeding;
   helium_statistics statistics{};
+  StandardOutput output;
   const helium_status status =
-      helium_generate(model, prompt.c_str(), &options, write_chunk, nullptr, nullptr, &statistics);
+      helium_generate(model, prompt.c_str(), &options, write_chunk, nullptr, &output, &statistics);
+  // A text that broke off ends its line too, and one that was refused has none.
+  if (status == HELIUM_OK || output.has_written()) output.write("\n");
   if (status != HELIUM_OK) return failed();
-  if (std::cout.good()) std::cout << std::endl;
   if (interrupted) return kInterrupted;
-  print_statistics(statistics);
+  output.check();
+  if (!output.failed()) print_statistics(statistics);
   return 0;
 }
 
@@ -119,9 +128,9 @@ int print_tokens(helium_model* model, const std::string& prompt) {
   std::vector<std::int32_t> ids(count);
   if (status == HELIUM_OK) status = helium_tokenize(model, prompt.c_str(), ids.data(), ids.size(), &count);
   if (status != HELIUM_OK) return failed();
-  for (const std::int32_t id : ids) std::cout << id << " ";
-  std::cout << std::endl;
-  return 0;
+  std::string line;
+  for (const std::int32_t id : ids) line += std::to_string(id) + " ";
+  return print(line + "\n");
 }
 
 int check(helium_model* model) {
@@ -130,26 +139,29 @@ int check(helium_model* model) {
   const helium_status status = helium_check(model, interruption, &report);
   if (interrupted) return kInterrupted;
   if (status != HELIUM_OK) return failed();
-  std::printf("%d vectors hold: %d tokens and %d logits, which differ by %.1e at most (allowed: %.1e)\n",
-              report.vectors, report.tokens, report.logits, report.largest_difference, report.tolerance);
-  return 0;
+  char line[200];
+  std::snprintf(line, sizeof line,
+                "%d vectors hold: %d tokens and %d logits, which differ by %.1e at most (allowed: %.1e)\n",
+                report.vectors, report.tokens, report.logits, report.largest_difference, report.tolerance);
+  return print(line);
 }
 
 int print_info(const helium_model* model) {
   const helium_info info = helium_get_info(model);
-  std::printf("%s, %d layers, %d tokens in the vocabulary, %.2f bits a weight, context %d, %s, MLX %s\n",
-              info.model_type, info.num_hidden_layers, info.vocab_size, info.bits_per_weight, info.context,
-              info.backend, info.mlx_version);
-  return 0;
+  char numbers[200];
+  std::snprintf(numbers, sizeof numbers, "%d layers, %d tokens in the vocabulary, %.2f bits a weight, context %d",
+                info.num_hidden_layers, info.vocab_size, info.bits_per_weight, info.context);
+  const std::string line = std::string(info.model_type) + ", " + numbers + ", " + info.backend + ", MLX ";
+  return print(helium::one_line(line + info.mlx_version) + "\n");
 }
 
 std::string prompt_of(const Arguments& arguments) {
   if (arguments.prompt != "-") return arguments.prompt;
-  std::string prompt(std::istreambuf_iterator<char>(std::cin), {});
+  std::string prompt = helium::read_input();
   // `echo` ends a line; as part of a prompt it would be a token.
   if (prompt.ends_with('\n')) prompt.pop_back();
   if (prompt.find('\0') != std::string::npos) {
-    throw InputError("standard input has a zero byte, where the prompt would end; remove it");
+    throw StreamError("standard input has a zero byte, where the prompt would end; remove it");
   }
   return prompt;
 }
@@ -174,20 +186,18 @@ int run(const std::vector<const char*>& words) {
   try {
     const Arguments arguments(words);
     if (arguments.task != Task::kHelp) return run(arguments);
-    std::cout << kUsage;
-    return 0;
+    return print(kUsage);
   } catch (const UsageError& error) {
-    std::cerr << "helium: " << error.what() << "; --help lists what there is\n";
-    return kBadUsage;
-  } catch (const InputError& error) {
-    std::cerr << "helium: " << error.what() << "\n";
-    return kFailed;
+    return fail_with(std::string(error.what()) + "; --help lists what there is", kBadUsage);
+  } catch (const StreamError& error) {
+    return fail_with(error.what());
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  helium::occupy_closed_streams();
   const std::unique_ptr<helium_cancellation, decltype(&helium_cancellation_free)> cancellation(
       helium_cancellation_new(), helium_cancellation_free);
   interruption = cancellation.get();

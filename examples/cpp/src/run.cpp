@@ -64,7 +64,7 @@ mx::array Run::call(std::span<const std::int32_t> tokens, std::int32_t length) {
   return outputs.front();
 }
 
-// Grow the caches to the smallest capacity that holds `tokens`. What is new is zeros: behind a mask, but still summed.
+// Grow the caches to the smallest capacity that holds `tokens`. What is new is zeros: masked, but still summed.
 void Run::make_room(std::int32_t tokens) {
   if (tokens <= capacity_) return;
   const Manifest& manifest = bundle_.manifest();

@@ -18,12 +18,12 @@ class Run {
   // Keeps a reference to the bundle.
   explicit Run(Bundle& bundle) : bundle_(bundle) {}
 
-  // Run the prompt, a part at a time; return the logits behind it, float32 (1, vocab_size), lazily. Before each part
+  // Run the prompt, a part at a time; return the logits after it, float32 (1, vocab_size), lazily. Before each part
   // `go_on(tokens done)` is asked; nothing is returned where it refuses.
   std::optional<mlx::core::array> prefill(std::span<const std::int32_t> tokens,
                                           const std::function<bool(std::int32_t)>& go_on);
 
-  // Run one more token; return the logits behind it, lazily. Before the next call they, or what was made of them, must
+  // Run one more token; return the logits after it, lazily. Before the next call they, or what was made of them, must
   // be evaluated: a cache is changed in place only once nothing else waits for it.
   mlx::core::array step(std::int32_t token);
 

@@ -53,12 +53,12 @@ Tokenizer::Tokenizer(const Manifest& manifest, const std::filesystem::path& mode
       literals_(manifest.tokenizer.literals),
       processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()) {
   check(processor_->LoadFromSerializedProto(read_file(model, kMostModelBytes)),
-        model.string() + " is no SentencePiece model");
+        model.string() + " is not a SentencePiece model");
   for (int id = 0; id < processor_->GetPieceSize(); ++id) {
     const std::string& text = processor_->IdToPiece(id);
     if (!is_utf8(text) || (processor_->IsByte(id) && text.size() != kBytePiece.size())) {
       throw Error(HELIUM_ERROR_BUNDLE, model.string() + " has the piece " + shown(text) +
-                                           ", which is no UTF-8 or no byte; export the bundle anew");
+                                           ", which is not UTF-8 or not a byte; export the bundle anew");
     }
     if (processor_->IsByte(id)) byte_ids_[byte_of(text)] = id;
   }
@@ -72,7 +72,7 @@ Tokenizer::Tokenizer(const Manifest& manifest, const std::filesystem::path& mode
 Tokenizer::~Tokenizer() = default;
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
-  if (!is_utf8(text)) throw Error(HELIUM_ERROR_ARGUMENT, "the text is no UTF-8; decode it first");
+  if (!is_utf8(text)) throw Error(HELIUM_ERROR_ARGUMENT, "the text is not UTF-8; convert it first");
   while (!spelled_bos_.empty() && text.starts_with(spelled_bos_)) text.remove_prefix(spelled_bos_.size());
   std::vector<std::int32_t> ids;
   std::size_t start = 0;

@@ -34,11 +34,11 @@ class ContentFinder {
 
 class Tokenizer {
  public:
-  // `model` is the SentencePiece file. Throws Error (HELIUM_ERROR_BUNDLE) if it is none.
+  // `model` is the SentencePiece file. Throws Error (HELIUM_ERROR_BUNDLE) if it is not one.
   Tokenizer(const Manifest& manifest, const std::filesystem::path& model);
   ~Tokenizer();
 
-  // One BOS and the ids of a text. Throws Error (HELIUM_ERROR_ARGUMENT) for text that is no UTF-8.
+  // One BOS and the ids of a text. Throws Error (HELIUM_ERROR_ARGUMENT) for text that is not UTF-8.
   std::vector<std::int32_t> encode(std::string_view text) const;
 
   Piece piece(std::int32_t id) const;

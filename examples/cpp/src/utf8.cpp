@@ -113,6 +113,28 @@ std::optional<char32_t> last_character(std::string_view text) {
   return first_character(text.substr(start));
 }
 
+std::string one_line(std::string_view text, std::size_t limit) {
+  std::string result;
+  for (std::size_t start = 0; start < text.size();) {
+    const std::size_t length = sequence_length(static_cast<std::uint8_t>(text[start]));
+    const std::string_view character = text.substr(start, length);
+    const bool is_control = character[0] >= 0 && (character[0] < 0x20 || character[0] == 0x7F);
+    const bool is_valid = is_utf8(character);
+    if (is_control) {
+      result += ' ';
+    } else {
+      result += is_valid ? character : kReplacementCharacter;
+    }
+    start += is_valid ? length : 1;
+  }
+  if (result.size() <= limit) return result;
+  const auto continues = [&](std::size_t at) { return (static_cast<std::uint8_t>(result[at]) & 0xC0) == 0x80; };
+  std::size_t first = limit / 2, last = result.size() - limit / 2;
+  while (continues(first)) --first;
+  while (last < result.size() && continues(last)) ++last;
+  return result.substr(0, first) + "…" + result.substr(last);
+}
+
 std::string shown(std::string_view text, std::size_t limit) {
   std::string result = "\"";
   const bool readable = is_utf8(text);

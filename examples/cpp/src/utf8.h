@@ -52,6 +52,10 @@ void append_utf8(std::string& text, char32_t character);
 std::optional<char32_t> first_character(std::string_view text);
 std::optional<char32_t> last_character(std::string_view text);
 
+// A text as one line of UTF-8, for a message: spaces in the place of control characters, replacement characters in that
+// of bytes that are not UTF-8, and of a long one the beginning and the end.
+std::string one_line(std::string_view text, std::size_t limit = 2000);
+
 // A text of a file in a message: on one line and cut to `limit` bytes, in which nothing is unprintable.
 std::string shown(std::string_view text, std::size_t limit = 60);
 

@@ -1,5 +1,6 @@
 #include <mlx/memory.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <string>
@@ -105,7 +106,7 @@ TEST(c_api, a_seed_repeats_its_text_and_reserved_ids_never_come) {
   for (const std::int32_t token : complete(model.handle, kPrompt, options).tokens) EXPECT(token < 6 || token > 105);
 }
 
-TEST(c_api, a_prompt_of_the_whole_context_leaves_room_for_one_token) {
+TEST(c_api, a_prompt_of_the_whole_context_is_followed_by_one_token) {
   const OpenModel model;
   const std::int32_t context = helium_get_info(model.handle).context;
   std::size_t count = 0;
@@ -115,9 +116,13 @@ TEST(c_api, a_prompt_of_the_whole_context_leaves_room_for_one_token) {
   EXPECT_EQUAL(last.statistics.prompt_tokens, context - 1);
   EXPECT_EQUAL(last.statistics.generated_tokens, 1);
   EXPECT(last.reason == HELIUM_FINISH_LENGTH || last.reason == HELIUM_FINISH_EOS);
-  const Completion beyond = complete(model.handle, long_prompt(fits + 1), model.options(9));
+  const Completion whole = complete(model.handle, long_prompt(fits + 1), model.options(9));
+  EXPECT_EQUAL(whole.message, "");
+  EXPECT_EQUAL(whole.statistics.prompt_tokens, context);
+  EXPECT_EQUAL(whole.statistics.generated_tokens, 1);
+  const Completion beyond = complete(model.handle, long_prompt(fits + 2), model.options(9));
   EXPECT_EQUAL(beyond.status, HELIUM_ERROR_CONTEXT);
-  EXPECT(beyond.message.find("the prompt has " + std::to_string(context) + " tokens; at most ") == 0);
+  EXPECT(beyond.message.find("the prompt has " + std::to_string(context + 1) + " tokens; at most ") == 0);
 }
 
 TEST(c_api, wrong_arguments_are_refused_with_a_message) {
@@ -128,7 +133,7 @@ TEST(c_api, wrong_arguments_are_refused_with_a_message) {
     return completion.message;
   };
   EXPECT_EQUAL(refused(kPrompt, model.options(0)), "max_tokens is 0; it must be at least 1");
-  EXPECT_EQUAL(refused("\xFF", model.options(1)), "the text is no UTF-8; decode it first");
+  EXPECT_EQUAL(refused("\xFF", model.options(1)), "the text is not UTF-8; convert it first");
   helium_options options = model.options(1);
   options.top_p = 0;
   EXPECT_EQUAL(refused(kPrompt, options), "top_p is 0; it must be above 0 and at most 1");
@@ -150,6 +155,23 @@ TEST(c_api, wrong_arguments_are_refused_with_a_message) {
   EXPECT_EQUAL(helium_tokenize(model.handle, nullptr, nullptr, 0, &count), HELIUM_ERROR_ARGUMENT);
   EXPECT_EQUAL(helium_tokenize(model.handle, "a", nullptr, 1, &count), HELIUM_ERROR_ARGUMENT);
   EXPECT_EQUAL(helium_tokenize(model.handle, "a", nullptr, 0, nullptr), HELIUM_ERROR_ARGUMENT);
+}
+
+TEST(c_api, whatever_a_path_is_made_of_the_message_is_one_short_line_of_utf8) {
+  for (const std::string& path : {std::string("not \xFF\xFE there\n\x1B[1m\xC3"), std::string(100'000, '\x80')}) {
+    const OpenModel model(path);
+    EXPECT_EQUAL(model.status, HELIUM_ERROR_FILE);
+    EXPECT(is_utf8(model.message) && model.message.size() < 3000);
+    EXPECT(model.message.find(kReplacementCharacter) != std::string::npos);
+    EXPECT(std::none_of(model.message.begin(), model.message.end(), [](char c) { return c >= 0 && c < 0x20; }));
+    EXPECT(model.message.ends_with("expected a bundle that helium_mlx.export wrote, whole"));
+  }
+}
+
+TEST(c_api, an_empty_path_is_not_the_working_directory) {
+  const OpenModel model("");
+  EXPECT_EQUAL(model.status, HELIUM_ERROR_ARGUMENT);
+  EXPECT_EQUAL(model.message, "bundle is empty; name the directory that helium_mlx.export wrote");
 }
 
 TEST(c_api, tokenize_writes_what_fits_and_says_how_many_there_are) {
@@ -320,7 +342,7 @@ TEST(c_api, closing_cancels_what_runs_and_what_waits) {
   for (helium_statistics& own : statistics) {
     threads.emplace_back([&] { helium_generate(model, kPrompt, &options, note, nullptr, &begun, &own); });
   }
-  // The second call waits behind the first by now, or begins after it: either way before the model closes.
+  // The second call waits for the first by now, or begins after it: either way before the model closes.
   while (begun < 5) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   helium_close(model);

@@ -7,6 +7,7 @@ Every run must end with its code and at most one line of complaint: what a sanit
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,9 +21,16 @@ PROGRAM, BUNDLE = sys.argv[1:3]
 PATIENCE_S = 60
 
 
-def run(*words: str, text: bytes = b"") -> tuple[int, str, str]:
+def run(*words: str | bytes, text: bytes = b"") -> tuple[int, str, str]:
     """Return the code, standard output and standard error of a run that reads `text`."""
     done = subprocess.run([PROGRAM, *words], input=text, capture_output=True, timeout=PATIENCE_S, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def run_in_shell(redirection: str, *words: str) -> tuple[int, str, str]:
+    """Return the same of a run whose standard streams a shell has changed."""
+    command = ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", PROGRAM, *words]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
@@ -122,6 +130,47 @@ class CommandLine(unittest.TestCase):
         for task in ((), ("--tokens",)):
             done = run("--bundle", BUNDLE, *task, text=b"Once\0 upon a time")
             self.assert_refused(1, "standard input has a zero byte, where the prompt would end; remove it\n", done)
+
+    def test_standard_input_that_cannot_be_read_is_refused(self) -> None:
+        cases = {
+            "< /": "standard input cannot be read (Is a directory); give a text, or --prompt",
+            "<&-": "standard input cannot be read (Bad file descriptor); give a text, or --prompt",
+            "< /dev/zero": "standard input has over 64 MB; give a part of it",
+        }
+        for redirection, complaint in cases.items():
+            for task in ((), ("--tokens",)):
+                self.assert_refused(1, f"{complaint}\n", run_in_shell(redirection, "--bundle", BUNDLE, *task))
+
+    def test_output_that_cannot_be_written_is_a_failure(self) -> None:
+        completion = ("--bundle", BUNDLE, "--prompt", "Once", "--max-tokens", "3")
+        for words in (completion, (*completion, "--tokens"), ("--check", BUNDLE), ("--info", BUNDLE), ("--help",)):
+            for target, why in (("> /dev/full", "No space left on device"), (">&-", "Bad file descriptor")):
+                done = run_in_shell(target, *words)
+                self.assert_refused(1, f"standard output cannot be written ({why}); what came before is", done)
+
+    def test_a_closed_pipe_is_silent(self) -> None:
+        completion = ("--bundle", BUNDLE, "--prompt", "Once", "--ignore-eos", "--max-tokens", "100")
+        for words in (completion, (*completion, "--tokens"), ("--info", BUNDLE), ("--help",)):
+            reading, writing = os.pipe()
+            os.close(reading)
+            with open(writing, "wb") as output:
+                done = subprocess.run(
+                    [PROGRAM, *words], stdout=output, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
+                )
+            self.assertEqual((done.returncode, done.stderr), (0, b""))
+
+    def test_messages_are_short_lines_of_utf8_whatever_was_given(self) -> None:
+        bundle = ("--bundle", BUNDLE)
+        self.assert_refused(2, "--max-tokens is \ufffd a; it must be", run(*bundle, "--max-tokens", b"\xff\na"))
+        self.assert_refused(2, "--\ufffd\ufffd is unknown", run(*bundle, b"--\xff\xfe"))
+        self.assert_refused(2, "--stop is \ufffd; it must be UTF-8", run(*bundle, "--stop", b"\xff"))
+        self.assert_refused(1, "\ufffd/manifest.json cannot be read", run("--info", b"\xff"))
+        self.assert_refused(1, "the text is not UTF-8; convert it first\n", run(*bundle, "--prompt", b"a\xff"))
+        self.assert_refused(1, "the text is not UTF-8; convert it first\n", run(*bundle, text=b"a\xff"))
+        done = run(*bundle, "--max-tokens", "9" * 100_000)
+        self.assert_refused(2, "--max-tokens is 999", done)
+        self.assertIn("it must be a whole number from 1", done[2])
+        self.assertLess(len(done[2]), 3000)
 
     def test_an_interrupt_ends_a_program_that_reads_its_prompt(self) -> None:
         running = start("--bundle", BUNDLE)

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -219,7 +220,7 @@ TEST(hostile_bundles, a_directory_without_a_manifest_is_refused) {
   copy.remove("manifest.json");
   EXPECT(mentions(refused(copy, {HELIUM_ERROR_FILE}), "manifest.json cannot be read (No such file or directory)"));
   fs::create_directory(copy.path() + "/manifest.json");
-  EXPECT(mentions(refused(copy, {HELIUM_ERROR_FILE}), "it is no regular file"));
+  EXPECT(mentions(refused(copy, {HELIUM_ERROR_FILE}), "it is not a regular file"));
 }
 
 TEST(hostile_bundles, other_versions_are_refused) {
@@ -260,7 +261,7 @@ TEST(hostile_bundles, a_pipe_is_not_waited_for) {
   const Copy copy;
   copy.remove("vectors.json");
   EXPECT_EQUAL(mkfifo((copy.path() + "/vectors.json").c_str(), 0600), 0);
-  EXPECT(mentions(refused(copy, {HELIUM_ERROR_FILE}), "it is no regular file"));
+  EXPECT(mentions(refused(copy, {HELIUM_ERROR_FILE}), "it is not a regular file"));
 }
 
 TEST(hostile_bundles, weights_are_hashed_unless_the_caller_has_done_so) {
@@ -392,6 +393,21 @@ std::string exported(std::int32_t length, const std::function<Arrays(Arrays)>& c
   return bytes;
 }
 
+// A change of the logits, made of each token's id: float32 (1, vocab_size).
+std::function<Arrays(Arrays)> with_logits(const std::function<mx::array(const mx::array&)>& logits) {
+  return [logits](Arrays given) {
+    const int vocab_size = given[0].shape(-1);
+    // With a zero of the tokens, else MLX would take the logits for constants of the file.
+    const mx::array zero = given[0] - given[0];
+    given[0] = logits(mx::reshape(mx::arange(vocab_size), {1, vocab_size}) + zero);
+    return given;
+  };
+}
+
+mx::array rising(const mx::array& ids) {
+  return ids;
+}
+
 // What a completion and a check of the bundle fail with, in one line.
 struct Failures {
   explicit Failures(const Copy& copy) {
@@ -449,11 +465,69 @@ TEST(hostile_bundles, functions_that_are_signed_and_return_what_the_manifest_doe
 
 TEST(hostile_bundles, functions_that_are_signed_and_compute_something_else_fail_the_check) {
   const Copy copy;
-  // Logits of one number in memory, too: they are not read as if there were more.
-  copy.write_and_sign("functions/prefill_16_512.mlxfn", exported(16, [](Arrays given) { return given; }));
+  copy.write_and_sign("functions/prefill_16_512.mlxfn", exported(16, with_logits(rising)));
   const Failures failures(copy);
   EXPECT_EQUAL(failures.completion.message, "");
   EXPECT_EQUAL(failures.check, HELIUM_ERROR_CHECK);
+  // Logits of one number in memory: they are not read as if there were more.
+  copy.write_and_sign("functions/prefill_16_512.mlxfn", exported(16, [](Arrays given) { return given; }));
+  EXPECT_EQUAL(Failures(copy).check, HELIUM_ERROR_CHECK);
+}
+
+TEST(hostile_bundles, logits_that_are_not_numbers_end_a_completion_with_its_first_token_or_a_later_one) {
+  const Copy copy;
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  const auto one_logit = [](float id, float value) {
+    return with_logits([=](const mx::array& ids) {
+      return mx::where(mx::equal(ids, mx::array(id)), mx::array(value), ids);
+    });
+  };
+  const std::function<Arrays(Arrays)> wrong[] = {
+      with_logits([=](const mx::array& ids) { return ids * mx::array(nan); }),
+      one_logit(0, nan),
+      one_logit(9, nan),
+      one_logit(2047, nan),
+      one_logit(7, infinity),
+      with_logits([=](const mx::array& ids) { return mx::full(ids.shape(), -infinity); }),
+      with_logits([](const mx::array& ids) { return mx::zeros_like(ids); }),
+  };
+  for (const std::int32_t length : {1, 16}) {
+    const std::string name = length == 1 ? "functions/decode_512.mlxfn" : "functions/prefill_16_512.mlxfn";
+    for (const auto& change : wrong) {
+      copy.write_and_sign(name, exported(length, change));
+      const OpenModel model(copy.path());
+      for (const float temperature : {0.0F, 1.0F}) {
+        helium_options options = model.options(3);
+        options.ignore_eos = true;
+        options.temperature = temperature;
+        const auto completion = testing::complete(model.handle, "Once", options);
+        EXPECT_EQUAL(completion.status, HELIUM_ERROR_LOGITS);
+        EXPECT(mentions(completion.message, "the model's logits are NaN, infinite or all the same: "));
+        EXPECT_EQUAL(completion.tokens.size(), length == 1 ? 1U : 0U);
+      }
+      EXPECT_EQUAL(helium_check(model.handle, nullptr, nullptr), HELIUM_ERROR_CHECK);
+    }
+    // Tokens that a model rules out are no fault.
+    const auto ruled_out = [=](const mx::array& ids) {
+      return mx::where(mx::less(ids, mx::array(9.0F)), mx::array(-infinity), ids);
+    };
+    copy.write_and_sign(name, exported(length, with_logits(ruled_out)));
+    EXPECT_EQUAL(Failures(copy).completion.message, "");
+    copy.restore(name);
+  }
+}
+
+TEST(hostile_bundles, a_tokenizer_that_gives_ids_beyond_the_vocabulary_is_refused) {
+  const Copy copy;
+  for (const char* id : {"2048", "1048575"}) {
+    const std::string token = "\"added_tokens\": [{\"content\": \"Once\", \"id\": " + std::string(id) + "},";
+    copy.write("manifest.json", replaced(contents("manifest.json"), "\"added_tokens\": [", token));
+    const Failures failures(copy);
+    EXPECT_EQUAL(failures.completion.status, HELIUM_ERROR_BUNDLE);
+    EXPECT_EQUAL(failures.completion.message, "the tokenizer gave the id " + std::string(id) +
+                                                  "; the model has 0 to 2047: export the bundle anew");
+    EXPECT_EQUAL(failures.check, HELIUM_ERROR_CHECK);
+  }
 }
 
 TEST(hostile_bundles, function_files_that_are_signed_and_hold_another_function_or_none_are_refused) {

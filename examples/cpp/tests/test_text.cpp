@@ -56,6 +56,17 @@ TEST(text, utf8_is_what_rfc_3629_says) {
   }
 }
 
+TEST(text, a_message_is_one_line_of_utf8_and_keeps_both_ends) {
+  EXPECT_EQUAL(one_line(""), "");
+  EXPECT_EQUAL(one_line("é is\nhere\r\t\x1B[1m\x7F"), "é is here   [1m ");
+  EXPECT_EQUAL(one_line("\xFF/\xC3"), "\uFFFD/\uFFFD");
+  EXPECT_EQUAL(one_line("\xED\xA0\x80\xE2\x82g"), "\uFFFD\uFFFD\uFFFD\uFFFD\uFFFDg");
+  EXPECT_EQUAL(one_line("abcdefgh", 8), "abcdefgh");
+  EXPECT_EQUAL(one_line("abcdefghi", 8), "abcd…fghi");
+  EXPECT_EQUAL(one_line("€€€€€", 10), "€…€");
+  EXPECT(is_utf8(one_line(std::string(100'000, '\x80'))));
+}
+
 TEST(text, every_character_is_written_and_read_back) {
   for (char32_t character = 1; character <= 0x10FFFF; character += 61) {
     if (character >= 0xD800 && character <= 0xDFFF) continue;
