@@ -36,6 +36,9 @@ def tokens_of_prompt(
         raise GenerationError("prompt is bytes; give text (decode it) or a list of token ids")
     # The tokenizer may have ids that the model has not.
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if getattr(ids, "ndim", 1) == 2 and len(ids) == 1:
+        # What `return_tensors` gives of one text.
+        ids = ids[0]
     tokens = token_ids("prompt", ids, model.config.vocab_size)
     if not tokens:
         raise GenerationError("prompt has no tokens; give text, or at least the BOS id")
@@ -43,14 +46,16 @@ def tokens_of_prompt(
 
 
 def room_after(model: HeliumForCausalLM, held: int, prompt: int) -> int:
-    """Return how many tokens fit after the prompt, at least one."""
+    """Return how many tokens may follow the prompt: what there is room for, and at least one.
+
+    The last token is not run, so a prompt that fills the context is followed by one.
+    """
     context = model.config.max_position_embeddings
     room = context - held - prompt
-    if room < 1:
+    if room < 0:
         before = f" after {held} in the cache" if held else ""
         raise ContextOverflowError(
-            f"the prompt has {prompt} tokens{before}; at most {context - held - 1} fit, since the model's context is "
-            f"{context} and needs room for one more: shorten the prompt, or let the cache forget with a max_kv_size of "
-            f"at most {context}"
+            f"the prompt has {prompt} tokens{before}; at most {context - held} fit, since the model's context is "
+            f"{context}: shorten the prompt, or let the cache forget with a max_kv_size of at most {context}"
         )
-    return room
+    return max(room, 1)

@@ -14,7 +14,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.errors import GenerationError
+from helium_mlx.errors import GenerationError, shown
 from helium_mlx.generation.batching import complete_batch
 from helium_mlx.generation.completion import CompletionText, DecodedToken, FinishReason, GenerationChunk, ranked
 from helium_mlx.generation.prompt_lookup import LookupDecoding
@@ -122,25 +122,33 @@ def generate(
     prompt_lookup: int = 0,
     cancel: threading.Event | None = None,
     on_progress: OnProgress | None = None,
+    batch_size: int = 16,
+    samples: int = 1,
 ) -> str:
     """Return the completion of `prompt`; takes what `stream_generate` takes.
 
-    Of a list of prompts, return a list, computed together (`batching.py`), for which all options can be given but
-    those that a single prompt alone can have; what `batch_generate` has beside them keeps its default.
+    Of a list of prompts, return a list, computed together (`batching.py`), at most `batch_size` rows at a time, and
+    `samples` completions of each prompt after one another; all options can be given but those that a single prompt
+    alone can have.
     """
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, logprobs=logprobs, max_kv_size=max_kv_size,
         kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
     )  # fmt: skip
-    if isinstance(prompt, (list, tuple)) and prompt and not holds_ids(prompt):
+    if isinstance(prompt, (list, tuple)) and not (prompt and holds_ids(prompt)):
         _require_batchable(
             options, cache=cache, cached_tokens=len(cached_tokens), cancel=cancel, on_progress=on_progress
         )
         prompts = cast("Sequence[Prompt]", prompt)
-        completions = complete_batch(model, tokenizer, prompts, options, prefill_step_size=prefill_step_size)
+        completions = complete_batch(
+            model, tokenizer, prompts, options, batch_size=batch_size, samples=samples,
+            prefill_step_size=prefill_step_size,
+        )  # fmt: skip
         # A list, for what the signature does not name.
-        return cast(str, [each.text for each in sorted(completions, key=lambda each: each.index)])
+        return cast(str, [each.text for each in sorted(completions, key=lambda each: (each.index, each.sample))])
+    if samples != 1:
+        raise GenerationError(f"samples is {shown(samples)}, and a single prompt came; give a list: [prompt]")
     chunks = _stream(
         model, tokenizer, prompt, options, cache=cache, cached_tokens=cached_tokens,
         prefill_step_size=prefill_step_size, cancel=cancel, on_progress=on_progress,

@@ -15,7 +15,7 @@ Beams, assistants and everything else of `generate` that is not here is refused 
 import secrets
 import warnings
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import cast
 
 import mlx.core as mx
 
@@ -25,23 +25,11 @@ from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model import argument_checks
 from helium_mlx.model.generate_options import GenerationOptions, Settings
-from helium_mlx.model.interfaces import GenerativeModel
+from helium_mlx.model.interfaces import GenerativeModel, Streamer
 from helium_mlx.model.logits_processing import LogitsProcessors, is_one_of
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
-
-
-class Streamer(Protocol):
-    """What takes ids while they are generated: transformers' streamers, or `helium_mlx.TextStreamer`."""
-
-    def put(self, value: mx.array) -> None:
-        """Take the prompt, (B, L), and then each step's ids, (B,)."""
-        ...
-
-    def end(self) -> None:
-        """Learn that no more ids come."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -59,49 +47,38 @@ class PromptRows:
     cache: list[KVCache] | None
 
 
-class GenerationMixin:
-    """transformers' `generate`, for `HeliumForCausalLM` to inherit."""
-
-    def generate(
-        self: GenerativeModel,
-        inputs: mx.array | None = None,
-        generation_config: GenerationConfig | dict[str, object] | None = None,
-        *,
-        input_ids: mx.array | None = None,
-        attention_mask: mx.array | None = None,
-        past_key_values: list[KVCache] | None = None,
-        streamer: Streamer | None = None,
-        tokenizer: HeliumTokenizer | None = None,
-        seed: int | None = None,
-        **options: object,
-    ) -> mx.array:
-        """Return the prompts and their continuations, int32 (B * num_return_sequences, L + new), as transformers does.
-
-        `inputs` (or `input_ids`): (B, L), padded on the left where rows differ in length, with `attention_mask` (B, L).
-        `past_key_values` holds what the prompt begins with, and is extended. `streamer` is given the prompt and each
-        step's ids; `tokenizer` is for `stop_strings`. Without a `seed`, sampling differs from call to call.
-
-        `options` are fields of `GenerationConfig`, and come before `generation_config` and the model's own. Those of
-        transformers' `generate` that are not among them raise GenerationError, one line with the name.
-        """
-        config = self.config
-        settings = Settings(
-            self.generation_config,
-            generation_config,
-            options,
-            vocab_size=config.vocab_size,
-            context=config.max_position_embeddings,
-        )
-        if seed is not None:
-            seed = require_whole("seed", seed, 0, 2**64 - 1, allowed="a whole number from 0 to 2^64 - 1")
-        ids = _prompt_ids(inputs, input_ids, settings)
-        argument_checks.check_inputs(config, None, ids, None, None, None, None)
-        chosen = settings.for_prompt(ids.shape[1])
-        stops = StopSequences(chosen.stop_strings, tokenizer)
-        prompt = prepare(self, ids, attention_mask, past_key_values, chosen)
-        ahead = past_key_values is None and not chosen.stop_strings
-        batch = BatchDecoder(self, prompt, chosen, secrets.randbits(64) if seed is None else seed)
-        return _decode(batch, stops, streamer, ahead=ahead)
+def generate(
+    model: GenerativeModel,
+    inputs: mx.array | None = None,
+    generation_config: GenerationConfig | dict[str, object] | None = None,
+    *,
+    input_ids: mx.array | None = None,
+    attention_mask: mx.array | None = None,
+    past_key_values: list[KVCache] | None = None,
+    streamer: Streamer | None = None,
+    tokenizer: HeliumTokenizer | None = None,
+    seed: int | None = None,
+    **options: object,
+) -> mx.array:
+    """Return prompt and continuation; see `GenerationMixin.generate`."""
+    config = model.config
+    settings = Settings(
+        model.generation_config,
+        generation_config,
+        options,
+        vocab_size=config.vocab_size,
+        context=config.max_position_embeddings,
+    )
+    if seed is not None:
+        seed = require_whole("seed", seed, 0, 2**64 - 1, allowed="a whole number from 0 to 2^64 - 1")
+    ids = _prompt_ids(inputs, input_ids, settings)
+    argument_checks.check_inputs(config, None, ids, None, None, None, None)
+    chosen = settings.for_prompt(ids.shape[1])
+    stops = StopSequences(chosen.stop_strings, tokenizer)
+    prompt = prepare(model, ids, attention_mask, past_key_values, chosen)
+    ahead = past_key_values is None and not chosen.stop_strings
+    batch = BatchDecoder(model, prompt, chosen, secrets.randbits(64) if seed is None else seed)
+    return _decode(batch, stops, streamer, ahead=ahead)
 
 
 def prepare(
@@ -140,7 +117,7 @@ def prepare(
         positions = mx.where(mask == 0, 0, mx.cumsum(mask, axis=1) - 1)
         if mask.shape[0] > 1 and cast(bool, (mask[:, -1] == 0).any().item()):
             # To the line that called the model's `generate`.
-            warnings.warn("a row ends in padding, and its text goes on after that; pad on the left", stacklevel=3)
+            warnings.warn("a row ends in padding, and its text goes on after that; pad on the left", stacklevel=4)
     cache = past_key_values
     if cache is None and options.use_cache:
         cache = make_cache(model)

@@ -290,4 +290,4 @@ def _check(name: str, value: object, vocab_size: int) -> None:
 
 def _warn(message: str, *, deeper: int = 0) -> None:
     # Out of here, the batch decoder and the model's method: to the line that called `generate`.
-    warnings.warn(message, stacklevel=5 + deeper)
+    warnings.warn(message, stacklevel=6 + deeper)

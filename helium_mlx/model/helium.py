@@ -31,7 +31,7 @@ from helium_mlx.kv_cache.masks import (
 )
 from helium_mlx.model import argument_checks, losses
 from helium_mlx.model.activations import ACTIVATIONS, make_activation
-from helium_mlx.model.generate import GenerationMixin
+from helium_mlx.model.generation_mixin import GenerationMixin
 from helium_mlx.model.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,

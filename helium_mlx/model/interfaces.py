@@ -107,3 +107,15 @@ class GenerativeModel(Protocol):
     def logits(self, h: mx.array) -> mx.array:
         """Return the logits (..., vocab_size) of normed hidden states (..., hidden_size)."""
         ...
+
+
+class Streamer(Protocol):
+    """What takes ids while they are generated: transformers' streamers, or `helium_mlx.TextStreamer`."""
+
+    def put(self, value: mx.array) -> None:
+        """Take the prompt, (B, L), and then each step's ids, (B,)."""
+        ...
+
+    def end(self) -> None:
+        """Learn that no more ids come."""
+        ...

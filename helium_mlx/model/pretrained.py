@@ -15,7 +15,7 @@ from helium_mlx.checkpoint.weight_files import parse_size
 from helium_mlx.errors import ArgumentError
 from helium_mlx.files.hub import resolve
 from helium_mlx.model.activations import XIELU
-from helium_mlx.model.generate import GenerationMixin
+from helium_mlx.model.generation_mixin import GenerationMixin
 from helium_mlx.model.interfaces import Decoder
 from helium_mlx.model.serialization import load_pretrained, push_model, save_model
 from helium_mlx.option_values import require_whole
