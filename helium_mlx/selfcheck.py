@@ -1,8 +1,8 @@
 """The command `selfcheck`: proves this machine's MLX backend against stored outputs of transformers, without torch.
 
-Runs the cases of `selfcheck_cases.py` through checkpoints on disk, as a user's model would run, and compares with
-`selfcheck_reference.safetensors`, which `tests/reference/make_selfcheck_reference.py` writes. An error is max |result -
-reference| / max |reference|. The parity grid (`tests/parity/grid.py`) measures and prints with the functions here.
+Runs the cases of `diagnostics/selfcheck_cases.py` through checkpoints on disk, as a user's model would run, and
+compares with `selfcheck_reference.safetensors`, which `tests/reference/make_selfcheck_reference.py` writes. An error is
+max |result - reference| / max |reference|. The parity grid (`tests/parity/grid.py`) prints with `table`.
 """
 
 import argparse

@@ -5,10 +5,10 @@ A function takes `tokens` int32 (1, length), `offset` int32 (1,), the number of 
 (1, n_kv_heads, capacity, head_dim), then the weights. It returns the logits of the last real token, float32
 (1, vocab_size), and the caches with the new tokens in them.
 
-Its layers are the model's own (`model.py`); what differs from a run of the model is that positions and masks come from
-arrays: attention goes over the whole capacity, behind a mask. Padding behind the real tokens is written to the cache
-too, where no real token attends to it and the tokens that follow overwrite it. So `offset` + length must not be larger
-than the capacity. Nothing checks that at run time.
+Its layers are the model's own (`model/helium.py`); what differs from a run of the model is that positions and masks
+come from arrays: attention goes over the whole capacity, behind a mask. Padding after the real tokens is written to the
+cache too, where no real token attends to it and the tokens that follow overwrite it. So `offset` + length must not be
+larger than the capacity. Nothing checks that at run time.
 """
 
 from collections.abc import Iterator, Sequence

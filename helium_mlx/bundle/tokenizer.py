@@ -1,7 +1,8 @@
 """A checkpoint's tokenizer, put so that a host with SentencePiece and nothing else gets its ids and its text.
 
 Where a checkpoint ships `tokenizer.model` only, that file is the tokenizer. Where `tokenizer.json` is followed (see
-`tokenizer.py`), the bundle's `tokenizer.model` is made from it, and the manifest says what SentencePiece does not do:
+`tokenizer/tokenizer.py`), the bundle's `tokenizer.model` is made from it, and the manifest says what SentencePiece does
+not do:
 
 A text loses the BOS that it spells at its beginning, if BOS is an added token, since one is put there. Then:
 
@@ -81,7 +82,7 @@ class TokenizerRecipe:
     """What the manifest says of the tokenizer: see the module's docstring.
 
     `strip` is how many spaces are dropped from the left of decoded text; None where SentencePiece's own decoder is
-    followed, whose `dummy_prefix` says which separators it drops (see `detokenizer.py`).
+    followed, whose `dummy_prefix` says which separators it drops (see `tokenizer/detokenizer.py`).
     """
 
     follows: str
@@ -298,7 +299,7 @@ class BundleTokenizer:
         return [self._bos, *ids[start:]]
 
     def detokenizer(self) -> StreamingDetokenizer:
-        """Return a fresh detokenizer; see `detokenizer.py`."""
+        """Return a fresh detokenizer; see `tokenizer/detokenizer.py`."""
         recipe = self._recipe
         if recipe.strip is None:
             return SentencePieceDetokenizer(

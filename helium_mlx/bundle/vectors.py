@@ -41,7 +41,7 @@ PARAGRAPH = (
     "s'appelait Zoé. Um drei Uhr trafen sich Anna und Felix im Hafen.\n"
 )
 
-# Bytes that are no UTF-8, alone and within a character, in the pieces' names.
+# Bytes that are not UTF-8, alone and within a character, in the pieces' names.
 BROKEN_BYTES = (("<0xC3>", "<0x28>"), ("<0xF0>", "<0x9F>", "<0x98>"), ("<0xE4>", "<0xB8>", "<0xAD>", "<0xFF>"))
 
 # Lengths in tokens of the longer prompts: they end in the middle of a prefill length, and text goes over a capacity.
@@ -185,7 +185,7 @@ def _greedy(model: HeliumForCausalLM, ids: Sequence[int], eos: Sequence[int], co
 
 
 def _streams(tokenizer: HeliumTokenizer) -> Iterator[Stream]:
-    """Yield the short prompts' ids, and bytes that are no UTF-8 before, after and between text."""
+    """Yield the short prompts' ids, and bytes that are not UTF-8 before, after and between text."""
     text = tokenizer.encode("Zoé")
     broken = [[tokenizer.convert_tokens_to_ids(piece) for piece in pieces] for pieces in BROKEN_BYTES]
     for ids in (*map(tokenizer.encode, SHORT_PROMPTS), *broken, *([*text, *ids, *text[1:]] for ids in broken)):

@@ -64,7 +64,7 @@ def merge_spellings(values: dict[str, object], default_theta: float | None) -> d
 def without_effect(values: Json) -> tuple[dict[str, object], tuple[str, ...]]:
     """Return a config's values less the RoPE keys that do nothing with its type, and sentences that name those.
 
-    transformers warns of them and goes on.
+    transformers warns of them and continues.
     """
     kept, said = dict(values), []
     scaling, parameters = values.get("rope_scaling"), values.get("rope_parameters")

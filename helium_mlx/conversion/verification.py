@@ -1,6 +1,6 @@
 """Checks of a converted directory against its source, made before anybody sees it.
 
-Everything is read back from disk. The forward passes stream their weights (see `streamed_model.py`), so that a
+Everything is read back from disk. The forward passes stream their weights (see `model/streamed.py`), so that a
 checkpoint larger than memory can be checked; they compute in float32, so that weights are all that differs.
 """
 
@@ -377,7 +377,7 @@ def _check_greedy(
     tokenizer: HeliumTokenizer,
     report: Callable[[], None],
 ) -> list[str]:
-    """Go on from the prompts, the best token each time; return the texts."""
+    """Continue from the prompts, the best token each time; return the texts."""
     steps = []
     for _ in range(SMOKE_TOKENS):
         last = logits[:, -1]

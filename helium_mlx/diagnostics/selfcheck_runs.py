@@ -2,7 +2,7 @@
 
 Checkpoints go through the disk, as a user's would. The outputs in `selfcheck_reference.safetensors` are written by
 `tests/reference/make_selfcheck_reference.py`. An error is max |result - reference| / max |reference|. The parity grid
-(`tests/parity/grid.py`) measures and prints with the functions here.
+(`tests/parity/grid.py`) measures with the functions here.
 """
 
 import tempfile

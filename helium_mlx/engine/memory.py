@@ -1,7 +1,7 @@
 """What an engine does about memory: its cap on weights plus caches, and MLX's own limits, set and restored.
 
 The cap is arithmetic, done before anything is allocated: rows that decode together take the length of the longest each
-(`batch_cache.py`), a prompt that has not joined yet is held a second time while it is copied in. What a forward pass
+(`kv_cache/batch.py`), a prompt that has not joined yet is held a second time while it is copied in. What a forward pass
 needs beside them is not counted, nor are MLX's free buffers, which have a limit of their own.
 """
 

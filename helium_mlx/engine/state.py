@@ -1,8 +1,9 @@
 """A generation on disk, to be resumed after a restart: `EngineStream.save`, `HeliumEngine.continue_stream`.
 
-A file is a prompt cache (`prompt_cache.py`), checked as a stranger's like any other, with a second record in its
-metadata: prompt, tokens so far and options, the seed among them. As a draw depends on the seed and its number alone,
-and the text on the tokens alone, that is all there is to know. The cache is of all tokens but the last, or empty.
+A file is a prompt cache (`generation/prompt_cache.py`), checked as a stranger's like any other, with a second record in
+its metadata: prompt, tokens so far and options, the seed among them. As a draw depends on the seed and its number
+alone, and the text on the tokens alone, that is all there is to know. The cache is of all tokens but the last, or
+empty.
 
 A SHA-256 of record and cache stands beside the record. It finds damage, not malice: who can write the file can make
 the model say anything.

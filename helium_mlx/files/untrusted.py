@@ -108,7 +108,7 @@ def _require_inside(path: Path) -> None:
     directory = path.parent.resolve()
     snapshot = snapshot_of(directory)
     in_cache = snapshot is not None and _is_below(path, snapshot.repository)
-    # The package's own checkpoint is no stranger's; some installers link every file of a package.
+    # The package's own checkpoint is not a stranger's; some installers link every file of a package.
     inside = in_cache or _is_below(path, directory) or directory.parent == _PACKAGE
     if not inside:
         raise UnreadableFile(

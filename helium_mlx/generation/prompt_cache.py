@@ -5,10 +5,10 @@
     for chunk in stream_generate(model, tokenizer, tokens[held:], cache=cache): tokens.append(chunk.token)
     prompts.store(cache, tokens)
 
-A file is safetensors: the parts of each layer's cache (`kv_storage.py`), and one record in the metadata, JSON with the
-kind of cache, its place in the text, the token ids, and a fingerprint of model, tokenizer and dtype. It is read as a
-stranger's: nothing of it is believed before header, record and shapes have been found to agree. Numbers are not: who
-can write the file can make the model say anything.
+A file is safetensors: the parts of each layer's cache (`kv_cache/storage.py`), and one record in the metadata, JSON
+with the kind of cache, its place in the text, the token ids, and a fingerprint of model, tokenizer and dtype. It is
+read as a stranger's: nothing of it is believed before header, record and shapes have been found to agree. Numbers are
+not: who can write the file can make the model say anything.
 
 The fingerprint samples the weights, which takes milliseconds: it tells checkpoints apart, not single numbers.
 """

@@ -11,7 +11,7 @@ differ in the last bit give another token hardly ever. MLX's global random state
 
 Deviates from transformers: top-k keeps exactly k tokens where several are equal to the k-th, top-p sums from the most
 probable on, and reserved ids are banned from sampled text. It does not know beams, presence and frequency penalties, or
-several requests at once: `logits_processing.py` has transformers' steps for batches.
+several requests at once: `model/logits_processing.py` has transformers' steps for batches.
 """
 
 import copy

@@ -78,7 +78,7 @@ def regrouped(
     *,
     room: int,
 ) -> list[BatchKVCache]:
-    """Return caches of the rows `kept` of `batch` and, behind them, of rows of other caches, perhaps repeated.
+    """Return caches of the rows `kept` of `batch` and, after them, of rows of other caches, perhaps repeated.
 
     `batch`, which may be empty, is emptied layer by layer, so that there is never more than one layer twice; the others
     stay as they are. `room` is for how many tokens more the longest row may need room.

@@ -182,7 +182,7 @@ class QuantizedKVCache(KVCache):
 
 
 def with_room(x: mx.array, tokens: int) -> mx.array:
-    """Return (B, n_kv_heads, T, width) with room for `tokens` more tokens, zeros, behind it."""
+    """Return (B, n_kv_heads, T, width) with room for `tokens` more tokens, zeros, after it."""
     if tokens == 0:
         return x
     B, n_kv_heads, _, width = x.shape

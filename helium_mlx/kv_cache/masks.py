@@ -21,11 +21,11 @@ def causal_mask(length: int) -> Mask:
 def attention_bias(
     attention_mask: mx.array | None, position_ids: mx.array | None, *, length: int, offset: int, dtype: mx.Dtype
 ) -> Mask:
-    """Return the mask of `length` queries behind `offset` cached tokens; None stands for what the cache prescribes.
+    """Return the mask of `length` queries after `offset` cached tokens; None stands for what the cache prescribes.
 
     `attention_mask`: 2-D (B, offset + length), nonzero = a token; or 4-D (B or 1, heads or 1, length, offset + length),
     boolean (True = attend) or additive, used as it is. `position_ids` (B or 1, length) is to be given only where
-    sequences may be packed behind each other: each gets its own causal block.
+    sequences may be packed one after the other: each gets its own causal block.
     """
     if attention_mask is None:
         sequences = None if position_ids is None else packed_sequences(position_ids)

@@ -2,9 +2,9 @@
 
 The token at position p attends to the first `keep` tokens and to the last `max_size - keep` up to and including
 itself, however the text is cut into calls; a mask says so wherever memory holds more than that. Keys stay rotated by
-their positions in the text, which go on counting.
+their positions in the text, which continue counting.
 
-Memory: token p is in slot p while slots last, and then in the ring of slots behind the first `keep`, whose oldest
+Memory: token p is in slot p while slots last, and then in the ring of slots after the first `keep`, whose oldest
 token it replaces. The ring has `SPARE` slots more than attention sees. They let up to `SPARE` + 1 tokens be run at
 once, and be forgotten again, in place: the step in flight when a text ends, a draft that is refused. Longer calls put
 what they need in the order of the text, and the ring together anew.

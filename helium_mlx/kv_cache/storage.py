@@ -159,15 +159,15 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: flo
 
 def _in_blocks(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
     L, T = queries.shape[2], keys.shape[2]
-    # A cut through keys stored by columns is copied, which behind a long context costs memory and saves little.
+    # A cut through keys stored by columns is copied, which after a long context costs memory and saves little.
     is_worth_cutting = T <= 2 * L
     blocks = []
     for start in range(0, L, QUERIES_AT_ONCE):
         block = queries[:, :, start : start + QUERIES_AT_ONCE]
         first = T - L + start
-        behind = first + block.shape[2]
-        seen = behind if is_worth_cutting else T
-        mask = mx.arange(seen) <= mx.arange(first, behind)[:, None]
+        end = first + block.shape[2]
+        seen = end if is_worth_cutting else T
+        mask = mx.arange(seen) <= mx.arange(first, end)[:, None]
         blocks.append(
             scaled_dot_product_attention(block, keys[:, :, :seen], values[:, :, :seen], scale=scale, mask=mask)
         )

@@ -61,7 +61,7 @@ def check_inputs(
 
 
 def length_of_past(past_key_values: object, config: HeliumConfig) -> int:
-    """Return how many tokens a cache holds; raise ArgumentError if it is no cache of this model."""
+    """Return how many tokens a cache holds; raise ArgumentError if it is not a cache of this model."""
     if past_key_values is None:
         return 0
     layers = config.num_hidden_layers

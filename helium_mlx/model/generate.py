@@ -128,7 +128,7 @@ def prepare(
 class DecodedStep:
     """The ids so far, (B, L), the last column of them new: perhaps still being computed.
 
-    `unfinished`: which rows go on, (B,). `sound`: of which rows the last id may be believed, (B,).
+    `unfinished`: which rows continue, (B,). `sound`: of which rows the last id may be believed, (B,).
     """
 
     ids: mx.array
@@ -180,7 +180,7 @@ class BatchDecoder:
         # What a row computes after its end is not used.
         sound = are_sound(logits) | ~unfinished
         if self.options.eos and self.options.pad is not None:
-            # Only where there is an eos: else rows that a stop string ended go on until all have, as in transformers.
+            # Only where there is an eos: else rows that a stop string ended continue until all end, as in transformers.
             tokens = mx.where(unfinished, tokens, self.options.pad)
             unfinished = unfinished & ~is_one_of(tokens, self.options.eos)
         step = DecodedStep(mx.concatenate([ids, tokens[:, None]], axis=1), unfinished, sound)
@@ -200,7 +200,7 @@ class StopSequences:
         self.longest = max(map(len, self.stops), default=0)
 
     def unfinished(self, step: DecodedStep) -> mx.array:
-        """Return which rows go on, (B,), those that a stop string has just ended taken out."""
+        """Return which rows continue, (B,), those that a stop string has just ended taken out."""
         if not self.stops:
             return step.unfinished
         rows = cast(list[list[int]], step.ids[:, -self.longest :].tolist())

@@ -1,8 +1,8 @@
 """The Helium decoder and its heads, whole, next to transformers' `modeling_helium.py`.
 
-What deviates from it: q/k/v and gate/up are one matrix each (see `layout.py`), queries and keys are rotated in one
-call, and the cache carries out the attention. Arguments that do not fit are refused before anything is computed (see
-`argument_checks.py`).
+What deviates from it: q/k/v and gate/up are one matrix each (see `checkpoint/layout.py`), queries and keys are rotated
+in one call, and the cache carries out the attention. Arguments that do not fit are refused before anything is computed
+(see `argument_checks.py`).
 
 What this file does not know: files, dtypes on disk, tokenizers, sampling; `generate` brings in what does.
 """
@@ -231,7 +231,7 @@ class HeliumModel(HeliumPreTrainedModel):
 
         `input_ids`: integers (B, L), or instead `inputs_embeds` (B, L, hidden_size). `attention_mask`: see
         `masks.attention_bias`. `position_ids`: integers (B or 1, L). `cache_position`: integers (L,), which must be the
-        places behind the cache. The three `output_` and `return_` flags and `use_cache` default to the config's.
+        places after the cache. The three `output_` and `return_` flags and `use_cache` default to the config's.
 
         Raises ArgumentError, before anything is computed, for arguments that do not fit the model or each other.
         """

@@ -44,7 +44,7 @@ def load_model(checkpoint: Checkpoint | str | Path, *, dtype: str | mx.Dtype | N
     """Return the causal LM of a checkpoint, opened or named by its directory, weights evaluated, ready to run.
 
     `dtype` is one of bfloat16, float16, float32; None is the checkpoint's own, or float32 for quantized weights on
-    the CPU (see `backend.py`). Quantized codes stay as they are; scales, biases and everything else take it.
+    the CPU (see `helium_mlx/backend.py`). Quantized codes stay as they are; scales, biases and everything else take it.
     """
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     for sentence in opened.warnings:

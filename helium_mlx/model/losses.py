@@ -80,7 +80,7 @@ def mean_divergence(reference: Logits, candidate: Logits, windows: Iterable[mx.a
     """Return the mean KL(reference || candidate) in nats over all positions of `windows`, ids (B, L) each.
 
     Both models are in memory, and so are the logits of a window, twice. What a model predicts after the last token of
-    a window counts like everything else. See `comparison.py` for models that do not fit in memory together.
+    a window counts like everything else. See `comparison/comparison.py` for models that do not fit in memory together.
     """
     total, count = 0.0, 0
     for ids in windows:
@@ -124,7 +124,7 @@ class LogSum:
     """
 
     def __init__(self, n_tokens: int) -> None:
-        # Not -inf, of which differences are no numbers.
+        # Not -inf, of which differences are not numbers.
         self.peak = mx.full((n_tokens, 1), -1e30)
         self.total = mx.zeros((n_tokens, 1))
 

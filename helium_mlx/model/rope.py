@@ -1,7 +1,8 @@
 """Rotary position embeddings (RoPE) in both pairings and in every scaling that transformers has for this family.
 
 Helium rotates interleaved pairs (2i, 2i + 1), Llama rotates half-split pairs (i, i + d/2). The two have the same
-shapes, and the wrong one loads cleanly and is silently wrong, so `model_type` alone decides (see `config.py`).
+shapes, and the wrong one loads cleanly and is silently wrong, so `model_type` alone decides (see
+`checkpoint/config.py`).
 
 Frequencies follow `transformers.modeling_rope_utils`, evaluated in float64 and rounded once to float32. Two deviations:
 yarn's and longrope's factor on cos and sin is applied to the attention scale instead (squared, since it multiplies

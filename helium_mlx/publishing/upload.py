@@ -56,7 +56,7 @@ class UploadReport:
 
     `commit` holds all files, and is None in a dry run; `pull_request` is its reference where one was asked for.
     `sent_bytes` are those of the files that differ from the Hub's; fewer cross the network where it has their contents.
-    `removed` are files of an earlier upload that are no part of this one, `left_out` what lies beside the checkpoint.
+    `removed` are files of an earlier upload that are not part of this one, `left_out` what lies beside the checkpoint.
     """
 
     repo: str
@@ -92,7 +92,7 @@ def upload(
     """Publish the converted directory `path` as the Hub's repository `repo`, made if need be, `private` or not.
 
     Sent is what differs from what is there, in one commit to the branch `revision` (main; made if need be) or, with
-    `create_pr`, to a new pull request. Files of an earlier upload that are no part of this one are removed in it. A
+    `create_pr`, to a new pull request. Files of an earlier upload that are not part of this one are removed in it. A
     repository that holds anything else is left alone without `overwrite`. Then names and hashes are read back.
     `dry_run` only looks, and needs no token for public repositories. `on_progress(done, total)` counts bytes, a file at
     a time. The token is that of `hf auth login` or `HF_TOKEN`.

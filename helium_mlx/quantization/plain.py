@@ -1,6 +1,6 @@
 """What becomes of each tensor in a conversion: cast, quantized or dequantized, a few megabytes of rows at a time.
 
-One thread reads ahead, MLX computes (on two cores of a CPU, see `backend.py`), and the caller writes.
+One thread reads ahead, MLX computes (on two cores of a CPU, see `helium_mlx/backend.py`), and the caller writes.
 """
 
 from collections import deque
