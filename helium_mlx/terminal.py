@@ -1,6 +1,7 @@
 """What all commands share: errors as one line, exit statuses, and progress that suits a terminal or a log."""
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -67,7 +68,8 @@ def _place(error: OSError) -> str | None:
         sys.stdout.flush()
     except OSError:
         return "standard output"
-    return None
+    # Unbuffered, nothing is left to be written; whatever else a command writes has a name.
+    return "standard output" if error.errno == errno.ENOSPC and not sys.stdout.isatty() else None
 
 
 def add_repository_options(parser: argparse.ArgumentParser) -> None:

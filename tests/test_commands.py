@@ -88,7 +88,7 @@ def test_a_prompt_that_ends_in_a_space_is_warned_about() -> None:
     ("arguments", "status", "said"),
     [
         (["generate", "--model", "nowhere", "--prompt", "a"], 1, "nowhere"),
-        (["generate", "--model", "demo", "--prompt", "word" * 6000], 1, "at most 4095 fit"),
+        (["generate", "--model", "demo", "--prompt", "word" * 6000], 1, "at most 4096 fit"),
         (["generate", "--model", "", "--prompt", "a"], 1, "no such directory"),
         (["convert", "--hf-path", "nowhere", "--mlx-path", "x"], 1, "nowhere"),
         (["export", "--model", "nowhere", "--output", "x"], 1, "nowhere"),
@@ -286,7 +286,7 @@ def test_the_dtype_flag_reaches_the_model(capsys: pytest.CaptureFixture[str], mo
         loading, "load", lambda *names, **options: (asked.append(options), original(*names, **options))[1]
     )
     assert main([*PROMPT, "-m", "1", "--dtype", "float16"]) == 0
-    assert asked == [{"revision": None, "dtype": "float16"}]
+    assert asked == [{"revision": None, "subfolder": None, "dtype": "float16"}]
 
 
 def test_without_a_model_the_published_one_is_asked_for(tmp_path: Path) -> None:

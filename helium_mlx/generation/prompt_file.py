@@ -325,8 +325,14 @@ class _Results:
         if not expected.missing:
             del self.expected[completion.index]
         fields = result_fields(completion, several=self._digests.samples > 1, own=expected.own)
-        self._file.write(_as_json({**fields, "digest": expected.digest, "model": self._digests.model}) + b"\n")
-        self._file.flush()
+        line = _as_json({**fields, "digest": expected.digest, "model": self._digests.model}) + b"\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            if self._resumes:
+                error.filename = self.name
+            raise
 
     def close(self) -> None:
         """Close the file, which lets another run have it."""

@@ -6,6 +6,7 @@ not add itself. Settings with an effect there and none here are refused.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ MAX_TOKENS = 10_000
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+
+# Half of a character, which JSON can spell and UTF-8 cannot.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def _in_order(path: Path, numbered: object) -> Iterable[tuple[int, object]]:
 
 def _token(path: Path, entry: object, index: int | None, *, special: bool = False) -> DeclaredToken:
     match {"content": entry} if isinstance(entry, str) else entry:
-        case {"content": str(content), **rest} if content:
+        case {"content": str(content), **rest} if content and not _SURROGATE.search(content):
             flags = {name: value for name, value in rest.items() if name in _FLAGS}
             if all(isinstance(value, bool) for value in flags.values()):
                 is_special = special or bool(flags.pop("special", False))

@@ -260,7 +260,7 @@ def test_a_bad_prompt_in_a_list_is_refused_before_anything_runs(demo: Demo, monk
         batch_generate(*demo, ["A", "B", [-1]])
     context = demo[0].config.max_position_embeddings
     with pytest.raises(ContextOverflowError, match="prompt 1: the prompt has"):
-        batch_generate(*demo, ["A", [5] * context])
+        batch_generate(*demo, ["A", [5] * (context + 1)])
     assert passes.shapes == []
 
 

@@ -247,7 +247,7 @@ def test_a_prompt_longer_than_the_context_is_named_by_its_line_before_anything_r
     output = tmp_path / "out.jsonl"
     with prompts.open("a") as file:
         file.write("\n" + "word" * 6000 + "\n")
-    with pytest.raises(ContextOverflowError, match=r"prompts.txt, line 9: the prompt has \d+ tokens; at most 4095 fit"):
+    with pytest.raises(ContextOverflowError, match=r"prompts.txt, line 9: the prompt has \d+ tokens; at most 4096 fit"):
         run(demo, prompts, output)
     assert output.read_bytes() == b""
 

@@ -294,8 +294,32 @@ def test_statistics_count(demo: Demo) -> None:
 
 def test_a_prompt_longer_than_the_context_says_both_lengths(demo: Demo) -> None:
     context = demo[0].config.max_position_embeddings
-    with pytest.raises(ContextOverflowError, match=rf"{context + 3} tokens.*at most {context - 1} fit"):
+    with pytest.raises(ContextOverflowError, match=rf"{context + 3} tokens.*at most {context} fit"):
         helium_mlx.stream_generate(*demo, [5] * (context + 3))
+
+
+def test_a_prompt_that_fills_the_context_is_followed_by_one_token(demo: Demo) -> None:
+    model, tokenizer = demo
+    context = model.config.max_position_embeddings
+    chunks, _ = collect(helium_mlx.stream_generate(model, tokenizer, [1] * context, max_tokens=5, ignore_eos=True))
+    best = model(mx.array([[1] * context])).logits[0, -1].argmax().item()
+    assert [(chunk.token, chunk.finish_reason) for chunk in chunks] == [(best, "length")]
+
+
+def test_no_prompts_give_no_texts_and_one_row_of_ids_is_a_prompt(demo: Demo) -> None:
+    generate = cast("Callable[..., object]", helium_mlx.generate)
+    assert generate(*demo, []) == []
+    ids = [1, 400, 500]
+    assert generate(*demo, mx.array([ids]), max_tokens=4) == generate(*demo, ids, max_tokens=4)
+
+
+def test_several_samples_of_each_prompt_come_after_one_another(demo: Demo) -> None:
+    generate = cast("Callable[..., list[str]]", helium_mlx.generate)
+    texts = generate(*demo, ["A", "Il"], max_tokens=4, temperature=1.0, seed=3, samples=2, batch_size=2)
+    assert len(texts) == 4
+    assert texts[0] == helium_mlx.generate(*demo, "A", max_tokens=4, temperature=1.0, seed=3)
+    with pytest.raises(GenerationError, match="samples is 2, and a single prompt came"):
+        generate(*demo, "A", samples=2)
 
 
 def test_a_text_ends_where_the_context_does(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:

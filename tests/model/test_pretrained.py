@@ -18,7 +18,7 @@ import helium_mlx
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.weight_files import parse_size
 from helium_mlx.diagnostics.selfcheck_cases import write_checkpoint
-from helium_mlx.errors import ArgumentError, CheckpointError, ConfigError
+from helium_mlx.errors import ArgumentError, CheckpointError, ConfigError, UsageError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model.helium import (
     HeliumForCausalLM,
@@ -535,9 +535,11 @@ def test_a_checkpoint_may_lie_in_a_subfolder(tmp_path: Path) -> None:
     HeliumModel(config).save_pretrained(tmp_path / "variants" / "2020")
     assert HeliumConfig.from_pretrained(tmp_path, subfolder="variants/2020").num_hidden_layers == 2
     assert HeliumModel.from_pretrained(tmp_path, subfolder="variants/2020").config.num_hidden_layers == 2
-    for outside in ("..", "/tmp", "2021"):
-        with pytest.raises(CheckpointError, match="has no folder"):
+    for outside in ("..", "/tmp"):
+        with pytest.raises(UsageError, match="expected the name of a folder inside"):
             HeliumModel.from_pretrained(tmp_path, subfolder=outside)
+    with pytest.raises(CheckpointError, match="has no subfolder 2021"):
+        HeliumModel.from_pretrained(tmp_path, subfolder="2021")
 
 
 @pytest.mark.parametrize("tied", [False, True])
