@@ -3,6 +3,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -121,7 +122,7 @@ CONFIG_DAMAGES: dict[str, object] = {
 def test_a_config_that_was_not_meant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     original = conversion.file_hashes
 
-    def damaged(paths: list[Path], **options: Path) -> dict[str, str]:
+    def damaged(paths: list[Path], **options: Any) -> dict[str, str]:
         for path in paths:
             if path.name == "config.json":
                 values = json.loads(path.read_text()) | {key: CONFIG_DAMAGES[key]}
