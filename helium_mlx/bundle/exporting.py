@@ -85,7 +85,8 @@ def export(
     `verify` runs the bundle over its own vectors before that. `on_progress(done, total)` counts the model's vectors,
     `on_verification(done, total)` the bundle's.
 
-    Raises CheckpointError, ConfigError, TokenizerError, UsageError or BundleError; nothing is left behind.
+    Raises CheckpointError, ConfigError, TokenizerError, UsageError or BundleError, and GenerationError for logits that
+    are not numbers; then nothing is written.
     """
     start = time.perf_counter()
     destination = Path(output)
