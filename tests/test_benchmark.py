@@ -25,7 +25,7 @@ from helium_mlx.diagnostics.measures import (
     Report,
     Worker,
     benchmark,
-    tokens_behind,
+    tokens_after,
 )
 from helium_mlx.errors import HeliumError
 from helium_mlx.files.hub import DEMO_DIRECTORY
@@ -77,12 +77,12 @@ def test_both_programs_side_by_side(short_demo: Path, capsys: pytest.CaptureFixt
     lengths_of |= dict.fromkeys(PEAKS, 39)
     assert set(rows) == set(lengths_of.items())
     for row in rows.values():
-        assert len(row["values"]) == len(row["baseline"]) == 1
-        assert min(row["values"] + row["baseline"]) > 0
+        assert len(row["ours"]) == len(row["theirs"]) == 1
+        assert min(row["ours"] + row["theirs"]) > 0
     nodes = rows[NODES, None]
-    assert nodes["ratio"] == nodes["baseline"][0] / nodes["values"][0] > 1
+    assert nodes["ratio"] == nodes["theirs"][0] / nodes["ours"][0] > 1
     decode, moved, share = (rows[quantity, 5] for quantity in (DECODE, MOVED, SHARE))
-    for name in ("values", "baseline"):
+    for name in ("ours", "theirs"):
         expected = 100 * moved[name][0] * 1e6 * decode[name][0] / report["bandwidth"]
         assert share[name][0] == pytest.approx(expected)
     assert share["ratio"] is None
@@ -172,7 +172,7 @@ def test_the_table_has_a_row_a_figure() -> None:
      (35, 40, 6, 0), (5000, 4096, 100, 0)],
 )  # fmt: skip
 def test_what_fits_behind_a_context(context: int, limit: int, wanted: int, expected: int) -> None:
-    assert tokens_behind(context, limit, wanted) == expected
+    assert tokens_after(context, limit, wanted) == expected
 
 
 @pytest.mark.parametrize(

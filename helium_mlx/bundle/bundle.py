@@ -1,10 +1,10 @@
 """A bundle: a model as a folder that a program without Python can run, and what its `manifest.json` says.
 
     manifest.json         everything below, and the SHA-256 of every other file
-    functions/*.mlxfn     the forward pass at a few lengths and sizes of cache (see `bundle_functions.py`)
+    functions/*.mlxfn     the forward pass at a few lengths and sizes of cache (see `functions.py`)
     weights.safetensors   what all functions take as their last inputs, once
-    tokenizer.model       and `tokenizer.json`, where that is followed (see `bundle_tokenizer.py`)
-    vectors.json          prompts and what comes of them, for a host to check itself (see `bundle_vectors.py`)
+    tokenizer.model       and `tokenizer.json`, where that is followed (see `tokenizer.py`)
+    vectors.json          prompts and what comes of them, for a host to check itself (see `vectors.py`)
 
 A function file names the backend that it was made on, and MLX promises to read it in the version that wrote it only:
 a bundle is refused on another backend, and under another version than major.minor of the one it was made with. A

@@ -81,7 +81,7 @@ class TokenizerRecipe:
     """What the manifest says of the tokenizer: see the module's docstring.
 
     `strip` is how many spaces are dropped from the left of decoded text; None where SentencePiece's own decoder is
-    followed, whose `dummy_prefix` says which separators it drops (see `detokenizer.py`).
+    followed, whose `dummy_prefix` says which separators it drops (see `tokenizer/detokenizer.py`).
     """
 
     follows: str
@@ -298,7 +298,7 @@ class BundleTokenizer:
         return [self._bos, *ids[start:]]
 
     def detokenizer(self) -> StreamingDetokenizer:
-        """Return a fresh detokenizer; see `detokenizer.py`."""
+        """Return a fresh detokenizer; see `tokenizer/detokenizer.py`."""
         recipe = self._recipe
         if recipe.strip is None:
             return SentencePieceDetokenizer(

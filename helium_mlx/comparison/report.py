@@ -14,7 +14,7 @@ class LanguageFigures:
     `mean_kl` and `p99_kl` are KL(reference || candidate) over the scored positions, in nats, `top1_agreement` the share
     of positions at which both hold the same token for the most probable; all three are None where the two models have
     different tokenizers. Perplexities are then those of a UTF-8 byte, else of a token; `perplexity_ratio` is the
-    candidate's over the reference's. An `_error` is a standard error (see `comparison_statistics.py`), None where there
+    candidate's over the reference's. An `_error` is a standard error (`ratio_of_sums`), None where there
     are not two windows to take it from. `tokens` counts the reference's scored tokens, `bytes` the text's UTF-8 bytes.
     """
 

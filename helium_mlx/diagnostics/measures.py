@@ -1,9 +1,9 @@
 """What `benchmark` measures, and how the programs take turns.
 
-Every program has a process of its own for as long as the benchmark lasts (`benchmark_worker`), so that their memory
-is apart and neither loads twice. A quantity is measured in one program right after the other, the first changing from
-round to round, so that what else the machine does falls on both. The first round warms up caches and kernels and is
-not counted, unless it takes a program so long that warming up makes no difference: then it is the only one.
+Every program has a process of its own for as long as the benchmark lasts (`diagnostics/worker.py`), so that their
+memory is apart and neither loads twice. A quantity is measured in one program right after the other, the first changing
+from round to round, so that what else the machine does falls on both. The first round warms up caches and kernels and
+is not counted, unless it takes a program so long that warming up makes no difference: then it is the only one.
 """
 
 import json
@@ -132,7 +132,7 @@ class Worker:
         self.cache_bytes = cast(int, loaded["cache_bytes"])
 
     def ask(self, measure: str, **arguments: int | None) -> float:
-        """Return the value of a measure of `benchmark_worker`."""
+        """Return the value of one of the worker's `MEASURES`."""
         assert self._process.stdin is not None
         # Where the process is gone, the answer says why.
         with suppress(BrokenPipeError):
@@ -219,7 +219,7 @@ def benchmark(
     return Report(figures, bandwidth, left_out, measured_once)
 
 
-def tokens_behind(context: int, limit: int, wanted: int) -> int:
+def tokens_after(context: int, limit: int, wanted: int) -> int:
     """Return how many tokens to generate after `context`: `wanted`, or what room there is; 0 if that is little."""
     room = min(wanted, limit - context)
     return room if room >= min(wanted, _FEWEST_TOKENS) else 0
@@ -233,7 +233,7 @@ def _rows(
         row = Quantity(PREFILL, tokens, "tokens/s", True, lambda worker, n=tokens: worker.ask("prefill", tokens=n))
         (rows if tokens < limit else left_out).append(row)
     for context in contexts:
-        count = tokens_behind(context, limit, generation_tokens)
+        count = tokens_after(context, limit, generation_tokens)
         row = Quantity(
             DECODE, context, "tokens/s", True,
             lambda worker, c=context, n=count: worker.ask("decode", context=c, tokens=n),
@@ -297,7 +297,7 @@ def _bandwidth_figures(
     figures = []
     for row in (row for row in rows if row.quantity == DECODE):
         context = cast(int, row.tokens)
-        count = tokens_behind(context, workers[0].context, generation_tokens)
+        count = tokens_after(context, workers[0].context, generation_tokens)
         moved = {worker.program: worker.bytes_moved(context, count) for worker in workers}
         share = {name: [100 * moved[name] * speed / bandwidth for speed in row.values[name]] for name in moved}
         figures += [
