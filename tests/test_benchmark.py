@@ -11,10 +11,10 @@ from helium_mlx.benchmark import build_parser, main, table
 from helium_mlx.conversion.conversion import convert
 from helium_mlx.diagnostics import measures as benchmark_measures
 from helium_mlx.diagnostics.measures import (
+    CANDIDATE,
     DECODE,
     MOVED,
     NODES,
-    OURS,
     PEAKS,
     PREFILL,
     SHARE,
@@ -171,7 +171,7 @@ def test_the_table_has_a_row_a_figure() -> None:
     [(16, 4096, 100, 100), (4000, 4096, 100, 96), (4080, 4096, 100, 16), (4081, 4096, 100, 0), (5, 40, 6, 6),
      (35, 40, 6, 0), (5000, 4096, 100, 0)],
 )  # fmt: skip
-def test_what_fits_behind_a_context(context: int, limit: int, wanted: int, expected: int) -> None:
+def test_what_fits_after_a_context(context: int, limit: int, wanted: int, expected: int) -> None:
     assert tokens_after(context, limit, wanted) == expected
 
 
@@ -209,10 +209,10 @@ def test_a_missing_mlx_lm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_a_worker_that_dies_is_one_line() -> None:
-    with Worker(OURS, DEMO_DIRECTORY) as worker:
+    with Worker(CANDIDATE, DEMO_DIRECTORY) as worker:
         os.kill(worker._process.pid, signal.SIGKILL)
         worker._process.wait()
-        with pytest.raises(HeliumError, match=f"{OURS} ended with status -9"):
+        with pytest.raises(HeliumError, match=f"{CANDIDATE} ended with status -9"):
             worker.ask("nodes")
 
 

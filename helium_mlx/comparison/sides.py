@@ -29,6 +29,7 @@ from helium_mlx.files.untrusted import FileProblem, read_json_object
 from helium_mlx.generation.scoring import HEAD_POSITIONS
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
+from helium_mlx.option_values import whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 MLX_LM_PREFIX = "mlx-lm:"
@@ -207,7 +208,7 @@ class MlxLmSide:
             config.get("bos_token_id"),
             self._tokenizer.eos_token_id,
         ]
-        found = [index for index in candidates if isinstance(index, int)]
+        found = [index for index in map(whole, candidates) if index is not None]
         if not found:
             raise ComparisonError(f"{self.name}: its tokenizer has neither BOS nor EOS for a window to begin with")
         return found[0]
@@ -239,7 +240,8 @@ def parameter_count(checkpoint: Checkpoint) -> int:
 
 
 def _positive(value: object) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+    number = whole(value)
+    return number if number is not None and number > 0 else None
 
 
 def _chunks(x: mx.array, lengths: Sequence[int]) -> Iterator[mx.array]:

@@ -21,10 +21,10 @@ from types import TracebackType
 from typing import cast
 
 from helium_mlx.errors import HeliumError, UsageError
-from helium_mlx.option_values import OnProgress
+from helium_mlx.option_values import OnProgress, require_whole
 from helium_mlx.process import resident_bytes
 
-OURS = "helium_mlx"
+CANDIDATE = "helium_mlx"
 PROMPT = "Bonjour"
 PEAK_PROMPT = 4096
 """Tokens of the prompt whose peak memory is measured, where the context has room for them."""
@@ -195,15 +195,14 @@ def benchmark(
     """
     from helium_mlx.files.hub import resolve
 
-    lengths = {"prompt_tokens": prompt_tokens, "contexts": contexts, "runs": [runs]}
-    for name, values in {**lengths, "generation_tokens": [generation_tokens]}.items():
-        least = 2 if name == "generation_tokens" else 1
-        if min(values) < least:
-            raise UsageError(f"{name} is {min(values)}; it must be at least {least}")
+    for name, values in {"prompt_tokens": prompt_tokens, "contexts": contexts, "runs": [runs]}.items():
+        for value in values:
+            require_whole(name, value, 1, error=UsageError)
+    require_whole("generation_tokens", generation_tokens, 2, error=UsageError)
     if against is not None and find_spec("mlx_lm") is None:
         raise HeliumError("--against mlx-lm needs mlx-lm; install it with: pip install mlx-lm")
     directory = resolve(model, revision=revision, subfolder=subfolder)
-    names = [OURS] if against is None else [OURS, against]
+    names = [CANDIDATE] if against is None else [CANDIDATE, against]
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, directory)) for name in names]
         rows, left_out = _rows(workers[0].context, prompt_tokens, contexts, generation_tokens)
@@ -288,7 +287,7 @@ def _take_turns(workers: list[Worker], rows: list[Quantity], runs: int, on_progr
 
 
 def _by_program(row: Quantity, against: str | None) -> tuple[list[float], list[float]]:
-    return row.values[OURS], [] if against is None else row.values[against]
+    return row.values[CANDIDATE], [] if against is None else row.values[against]
 
 
 def _bandwidth_figures(
@@ -300,9 +299,10 @@ def _bandwidth_figures(
         count = tokens_after(context, workers[0].context, generation_tokens)
         moved = {worker.program: worker.bytes_moved(context, count) for worker in workers}
         share = {name: [100 * moved[name] * speed / bandwidth for speed in row.values[name]] for name in moved}
+        baseline = [] if against is None else [moved[against] / 1e6]
         figures += [
-            Figure(MOVED, context, "MB", False, [moved[OURS] / 1e6], [] if against is None else [moved[against] / 1e6]),
-            Figure(SHARE, context, "%", None, share[OURS], [] if against is None else share[against]),
+            Figure(MOVED, context, "MB", False, [moved[CANDIDATE] / 1e6], baseline),
+            Figure(SHARE, context, "%", None, share[CANDIDATE], [] if against is None else share[against]),
         ]
     return figures
 
@@ -310,7 +310,7 @@ def _bandwidth_figures(
 def start_command(program: str, directory: Path) -> list[str]:
     """Return the command by which a user has `program` generate one token."""
     options = ["--model", str(directory), "--prompt", PROMPT, "--max-tokens", "1"]
-    if program == OURS:
+    if program == CANDIDATE:
         return [sys.executable, "-m", "helium_mlx.generate", *options, "--quiet"]
     return [sys.executable, "-m", "mlx_lm", "generate", *options, "--ignore-chat-template"]
 

@@ -173,7 +173,7 @@ def test_each_window_has_one_bos_at_its_start(pair: Pair, monkeypatch: pytest.Mo
         assert length <= WINDOW
 
 
-def test_each_token_is_predicted_once_from_its_window_and_nothing_behind_it(
+def test_each_token_is_predicted_once_from_its_window_and_nothing_after_it(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = scored_with(monkeypatch, pair, window=WINDOW, batch_size=2)
