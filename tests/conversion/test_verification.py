@@ -3,7 +3,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -122,14 +121,14 @@ CONFIG_DAMAGES: dict[str, object] = {
 def test_a_config_that_was_not_meant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     original = conversion.file_hashes
 
-    def damaged(paths: list[Path], **options: Any) -> dict[str, str]:
+    def damaged(paths: list[Path], within: Path | None = None) -> dict[str, str]:
         for path in paths:
             if path.name == "config.json":
                 values = json.loads(path.read_text()) | {key: CONFIG_DAMAGES[key]}
                 if key == "rope_theta":
                     values["rope_parameters"]["rope_theta"] = 10_000.0
                 path.write_text(json.dumps(values))
-        return original(paths, **options)
+        return original(paths, within=within)
 
     monkeypatch.setattr(conversion, "file_hashes", damaged)
     with pytest.raises(CheckpointError, match="verification failed"):
