@@ -32,11 +32,11 @@ WIDTHS = {
 }
 SWEEP_WIDTH = "4-bit"
 
-OURS, UNVERIFIED, THEIRS = "helium_mlx", "helium_mlx --no-verify", "mlx-lm"
+CANDIDATE, UNVERIFIED, BASELINE = "helium_mlx", "helium_mlx --no-verify", "mlx-lm"
 PROGRAMS = {
-    OURS: (("helium_mlx.convert",), ()),
+    CANDIDATE: (("helium_mlx.convert",), ()),
     UNVERIFIED: (("helium_mlx.convert",), ("--no-verify",)),
-    THEIRS: (("mlx_lm", "convert"), ()),
+    BASELINE: (("mlx_lm", "convert"), ()),
 }
 
 # config.json -> option of write_random_checkpoint.py
@@ -51,7 +51,7 @@ SHAPE_OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class ConversionRun:
     """One conversion: wall seconds, peak resident memory of the process, size of the directory that it wrote."""
 
     seconds: float
@@ -65,7 +65,7 @@ class Measurement:
 
     case: str
     program: str
-    runs: list[Run]
+    runs: list[ConversionRun]
 
     def values(self, quantity: str) -> list[float]:
         """Return one quantity of all runs, in the unit of the table."""
@@ -73,7 +73,7 @@ class Measurement:
         return [getattr(run, quantity) / scale for run in self.runs]
 
 
-# field of Run -> row of the table
+# field of ConversionRun -> row of the table
 QUANTITIES = {"seconds": "s", "peak_bytes": "peak resident memory, MB", "written_bytes": "written, MB"}
 
 
@@ -121,15 +121,15 @@ def _programs(against: str | None) -> list[str]:
     if "--no-verify" not in listed.stdout:
         raise HeliumError("the installed helium_mlx.convert has no --no-verify; install this checkout's")
     if against is None:
-        return [OURS, UNVERIFIED]
+        return [CANDIDATE, UNVERIFIED]
     try:
         version(against)
     except PackageNotFoundError:
         raise HeliumError(f"--against {against} needs {against}; install it with: pip install {against}") from None
-    return [OURS, UNVERIFIED, against]
+    return [CANDIDATE, UNVERIFIED, against]
 
 
-def _convert(program: str, checkpoint: Path, scratch: Path, width: str) -> Run:
+def _convert(program: str, checkpoint: Path, scratch: Path, width: str) -> ConversionRun:
     module, options = PROGRAMS[program]
     output = scratch / "converted"
     paths = ("--hf-path", str(checkpoint), "--mlx-path", str(output))
@@ -141,7 +141,7 @@ def _convert(program: str, checkpoint: Path, scratch: Path, width: str) -> Run:
     finally:
         shutil.rmtree(output, ignore_errors=True)
     print(f"{checkpoint.name}, {width}, {program}: {seconds:.2f} s, {peak / 1e6:.0f} MB", file=sys.stderr, flush=True)
-    return Run(seconds, peak, written)
+    return ConversionRun(seconds, peak, written)
 
 
 def _run(command: list[str]) -> tuple[float, int]:
@@ -196,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = argparse.ArgumentParser(description="Measure conversion: seconds, peak resident memory, bytes written.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="directory to convert; its disk is written to")
-    parser.add_argument("--against", choices=[THEIRS], help="measure this program too, in alternating runs")
+    parser.add_argument("--against", choices=[BASELINE], help="measure this program too, in alternating runs")
     parser.add_argument("--runs", type=int, default=3, help="runs of each conversion (default: %(default)s)")
     parser.add_argument(
         "--layers-sweep",
@@ -240,18 +240,18 @@ def _measure_and_print(options: argparse.Namespace) -> None:
 
 
 def table(measurements: list[Measurement]) -> str:
-    """Return a Markdown table: medians, smallest and largest, and what our medians are of mlx-lm's."""
+    """Return a Markdown table: medians, smallest and largest, and each program's medians over mlx-lm's."""
     programs = list(dict.fromkeys(measurement.program for measurement in measurements))
     cases = list(dict.fromkeys(measurement.case for measurement in measurements))
     found = {(measurement.case, measurement.program): measurement for measurement in measurements}
-    ours = [program for program in programs if program != THEIRS] if THEIRS in programs else []
-    heads = ["", "", *programs, *(f"{program} / {THEIRS}" for program in ours)]
+    candidates = [program for program in programs if program != BASELINE] if BASELINE in programs else []
+    heads = ["", "", *programs, *(f"{program} / {BASELINE}" for program in candidates)]
     lines = [_row(heads), "|" + "--|" * len(heads)]
     for case in cases:
         for quantity, name in QUANTITIES.items():
             values = {program: found[case, program].values(quantity) for program in programs}
             medians = {program: statistics.median(values[program]) for program in programs}
-            ratios = [f"{medians[program] / medians[THEIRS]:.3f}" for program in ours]
+            ratios = [f"{medians[program] / medians[BASELINE]:.3f}" for program in candidates]
             lines.append(_row([case, name, *(_spread(values[program]) for program in programs), *ratios]))
     return "\n".join(lines)
 

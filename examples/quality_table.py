@@ -30,8 +30,7 @@ from mlx_lm.quant.gptq import gptq_quantize
 from mlx_lm.utils import load as lm_load
 from mlx_lm.utils import quantize_model, save
 
-import helium_mlx
-from helium_mlx import HeliumTokenizer
+from helium_mlx import HeliumTokenizer, convert
 from helium_mlx.checkpoint.checkpoint import open_checkpoint
 from helium_mlx.comparison.comparison import compare_all
 from helium_mlx.comparison.text import KINDS, LANGUAGES, TEXTS_DIRECTORY, Document
@@ -79,17 +78,17 @@ def documents() -> list[Document]:
     ]
 
 
-def ours(source: Path, folder: Path, widths: Sequence[int], targets: Sequence[float]) -> Iterator[Made]:
+def by_helium_mlx(source: Path, folder: Path, widths: Sequence[int], targets: Sequence[float]) -> Iterator[Made]:
     """Convert uniformly with each rounding, and to each target."""
     for rounding in ("nearest", "fitted", "gptq"):
         for bits in widths:
             path = folder / f"{rounding}-{bits}"
-            helium_mlx.convert(str(source), str(path), quantize=True, q_bits=bits, rounding=rounding, verify=False)
+            convert(str(source), str(path), quantize=True, q_bits=bits, rounding=rounding, verify=False)
             method = "mx.quantize" if rounding == "nearest" else f"--rounding {rounding}"
             yield Made(method, f"{bits} bits", path)
     for target in targets:
         path = folder / f"target-{target}"
-        helium_mlx.convert(str(source), str(path), target_bpw=target, rounding="gptq", verify=False)
+        convert(str(source), str(path), target_bpw=target, rounding="gptq", verify=False)
         yield Made("--target-bpw, gptq", f"{target:g}", path)
 
 
@@ -187,7 +186,7 @@ def _shown(row: Figures) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables and return an exit status."""
-    parser = argparse.ArgumentParser(description="Print quality against size: ours, uniform, mlx-lm's.")
+    parser = argparse.ArgumentParser(description="Print quality against size: this package's conversions and mlx-lm's.")
     parser.add_argument("--model", default="demo", help="directory or Hub repository (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     parser.add_argument("--bits", type=int, nargs="*", default=WIDTHS, metavar="N", help="widths for all modules")
@@ -201,9 +200,9 @@ def main(argv: list[str] | None = None) -> int:
         made: list[Made] = []
         # As it is, transformers' config.json of today lacks what mlx-lm looks for.
         readable = folder / "source"
-        helium_mlx.convert(str(source), str(readable))
+        convert(str(source), str(readable))
         ways = (
-            ours(source, folder, options.bits, options.targets),
+            by_helium_mlx(source, folder, options.bits, options.targets),
             mixed(readable, folder),
             learned(readable, folder, windows, options.bits),
         )

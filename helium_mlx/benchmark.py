@@ -1,15 +1,15 @@
 """The command `benchmark`: speed and memory on this machine, alone or beside mlx-lm on the same directory.
 
 Figures are medians over the runs, with the smallest and largest beside them, and the ratio is of the medians, above 1
-where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start`
-is the wall time of a whole process that generates one token, with its peak resident memory; everything else is
-measured in a process a program that has the checkpoint loaded, greedily. Peak memory is MLX's own count, weights
-included; graph nodes and bytes a token are counted, not timed (`graph_size`, `diagnostics.worker.bytes_read_a_token`).
+where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start` is the wall
+time of a whole process that generates one token, with its peak resident memory; everything else is measured in a
+process a program that has the checkpoint loaded, greedily. Peak memory is MLX's own count, weights included; graph
+nodes and bytes a token are counted, not timed (`diagnostics/graph_size.py`, `diagnostics/worker.py`).
 
 The share of the bandwidth is bytes a token times tokens a second, over the memory bandwidth that MLX reached here. A
 model that fits the processor's cache can exceed it, and a small one is far from it: neither waits for memory.
 
-What is measured stands in `benchmark_measures`, what is done in the measured process in `benchmark_worker`.
+What is measured stands in `diagnostics/measures.py`, what is done in the measured process in `diagnostics/worker.py`.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> N
 
         draw(plot, report.figures, against=against, caption=f"{options['model']} on {place}")
     if as_json:
-        rows = [asdict(figure) | {"name": figure.name, "ratio": figure.ratio} for figure in report.figures]
+        rows = [_fields(figure) for figure in report.figures]
         print(to_json({
             "options": dict(options), "machine": machine, "versions": versions,
             "bandwidth": report.bandwidth, "left_out": report.left_out,
@@ -86,6 +86,13 @@ def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> N
         return
     print(f"{place}; memory bandwidth {report.bandwidth / 1e9:.1f} GB/s\n")
     print("\n".join(table(report, str(options["model"]), against)))
+
+
+def _fields(figure: Figure) -> dict[str, object]:
+    """Return what `--json` says of a figure, whose runs are there "ours" and those of the baseline "theirs"."""
+    names = {"values": "ours", "baseline": "theirs"}
+    fields = {names.get(name, name): value for name, value in asdict(figure).items()}
+    return fields | {"name": figure.name, "ratio": figure.ratio}
 
 
 def table(report: Report, model: str, against: str | None) -> list[str]:

@@ -273,7 +273,7 @@ def _complete_file(
 
     report = run_prompt_file(
         model, tokenizer, path, output, samples=num_samples, on_progress=Progress("Prompts", quiet=quiet),
-        **_for_batches(options),
+        **_for_batches(options),  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     if not quiet:
         there = f", {report.already_there} were there already" if report.already_there else ""

@@ -11,10 +11,10 @@ from helium_mlx.benchmark import build_parser, main, table
 from helium_mlx.conversion.conversion import convert
 from helium_mlx.diagnostics import measures as benchmark_measures
 from helium_mlx.diagnostics.measures import (
+    CANDIDATE,
     DECODE,
     MOVED,
     NODES,
-    OURS,
     PEAKS,
     PREFILL,
     SHARE,
@@ -25,7 +25,7 @@ from helium_mlx.diagnostics.measures import (
     Report,
     Worker,
     benchmark,
-    tokens_behind,
+    tokens_after,
 )
 from helium_mlx.errors import HeliumError
 from helium_mlx.files.hub import DEMO_DIRECTORY
@@ -77,12 +77,12 @@ def test_both_programs_side_by_side(short_demo: Path, capsys: pytest.CaptureFixt
     lengths_of |= dict.fromkeys(PEAKS, 39)
     assert set(rows) == set(lengths_of.items())
     for row in rows.values():
-        assert len(row["values"]) == len(row["baseline"]) == 1
-        assert min(row["values"] + row["baseline"]) > 0
+        assert len(row["ours"]) == len(row["theirs"]) == 1
+        assert min(row["ours"] + row["theirs"]) > 0
     nodes = rows[NODES, None]
-    assert nodes["ratio"] == nodes["baseline"][0] / nodes["values"][0] > 1
+    assert nodes["ratio"] == nodes["theirs"][0] / nodes["ours"][0] > 1
     decode, moved, share = (rows[quantity, 5] for quantity in (DECODE, MOVED, SHARE))
-    for name in ("values", "baseline"):
+    for name in ("ours", "theirs"):
         expected = 100 * moved[name][0] * 1e6 * decode[name][0] / report["bandwidth"]
         assert share[name][0] == pytest.approx(expected)
     assert share["ratio"] is None
@@ -171,8 +171,8 @@ def test_the_table_has_a_row_a_figure() -> None:
     [(16, 4096, 100, 100), (4000, 4096, 100, 96), (4080, 4096, 100, 16), (4081, 4096, 100, 0), (5, 40, 6, 6),
      (35, 40, 6, 0), (5000, 4096, 100, 0)],
 )  # fmt: skip
-def test_what_fits_behind_a_context(context: int, limit: int, wanted: int, expected: int) -> None:
-    assert tokens_behind(context, limit, wanted) == expected
+def test_what_fits_after_a_context(context: int, limit: int, wanted: int, expected: int) -> None:
+    assert tokens_after(context, limit, wanted) == expected
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,10 @@ def test_a_missing_mlx_lm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_a_worker_that_dies_is_one_line() -> None:
-    with Worker(OURS, DEMO_DIRECTORY) as worker:
+    with Worker(CANDIDATE, DEMO_DIRECTORY) as worker:
         os.kill(worker._process.pid, signal.SIGKILL)
         worker._process.wait()
-        with pytest.raises(HeliumError, match=f"{OURS} ended with status -9"):
+        with pytest.raises(HeliumError, match=f"{CANDIDATE} ended with status -9"):
             worker.ask("nodes")
 
 

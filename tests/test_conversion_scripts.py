@@ -128,11 +128,11 @@ def test_a_failing_conversion_is_one_line(tmp_path: Path) -> None:
 
 def test_ratios_are_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    from benchmark_conversion import OURS, THEIRS, Measurement, Run, table
+    from benchmark_conversion import BASELINE, CANDIDATE, ConversionRun, Measurement, table
 
-    ours = [Run(seconds, 200_000_000, 1_500_000) for seconds in (3.0, 1.0, 8.0)]
-    theirs = [Run(seconds, 800_000_000, 1_500_000) for seconds in (12.0, 11.0, 40.0)]
-    lines = table([Measurement("4-bit", OURS, ours), Measurement("4-bit", THEIRS, theirs)]).splitlines()
+    candidate = [ConversionRun(seconds, 200_000_000, 1_500_000) for seconds in (3.0, 1.0, 8.0)]
+    baseline = [ConversionRun(seconds, 800_000_000, 1_500_000) for seconds in (12.0, 11.0, 40.0)]
+    lines = table([Measurement("4-bit", CANDIDATE, candidate), Measurement("4-bit", BASELINE, baseline)]).splitlines()
     assert lines == [
         "|  |  | helium_mlx | mlx-lm | helium_mlx / mlx-lm |",
         "|--|--|--|--|--|",

@@ -43,7 +43,7 @@ from helium_mlx.files.safetensors_writer import SafetensorsWriter
 from helium_mlx.generation.streaming import stream_generate
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
-from helium_mlx.option_values import OnProgress
+from helium_mlx.option_values import OnProgress, require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 from helium_mlx.version import __version__
 
@@ -85,7 +85,8 @@ def export(
     `verify` runs the bundle over its own vectors before that. `on_progress(done, total)` counts the model's vectors,
     `on_verification(done, total)` the bundle's.
 
-    Raises CheckpointError, ConfigError, TokenizerError, UsageError or BundleError; nothing is left behind.
+    Raises CheckpointError, ConfigError, TokenizerError, UsageError or BundleError, and GenerationError for logits that
+    are not numbers; then nothing is written.
     """
     start = time.perf_counter()
     destination = Path(output)
@@ -145,9 +146,7 @@ def _checked_context(context: int | None, config: HeliumConfig) -> int:
     limit = config.max_position_embeddings
     if context is None:
         return limit
-    if not 2 <= context <= limit:
-        raise UsageError(f"context is {context}; it must be from 2 to the model's {limit}")
-    return context
+    return require_whole("context", context, 2, limit, allowed=f"from 2 to the model's {limit}", error=UsageError)
 
 
 def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path, context: int) -> Manifest:

@@ -6,7 +6,7 @@ A function takes `tokens` int32 (1, length), `offset` int32 (1,), the number of 
 (1, vocab_size), and the caches with the new tokens in them.
 
 Its layers are the model's own (`model/helium.py`); what differs from a run of the model is that positions and masks
-come from arrays: attention goes over the whole capacity, behind a mask. Padding after the real tokens is written to the
+come from arrays: attention goes over the whole capacity, under a mask. Padding after the real tokens is written to the
 cache too, where no real token attends to it and the tokens that follow overwrite it. So `offset` + length must not be
 larger than the capacity. Nothing checks that at run time.
 """
@@ -26,9 +26,6 @@ from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.rope import RotaryEmbedding
 
 PREFILL_LENGTHS = (16, 128, 512)
-
-# The magnitudes of E2M1; a fourth bit is the sign.
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """How many tokens a prefill function runs at once."""
 
 
@@ -38,6 +35,9 @@ SMALLEST_CAPACITY = 512
 
 CacheArrays = list[mx.array]
 """Keys and values of the first layer, keys and values of the second, and so on."""
+
+# The magnitudes of E2M1; a fourth bit is the sign.
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class FloatCodes:
         self._dtype = dtype
         data = mx.arange(256).astype(mx.uint8)
         e4m3 = mx.from_fp8(data, dtype=mx.float32)
-        # 255 stands for no number, and no scale is that.
+        # 255 stands for NaN, which no scale is.
         powers = mx.power(mx.array(2.0), mx.minimum(mx.arange(256), 254) - 127)
         self._codes = e4m3 if mode == "mxfp8" else mx.array([*_E2M1, *(-value for value in _E2M1)])
         self._scales = powers if mode == "mxfp8" else e4m3

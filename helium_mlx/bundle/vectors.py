@@ -18,6 +18,7 @@ from helium_mlx.generation.sampling import Sampler, SamplingOptions
 from helium_mlx.generation.streaming import Decoding, prefill
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.model.sound_logits import unsound
 from helium_mlx.option_values import OnProgress
 from helium_mlx.tokenizer.detokenizer import StreamingDetokenizer
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
@@ -76,7 +77,7 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Stream:
+class TokenStream:
     """Ids, the text that each of them adds, and last what was still open."""
 
     ids: list[int]
@@ -89,7 +90,7 @@ class Vectors:
 
     tolerance: float
     vectors: list[Vector]
-    streams: list[Stream]
+    streams: list[TokenStream]
 
 
 GreedyStep = tuple[int, mx.array]
@@ -179,17 +180,19 @@ def _greedy(model: HeliumForCausalLM, ids: Sequence[int], eos: Sequence[int], co
     cache, sampler = make_cache(model), _RecordingSampler(ids, model.config.vocab_size)
     logits = prefill(model, ids, cache, step_size=512)
     for step, decoded in enumerate(Decoding(model, cache, sampler, 0).tokens(logits, count)):
+        if not decoded.is_sound:
+            raise unsound()
         yield decoded.token, sampler.logits[step].astype(mx.float32)
         if decoded.token in eos:
             return
 
 
-def _streams(tokenizer: HeliumTokenizer) -> Iterator[Stream]:
+def _streams(tokenizer: HeliumTokenizer) -> Iterator[TokenStream]:
     """Yield the short prompts' ids, and bytes that are not UTF-8 before, after and between text."""
     text = tokenizer.encode("Zoé")
     broken = [[tokenizer.convert_tokens_to_ids(piece) for piece in pieces] for pieces in BROKEN_BYTES]
     for ids in (*map(tokenizer.encode, SHORT_PROMPTS), *broken, *([*text, *ids, *text[1:]] for ids in broken)):
-        yield Stream(ids, _pieces(tokenizer, ids, ()))
+        yield TokenStream(ids, _pieces(tokenizer, ids, ()))
 
 
 def _pieces(tokenizer: _Detokenizes, tokens: Sequence[int], eos: Sequence[int]) -> list[str]:

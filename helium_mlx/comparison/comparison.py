@@ -154,9 +154,11 @@ def _encoded(documents: Sequence[Document], side: Side, size: int) -> EncodedTex
                 f"{document.language}: the text spells out the token that begins {side.name}'s windows, id {side.bos}; "
                 "take it out"
             )
-        if side.vocab_size is not None and max(ids) >= side.vocab_size:
+        largest = max(side.bos, *ids)
+        if side.vocab_size is not None and largest >= side.vocab_size:
             raise ComparisonError(
-                f"{side.name}: its tokenizer gives the id {max(ids)}, and the model has {side.vocab_size} rows"
+                f"{side.name}: its tokenizer gives the id {largest}, and the model has {side.vocab_size} rows; fetch "
+                "its tokenizer again"
             )
     return encoded_text(ids_of_documents, first=side.bos, size=size)
 

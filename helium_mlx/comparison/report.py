@@ -14,8 +14,8 @@ class LanguageFigures:
     `mean_kl` and `p99_kl` are KL(reference || candidate) over the scored positions, in nats, `top1_agreement` the share
     of positions at which both hold the same token for the most probable; all three are None where the two models have
     different tokenizers. Perplexities are then those of a UTF-8 byte, else of a token; `perplexity_ratio` is the
-    candidate's over the reference's. An `_error` is a standard error (see `ratio_of_sums`), None where there are not
-    two windows to take it from. `tokens` counts the reference's scored tokens, `bytes` the text's UTF-8 bytes.
+    candidate's over the reference's. An `_error` is a standard error (`ratio_of_sums`), None where there
+    are not two windows to take it from. `tokens` counts the reference's scored tokens, `bytes` the text's UTF-8 bytes.
     """
 
     mean_kl: float | None

@@ -29,15 +29,19 @@ from helium_mlx.files.untrusted import FileProblem, read_json_object
 from helium_mlx.generation.scoring import HEAD_POSITIONS
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
+from helium_mlx.option_values import whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 MLX_LM_PREFIX = "mlx-lm:"
 
-LogitsOfRows = Callable[[mx.array, Sequence[int]], Iterator[mx.array]]
-
 # As many bars as can be told apart, and as many passes as anybody waits for.
 MAX_LAYER_GROUPS = 8
+
 IsTaken = Callable[[str], bool]
+"""Says for a tensor's or module's name in a causal LM whether it comes from the candidate."""
+
+
+LogitsOfRows = Callable[[mx.array, Sequence[int]], Iterator[mx.array]]
 """From ids (B, L) and each row's length to the logits (n, vocab_size) of the first so many positions of each row.
 
 They come row after row, `HEAD_POSITIONS` or fewer at a time, in the dtype that the model gives them.
@@ -204,14 +208,14 @@ class MlxLmSide:
             config.get("bos_token_id"),
             self._tokenizer.eos_token_id,
         ]
-        found = [index for index in candidates if isinstance(index, int)]
+        found = [index for index in map(whole, candidates) if index is not None]
         if not found:
             raise ComparisonError(f"{self.name}: its tokenizer has neither BOS nor EOS for a window to begin with")
         return found[0]
 
 
 def logits_of_helium(model: HeliumForCausalLM) -> LogitsOfRows:
-    """Return a model of this package as the other side of `LogitsOfRows`: its head sees no padding."""
+    """Return what gives the logits of a model of this package: its head sees no padding."""
 
     def logits(ids: mx.array, lengths: Sequence[int]) -> Iterator[mx.array]:
         h = model.model.run(model.model.embed(ids), None).last_hidden_state
@@ -221,7 +225,7 @@ def logits_of_helium(model: HeliumForCausalLM) -> LogitsOfRows:
 
 
 def logits_of_any(model: Callable[[mx.array], mx.array]) -> LogitsOfRows:
-    """Return a model that gives the logits of all positions at once, as mlx-lm's do."""
+    """Return what gives the logits of a model that computes all positions at once, as mlx-lm's do."""
 
     def logits(ids: mx.array, lengths: Sequence[int]) -> Iterator[mx.array]:
         yield from _chunks(model(ids), lengths)
@@ -236,7 +240,8 @@ def parameter_count(checkpoint: Checkpoint) -> int:
 
 
 def _positive(value: object) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+    number = whole(value)
+    return number if number is not None and number > 0 else None
 
 
 def _chunks(x: mx.array, lengths: Sequence[int]) -> Iterator[mx.array]:
@@ -296,7 +301,7 @@ def hybrid_model(
     weights = {name: as_parameter(name, tensor, dtype, config) for name, tensor in tensors.items()}
     model.load_weights(list(layout.merge_projections(weights, config, settings).items()))
     del tensors, weights
-    # One layer at a time, as `checkpoint.load_model` does it.
+    # One layer at a time, as `load_model` does it.
     for layer in model.model.layers:
         mx.eval(layer.parameters())
     mx.eval(model.parameters())

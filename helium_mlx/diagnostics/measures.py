@@ -1,9 +1,9 @@
 """What `benchmark` measures, and how the programs take turns.
 
-Every program has a process of its own for as long as the benchmark lasts (`benchmark_worker`), so that their memory
-is apart and neither loads twice. A quantity is measured in one program right after the other, the first changing from
-round to round, so that what else the machine does falls on both. The first round warms up caches and kernels and is
-not counted, unless it takes a program so long that warming up makes no difference: then it is the only one.
+Every program has a process of its own for as long as the benchmark lasts (`diagnostics/worker.py`), so that their
+memory is apart and neither loads twice. A quantity is measured in one program right after the other, the first changing
+from round to round, so that what else the machine does falls on both. The first round warms up caches and kernels and
+is not counted, unless it takes a program so long that warming up makes no difference: then it is the only one.
 """
 
 import json
@@ -21,10 +21,10 @@ from types import TracebackType
 from typing import cast
 
 from helium_mlx.errors import HeliumError, UsageError
-from helium_mlx.option_values import OnProgress
+from helium_mlx.option_values import OnProgress, require_whole
 from helium_mlx.process import resident_bytes
 
-OURS = "helium_mlx"
+CANDIDATE = "helium_mlx"
 PROMPT = "Bonjour"
 PEAK_PROMPT = 4096
 """Tokens of the prompt whose peak memory is measured, where the context has room for them."""
@@ -132,7 +132,7 @@ class Worker:
         self.cache_bytes = cast(int, loaded["cache_bytes"])
 
     def ask(self, measure: str, **arguments: int | None) -> float:
-        """Return the value of a measure of `benchmark_worker`."""
+        """Return the value of one of the worker's `MEASURES`."""
         assert self._process.stdin is not None
         # Where the process is gone, the answer says why.
         with suppress(BrokenPipeError):
@@ -195,15 +195,14 @@ def benchmark(
     """
     from helium_mlx.files.hub import resolve
 
-    lengths = {"prompt_tokens": prompt_tokens, "contexts": contexts, "runs": [runs]}
-    for name, values in {**lengths, "generation_tokens": [generation_tokens]}.items():
-        least = 2 if name == "generation_tokens" else 1
-        if min(values) < least:
-            raise UsageError(f"{name} is {min(values)}; it must be at least {least}")
+    for name, values in {"prompt_tokens": prompt_tokens, "contexts": contexts, "runs": [runs]}.items():
+        for value in values:
+            require_whole(name, value, 1, error=UsageError)
+    require_whole("generation_tokens", generation_tokens, 2, error=UsageError)
     if against is not None and find_spec("mlx_lm") is None:
         raise HeliumError("--against mlx-lm needs mlx-lm; install it with: pip install mlx-lm")
     directory = resolve(model, revision=revision, subfolder=subfolder)
-    names = [OURS] if against is None else [OURS, against]
+    names = [CANDIDATE] if against is None else [CANDIDATE, against]
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, directory)) for name in names]
         rows, left_out = _rows(workers[0].context, prompt_tokens, contexts, generation_tokens)
@@ -219,7 +218,7 @@ def benchmark(
     return Report(figures, bandwidth, left_out, measured_once)
 
 
-def tokens_behind(context: int, limit: int, wanted: int) -> int:
+def tokens_after(context: int, limit: int, wanted: int) -> int:
     """Return how many tokens to generate after `context`: `wanted`, or what room there is; 0 if that is little."""
     room = min(wanted, limit - context)
     return room if room >= min(wanted, _FEWEST_TOKENS) else 0
@@ -233,7 +232,7 @@ def _rows(
         row = Quantity(PREFILL, tokens, "tokens/s", True, lambda worker, n=tokens: worker.ask("prefill", tokens=n))
         (rows if tokens < limit else left_out).append(row)
     for context in contexts:
-        count = tokens_behind(context, limit, generation_tokens)
+        count = tokens_after(context, limit, generation_tokens)
         row = Quantity(
             DECODE, context, "tokens/s", True,
             lambda worker, c=context, n=count: worker.ask("decode", context=c, tokens=n),
@@ -288,7 +287,7 @@ def _take_turns(workers: list[Worker], rows: list[Quantity], runs: int, on_progr
 
 
 def _by_program(row: Quantity, against: str | None) -> tuple[list[float], list[float]]:
-    return row.values[OURS], [] if against is None else row.values[against]
+    return row.values[CANDIDATE], [] if against is None else row.values[against]
 
 
 def _bandwidth_figures(
@@ -297,12 +296,13 @@ def _bandwidth_figures(
     figures = []
     for row in (row for row in rows if row.quantity == DECODE):
         context = cast(int, row.tokens)
-        count = tokens_behind(context, workers[0].context, generation_tokens)
+        count = tokens_after(context, workers[0].context, generation_tokens)
         moved = {worker.program: worker.bytes_moved(context, count) for worker in workers}
         share = {name: [100 * moved[name] * speed / bandwidth for speed in row.values[name]] for name in moved}
+        baseline = [] if against is None else [moved[against] / 1e6]
         figures += [
-            Figure(MOVED, context, "MB", False, [moved[OURS] / 1e6], [] if against is None else [moved[against] / 1e6]),
-            Figure(SHARE, context, "%", None, share[OURS], [] if against is None else share[against]),
+            Figure(MOVED, context, "MB", False, [moved[CANDIDATE] / 1e6], baseline),
+            Figure(SHARE, context, "%", None, share[CANDIDATE], [] if against is None else share[against]),
         ]
     return figures
 
@@ -310,7 +310,7 @@ def _bandwidth_figures(
 def start_command(program: str, directory: Path) -> list[str]:
     """Return the command by which a user has `program` generate one token."""
     options = ["--model", str(directory), "--prompt", PROMPT, "--max-tokens", "1"]
-    if program == OURS:
+    if program == CANDIDATE:
         return [sys.executable, "-m", "helium_mlx.generate", *options, "--quiet"]
     return [sys.executable, "-m", "mlx_lm", "generate", *options, "--ignore-chat-template"]
 

@@ -72,9 +72,9 @@ class Feature:
 def limits() -> dict[str, float]:
     """Return the largest errors allowed on this backend: the one place where backends differ.
 
-    On the CPU the issue's bounds. On Metal and CUDA float32 is IEEE, but `exp`, `sin` and the like are the fast ones,
-    and sums are taken in another order: ten times that, which a wrong formula still exceeds by far. Both presume that
-    matrix products are not rounded to TF32; see `main`. bfloat16's own rounding dwarfs all of this.
+    On Metal and CUDA float32 is IEEE, but `exp`, `sin` and the like are the fast ones, and sums are taken in another
+    order: ten times that, which a wrong formula still exceeds by far. That presumes that matrix products are not
+    rounded to TF32 (`helium_mlx/selfcheck.py` sees to it). bfloat16's own rounding dwarfs all of this.
     """
     slack = 1 if backend.is_cpu() else 10
     return {"float32": 1e-5 * slack, "bfloat16": 2e-2, "gradients": 1e-4 * slack}
@@ -90,12 +90,12 @@ class CaseOutputs:
 
 
 def run_case(case: Case, *, attentions: bool = False) -> CaseOutputs:
-    """Run a case of the grid with our model, in the case's dtype."""
+    """Run a case of the grid, in the case's dtype."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = write_case(Path(directory), case)
         model = HeliumForCausalLM.from_pretrained(checkpoint, dtype=case.dtype)
     cache: list[KVCache] | None = None
-    logits, hidden_states, weights = [], [], []
+    logits, hidden_states, all_attentions = [], [], []
     for call in calls(case):
         output = model(
             call.input_ids,
@@ -110,8 +110,8 @@ def run_case(case: Case, *, attentions: bool = False) -> CaseOutputs:
         assert output.hidden_states is not None
         logits.append(output.logits)
         hidden_states.append(mx.stack(list(output.hidden_states)))
-        weights += [mx.stack(list(output.attentions))] if output.attentions is not None else []
-    return CaseOutputs(mx.concatenate(logits, axis=1), mx.concatenate(hidden_states, axis=2), weights)
+        all_attentions += [mx.stack(list(output.attentions))] if output.attentions is not None else []
+    return CaseOutputs(mx.concatenate(logits, axis=1), mx.concatenate(hidden_states, axis=2), all_attentions)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class HeadOutputs:
 
 
 def run_head(case: HeadCase) -> HeadOutputs:
-    """Run a head's case with our model, in float32, with the gradients of all parameters if the case wants them."""
+    """Run a head's case, in float32, with the gradients of all parameters if the case wants them."""
     model_class = cast(type[HeliumPreTrainedModel], MODEL_CLASSES[case.architecture])
     with tempfile.TemporaryDirectory() as directory:
         model = model_class.from_pretrained(write_checkpoint(Path(directory), case.config_values, case.architecture))

@@ -220,7 +220,7 @@ def serve(name: str, directory: Path, requests: IO[str], answers: IO[str]) -> No
 
 
 def main() -> int:
-    """Run the process: `benchmark_worker PROGRAM DIRECTORY`."""
+    """Run the process: `python -m helium_mlx.diagnostics.worker PROGRAM DIRECTORY`."""
     # What a program prints must not get among the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

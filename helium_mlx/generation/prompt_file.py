@@ -20,37 +20,33 @@ killed process loses none that had ended.
 
 import fcntl
 import hashlib
-import inspect
 import json
 import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
 from helium_mlx.errors import GenerationError, HeliumError, shown
 from helium_mlx.generation.batching import NOT_YET, Completion, NotYet, Request, batch_generate, check_request
-from helium_mlx.generation.completion import StopStrings
 from helium_mlx.generation.prompt_cache import fingerprint_of
-from helium_mlx.generation.sampling import SamplingOptions
+from helium_mlx.generation.request import UNBATCHED_OPTIONS, CompletionOptions
 from helium_mlx.json_writer import to_json
 from helium_mlx.kv_cache.memory import require_batch_fits
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.option_values import OnProgress, plain, require_whole
+from helium_mlx.option_values import ErrorOf, OnProgress, require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 _FIELDS = ("prompt", "max_tokens", "id")
 
 # What every result begins with, hence one that was cut off as well.
 _BEGINNING = b'{"index": '
-
-# Options that change when a completion is computed and not what it says.
-_SHAPELESS = ("batch_size", "prefill_step_size")
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,9 @@ def run_prompt_file(
     path: str | Path,
     output: str | Path | None = None,
     *,
+    batch_size: int = 16,
+    samples: int = 1,
+    prefill_step_size: int = 512,
     on_progress: OnProgress | None = None,
     **options: object,
 ) -> PromptFileReport:
@@ -90,13 +89,13 @@ def run_prompt_file(
     Raises GenerationError for a line that is not a prompt, with its number, and for an output that is not this run's;
     FileNotFoundError and other OSErrors for files that cannot be read or written.
     """
+    options |= {"batch_size": batch_size, "samples": samples, "prefill_step_size": prefill_step_size}
     # Wrong options are refused before anything is read or written.
     batch_generate(model, tokenizer, [], **options)  # pyright: ignore[reportArgumentType]
-    digests = _Digests(model, tokenizer, options)
-    regular = str(path) != "-" and stat.S_ISREG(os.stat(path).st_mode)
+    is_regular = str(path) != "-" and stat.S_ISREG(os.stat(path).st_mode)
     written = generated = 0
-    with closing(_Results(None if str(output) == "-" else output, digests)) as results:
-        total = _check(model, tokenizer, path, results, digests) if regular else 0
+    with closing(_Results(None if str(output) == "-" else output, model, tokenizer, options)) as results:
+        total = _check(model, tokenizer, path, results, batch_size) if is_regular else 0
         results.begin()
         there = len(results.done)
         requests = _requests(path, results)
@@ -117,6 +116,34 @@ def _requests(path: str | Path, results: "_Results") -> Iterator[Request | NotYe
             yield request
 
 
+def _check(
+    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, path: str | Path, results: "_Results", batch_size: int
+) -> int:
+    """Return the number of completions; raise GenerationError for a bad line, or if the results are not of this file.
+
+    So too for a prompt that the context or, in a batch, the memory has no room for.
+    """
+    rows, longest, found = 0, 0, set[int]()
+    limits = {"max_tokens": results.options.max_tokens, "samples": results.samples}
+    for line in read_prompts(path):
+        found.add(line.index)
+        request = results.request_of(line)
+        if not request:
+            continue
+        try:
+            checked = check_request(model, tokenizer, request, line.index, **limits)
+        except HeliumError as error:
+            problem = str(error).removeprefix(f"prompt {line.index}: ")
+            raise type(error)(f"{path}, line {line.index + 1}: {problem}") from None
+        rows, longest = rows + len(checked.samples), max(longest, checked.longest)
+    for index, _ in results.done:
+        if index not in found:
+            raise results.foreign(index, f"{path} has no such prompt")
+    if rows:
+        require_batch_fits(model, min(rows, batch_size), longest)
+    return results.samples * len(found)
+
+
 def read_prompts(path: str | Path) -> Iterator[FilePrompt]:
     """Yield the prompts of a file, "-" for standard input, a line at a time.
 
@@ -127,9 +154,8 @@ def read_prompts(path: str | Path) -> Iterator[FilePrompt]:
 
 def _arriving(path: str | Path, must_wait: Callable[[], bool]) -> Iterator[FilePrompt | None]:
     """Yield prompts as they come; None where the next has not come yet, and `must_wait` says not to wait for it."""
-    name = "standard input" if str(path) == "-" else str(path)
     is_json = str(path).endswith(".jsonl") or None
-    if name == "standard input" and sys.stdin is None:
+    if str(path) == "-" and sys.stdin is None:
         raise GenerationError("standard input is closed; give the prompts as a file")
     with nullcontext(sys.stdin.buffer) if str(path) == "-" else open(path, "rb") as file:
         index = -1
@@ -138,16 +164,19 @@ def _arriving(path: str | Path, must_wait: Callable[[], bool]) -> Iterator[FileP
                 yield None
                 continue
             index += 1
+            error = partial(_bad_line, path, index)
             try:
                 line = raw.decode("utf-8-sig" if index == 0 else "utf-8").rstrip("\r\n")
-                if line.strip():
-                    is_json = _is_object(line) if is_json is None else is_json
-                    yield _parsed(index, line) if is_json else FilePrompt(index, line)
-            except UnicodeDecodeError as error:
-                problem = f"byte {error.start} is not UTF-8; save the file as UTF-8"
-                raise GenerationError(f"{name}, line {index + 1}: {problem}") from None
-            except _BadLine as error:
-                raise GenerationError(f"{name}, line {index + 1}: {error}") from None
+            except UnicodeDecodeError as problem:
+                raise error(f"byte {problem.start} is not UTF-8; save the file as UTF-8") from None
+            if line.strip():
+                is_json = _is_object(line) if is_json is None else is_json
+                yield _parsed(index, line, error) if is_json else FilePrompt(index, line)
+
+
+def _bad_line(path: str | Path, index: int, problem: str) -> GenerationError:
+    name = "standard input" if str(path) == "-" else path
+    return GenerationError(f"{name}, line {index + 1}: {problem}")
 
 
 def _lines(file: BufferedReader, must_wait: Callable[[], bool]) -> Iterator[bytes | None]:
@@ -168,10 +197,6 @@ def _lines(file: BufferedReader, must_wait: Callable[[], bool]) -> Iterator[byte
         yield b"".join(parts)
 
 
-class _BadLine(Exception):
-    """What is wrong with a line, without where it is."""
-
-
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
@@ -179,101 +204,49 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _parsed(index: int, line: str) -> FilePrompt:
+def _parsed(index: int, line: str, error: ErrorOf) -> FilePrompt:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _BadLine(f"is not JSON ({shown(str(error))}); expected a string or an object on each line") from None
+    except (ValueError, RecursionError) as problem:
+        raise error(f"is not JSON ({shown(str(problem))}); expected a string or an object on each line") from None
     if isinstance(value, str):
         return FilePrompt(index, value)
     if not isinstance(value, dict):
-        raise _BadLine(f'is {shown(value)}; expected a string, or an object with "prompt"')
+        raise error(f'is {shown(value)}; expected a string, or an object with "prompt"')
     unknown = sorted(set(value) - set(_FIELDS))
     if unknown:
         fields = ", ".join(f'"{name}"' for name in _FIELDS)
-        raise _BadLine(f"{shown(unknown[0])} is not a field of a prompt; there are {fields}")
+        raise error(f"{shown(unknown[0])} is not a field of a prompt; there are {fields}")
     prompt, max_tokens = value.get("prompt"), value.get("max_tokens")
     if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
-        raise _BadLine(f'"prompt" is {shown(prompt)}; expected text or a list of token ids')
+        raise error(f'"prompt" is {shown(prompt)}; expected text or a list of token ids')
     if max_tokens is not None:
-        max_tokens = require_whole('"max_tokens"', max_tokens, 1, error=_BadLine)
-    return FilePrompt(index, prompt, max_tokens, {name: value[name] for name in ("id",) if name in value})
-
-
-def _check(
-    model: HeliumForCausalLM, tokenizer: HeliumTokenizer, path: str | Path, results: "_Results", digests: "_Digests"
-) -> int:
-    """Return the number of completions; raise GenerationError for a bad line, or if the results are not of this file.
-
-    So too for a prompt that the context or, in a batch, the memory has no room for.
-    """
-    rows, longest, found = 0, 0, set[int]()
-    limits = {"max_tokens": digests.max_tokens, "samples": digests.samples}
-    for line in read_prompts(path):
-        found.add(line.index)
-        missing = results.missing(line)
-        if not missing:
-            continue
-        request = Request(line.prompt, line.index, line.max_tokens, missing)
-        try:
-            checked = check_request(model, tokenizer, request, line.index, **limits)
-        except HeliumError as error:
-            problem = str(error).removeprefix(f"prompt {line.index}: ")
-            raise type(error)(f"{path}, line {line.index + 1}: {problem}") from None
-        rows, longest = rows + len(missing), max(longest, checked.longest)
-    for index, _ in results.done:
-        if index not in found:
-            raise results.foreign(index, f"{path} has no such prompt")
-    if rows:
-        require_batch_fits(model, min(rows, digests.batch_size), longest)
-    return digests.samples * len(found)
-
-
-class _Digests:
-    """Says in a few letters what a completion depends on."""
-
-    def __init__(self, model: HeliumForCausalLM, tokenizer: HeliumTokenizer, options: Mapping[str, object]) -> None:
-        parameters = inspect.signature(batch_generate).parameters.values()
-        defaults = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
-        values = {name: plain(value) for name, value in {**defaults, **options}.items()}
-        self.samples = cast(int, values["samples"])
-        self.max_tokens = cast(int, values["max_tokens"])
-        self.batch_size = cast(int, values["batch_size"])
-        self.model = hashlib.sha256(_as_json(fingerprint_of(model, tokenizer))).hexdigest()[:16]
-        shaping = {name: value for name, value in values.items() if name not in _SHAPELESS}
-        draws = {name: value for name, value in shaping.items() if name in SamplingOptions.__dataclass_fields__}
-        sampling = SamplingOptions(**draws)  # pyright: ignore[reportArgumentType]
-        bias = sorted((sampling.logit_bias or {}).items())
-        # However they were spelled: a text or a list of one, a set or a list, 1 or 1.0.
-        shaping |= {**vars(sampling), "logit_bias": bias, "banned_ids": sorted(sampling.banned_ids)}
-        shaping["stop"] = StopStrings(cast("Sequence[str] | None", values["stop"])).stop
-        self._common = hashlib.sha256(_as_json(shaping))
-
-    def of(self, line: FilePrompt) -> str:
-        """Return the digest of a prompt's completions."""
-        whole = self._common.copy()
-        whole.update(_as_json([line.prompt, line.max_tokens]))
-        return whole.hexdigest()[:16]
-
-
-@dataclass
-class _Expected:
-    digest: str
-    own: dict[str, object]
-    missing: set[int]
+        max_tokens = require_whole('"max_tokens"', max_tokens, 1, error=error)
+    return FilePrompt(index, prompt, max_tokens, {"id": value["id"]} if "id" in value else {})
 
 
 class _Results:
     """The output: what it has, and what is computed now.
 
-    `done` has digest and model of each (index, sample); `expected` the prompts that run, by index.
+    `done` has digest and model of each (index, sample); `expected` the prompts that run, by index, each with the
+    samples to come.
     """
 
-    def __init__(self, output: str | Path | None, digests: _Digests) -> None:
+    def __init__(
+        self,
+        output: str | Path | None,
+        model: HeliumForCausalLM,
+        tokenizer: HeliumTokenizer,
+        options: dict[str, object],
+    ) -> None:
+        own = {name: value for name, value in options.items() if name in CompletionOptions.__dataclass_fields__}
+        self.options = CompletionOptions(**own)  # pyright: ignore[reportArgumentType]
+        self.samples = require_whole("samples", options["samples"], 1)
         self.name = str(output)
         self.done: dict[tuple[int, int], tuple[str, object]] = {}
-        self.expected: dict[int, _Expected] = {}
-        self._digests = digests
+        self.expected: dict[int, tuple[FilePrompt, set[int]]] = {}
+        self._model = hashlib.sha256(_as_json(fingerprint_of(model, tokenizer))).hexdigest()[:16]
+        self._shaping = hashlib.sha256(_as_json(_shaping(self.options, self.samples)))
         self._end = 0
         self._file = sys.stdout.buffer if output is None else open(output, "ab")  # noqa: SIM115
         # Only what can be read again is resumed.
@@ -286,18 +259,19 @@ class _Results:
             self.close()
             raise
 
-    def missing(self, line: FilePrompt) -> tuple[int, ...]:
-        """Return the samples of a line that are not there.
+    def request_of(self, line: FilePrompt) -> Request | None:
+        """Return what is to be generated for a line, None if all is there.
 
         Raises GenerationError if it has a result that another prompt, other options or another model made.
         """
-        keys = [(line.index, sample) for sample in range(self._digests.samples)]
+        keys = [(line.index, sample) for sample in range(self.samples)]
         there = [self.done[key] for key in keys if key in self.done]
-        if there and any(digest != self._digests.of(line) for digest, _ in there):
+        if there and any(digest != self._digest_of(line) for digest, _ in there):
             raise self.foreign(line.index, "another prompt or other options made it")
-        if any(model != self._digests.model for _, model in there):
+        if any(model != self._model for _, model in there):
             raise self.foreign(line.index, "a model with other weights, tokenizer or dtype made it")
-        return tuple(sample for index, sample in keys if (index, sample) not in self.done)
+        missing = tuple(key[1] for key in keys if key not in self.done)
+        return Request(line.prompt, line.index, line.max_tokens, missing) if missing else None
 
     def foreign(self, index: int, why: str) -> GenerationError:
         """Return the error for a result that is not of this run."""
@@ -311,23 +285,22 @@ class _Results:
             self._file.truncate(self._end)
 
     def expect(self, line: FilePrompt) -> Request | None:
-        """Return what is to be generated for a line, None if all is there."""
-        missing = self.missing(line)
-        if not missing:
-            return None
-        self.expected[line.index] = _Expected(self._digests.of(line), line.own, set(missing))
-        return Request(line.prompt, line.index, line.max_tokens, missing)
+        """Return what `request_of` returns, and take its results from then on."""
+        request = self.request_of(line)
+        if request:
+            self.expected[line.index] = line, set(request.samples or ())
+        return request
 
     def write(self, completion: Completion) -> None:
         """Add a result."""
-        expected = self.expected[completion.index]
-        expected.missing.remove(completion.sample)
-        if not expected.missing:
+        line, missing = self.expected[completion.index]
+        missing.remove(completion.sample)
+        if not missing:
             del self.expected[completion.index]
-        fields = result_fields(completion, several=self._digests.samples > 1, own=expected.own)
-        line = _as_json({**fields, "digest": expected.digest, "model": self._digests.model}) + b"\n"
+        fields = result_fields(completion, several=self.samples > 1, own=line.own)
+        result = _as_json({**fields, "digest": self._digest_of(line), "model": self._model}) + b"\n"
         try:
-            self._file.write(line)
+            self._file.write(result)
             self._file.flush()
         except OSError as error:
             if self._resumes:
@@ -338,6 +311,11 @@ class _Results:
         """Close the file, which lets another run have it."""
         if self._file is not sys.stdout.buffer:
             self._file.close()
+
+    def _digest_of(self, line: FilePrompt) -> str:
+        whole = self._shaping.copy()
+        whole.update(_as_json([line.prompt, line.max_tokens]))
+        return whole.hexdigest()[:16]
 
     def _lock(self) -> None:
         try:
@@ -368,9 +346,14 @@ class _Results:
         return GenerationError(f"{self.name}, line {number} {problem}")
 
 
-def result_fields(
-    completion: Completion, *, several: bool, own: Mapping[str, object] | None = None
-) -> dict[str, object]:
+def _shaping(options: CompletionOptions, samples: int) -> dict[str, object]:
+    """Return what shapes a completion, however it was spelled: a text or a list of one, a set or a list, 1 or 1.0."""
+    values = {"samples": samples, "max_tokens": options.max_tokens, **vars(options)}
+    values |= {"logit_bias": sorted((options.logit_bias or {}).items()), "banned_ids": sorted(options.banned_ids)}
+    return {name: value for name, value in values.items() if name not in ("logprobs", *UNBATCHED_OPTIONS)}
+
+
+def result_fields(completion: Completion, *, several: bool, own: dict[str, object] | None = None) -> dict[str, object]:
     """Return what a line of results says of a completion, of one prompt or a file of them."""
     return {
         "index": completion.index,

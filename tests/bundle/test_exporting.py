@@ -2,9 +2,12 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
+import mlx.core as mx
 import pytest
 from bundle_samples import write_text_checkpoint
+from processes import run_command
 
 import helium_mlx
 from helium_mlx.bundle import exporting
@@ -14,7 +17,7 @@ from helium_mlx.bundle.runner import BundleRunner
 from helium_mlx.bundle.vectors import make_vectors
 from helium_mlx.diagnostics import selfcheck_cases
 from helium_mlx.diagnostics.selfcheck_cases import config_values
-from helium_mlx.errors import BundleError, CheckpointError, TokenizerError, UsageError
+from helium_mlx.errors import BundleError, CheckpointError, GenerationError, TokenizerError, UsageError
 from helium_mlx.generation.sampling import SamplingOptions
 
 
@@ -34,6 +37,35 @@ def test_the_demo_makes_the_round_trip(tmp_path: Path) -> None:
     for prompt in ("Once upon a time", "Il était une fois"):
         text = helium_mlx.generate(model, tokenizer, prompt, max_tokens=40)
         assert "".join(runner.stream(prompt, max_tokens=40)) == text
+
+
+def test_a_model_whose_logits_are_not_numbers_is_refused(source: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken)
+    tensors = cast("dict[str, mx.array]", mx.load(str(source / "model.safetensors")))
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * mx.nan
+    mx.save_safetensors(str(broken / "model.safetensors"), tensors, {"format": "pt"})
+    with pytest.raises(GenerationError, match="the model's logits are NaN, infinite or all the same"):
+        export(broken, tmp_path / "bundle", verify=False)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_ids_that_the_model_lacks_are_refused_and_do_not_crash(source: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken)
+    values = json.loads((broken / "tokenizer.json").read_text(encoding="utf-8"))
+    values["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1, 900_000], "tokens": ["<s>", "<s>"]}},
+    }
+    (broken / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    # In a process of its own, which such an id once crashed.
+    ended = run_command("export", "--model", str(broken), "--output", str(tmp_path / "bundle"))
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert "900000" in ended.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("tokenizer", ["json", "sentencepiece"])

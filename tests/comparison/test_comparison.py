@@ -15,6 +15,7 @@ from compared_checkpoints import TEXTS, Plain, flat, plain_comparison, write_pai
 
 import helium_mlx
 from helium_mlx import ComparisonError, ComparisonReport, HeliumForCausalLM, HeliumTokenizer, compare
+from helium_mlx.comparison import comparison
 from helium_mlx.comparison import passes as comparison_runs
 from helium_mlx.comparison import sides as compared_models
 from helium_mlx.comparison.comparison import compare_all
@@ -39,6 +40,21 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture(scope="module")
 def report(pair: Pair) -> ComparisonReport:
     return compare(*pair, texts=TEXTS, window=WINDOW, batch_size=3)
+
+
+@pytest.mark.parametrize(("ids", "bos"), [([5, 5000], 1), ([5], 5000)])
+def test_ids_that_a_model_lacks_are_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, ids: list[int], bos: int
+) -> None:
+    def opened(name: str, **options: object) -> HeliumSide:
+        side = HeliumSide(name, Path(name))
+        monkeypatch.setattr(side, "encode", lambda text: ids)
+        side.bos = bos
+        return side
+
+    monkeypatch.setattr(comparison, "open_side", opened)
+    with pytest.raises(ComparisonError, match=r"its tokenizer gives the id 5000, and the model has \d+ rows; fetch"):
+        compare(*pair, texts=TEXTS)
 
 
 def windows_of(language: str) -> list[list[int]]:
@@ -157,7 +173,7 @@ def test_each_window_has_one_bos_at_its_start(pair: Pair, monkeypatch: pytest.Mo
         assert length <= WINDOW
 
 
-def test_each_token_is_predicted_once_from_its_window_and_nothing_behind_it(
+def test_each_token_is_predicted_once_from_its_window_and_nothing_after_it(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = scored_with(monkeypatch, pair, window=WINDOW, batch_size=2)

@@ -25,7 +25,7 @@ from helium_mlx.comparison.text import (
 
 
 @given(st.lists(st.integers(2, 900), min_size=1, max_size=200), st.integers(1, 50))
-def test_every_id_is_in_one_window_behind_the_first_id(ids: list[int], size: int) -> None:
+def test_every_id_is_in_one_window_after_the_first_id(ids: list[int], size: int) -> None:
     text = encoded_text([ids, ids[:3]], first=1, size=size)
     assert all(window.ids[0] == 1 and 1 <= window.length <= size for window in text.windows)
     lengths = [window.length for window in text.windows if window.document == 0]

@@ -422,7 +422,11 @@ def test_ctrl_c_in_the_command_leaves_nothing(tmp_path: Path) -> None:
 import sys, time
 from helium_mlx.checkpoint import row_blocks as blocks, weight_files
 from helium_mlx.convert import main
-weight_files.SafetensorsWriter.write = lambda *_, **rows: (print("writing", flush=True), time.sleep(30))
+def stuck(*_, **rows):
+    print("writing", flush=True)
+    while True:
+        time.sleep(0.01)
+weight_files.SafetensorsWriter.write = stuck
 sys.exit(main(["--hf-path", "demo", "--mlx-path", sys.argv[1]]))
 """
     command = [sys.executable, "-c", code, str(tmp_path / "x")]

@@ -128,7 +128,7 @@ def test_an_error_is_an_answer(tmp_path: Path) -> None:
     assert "nowhere" in str(answer["error"])
 
 
-def test_mlx_lm_goes_on_behind_eos_and_says_what_it_cannot_open(tmp_path: Path) -> None:
+def test_mlx_lm_continues_after_eos_and_says_what_it_cannot_open(tmp_path: Path) -> None:
     pytest.importorskip("mlx_lm")
     from helium_mlx.conversion.conversion import convert
     from helium_mlx.errors import HeliumError
