@@ -31,8 +31,8 @@ def are_distinct(logits: mx.array) -> mx.array:
 
 
 def are_finite(highest: mx.array) -> list[bool]:
-    """Return of the highest logit of each row, (...), whether it is a number; waits for it."""
-    return [math.isfinite(value) for value in cast("list[float]", highest.reshape(-1).tolist())]
+    """Return of the highest logit of each row, (B,), whether it is a number; waits for it, and for nothing else."""
+    return [math.isfinite(value) for value in cast("list[float]", highest.tolist())]
 
 
 def unsound() -> GenerationError:
