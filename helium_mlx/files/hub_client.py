@@ -6,7 +6,6 @@ on a silent server, reads answers of any size, puts files where an answer says, 
 Xet's transfers do not use that session, and have limits of their own.
 """
 
-import logging
 import os
 import re
 import time
@@ -18,6 +17,9 @@ from typing import TYPE_CHECKING, cast
 
 from helium_mlx.errors import one_line
 from helium_mlx.files.hub_cache import COMMIT
+
+if TYPE_CHECKING:
+    import logging
 
 if TYPE_CHECKING:
     from httpx2 import Request, Response, SyncByteStream
@@ -94,10 +96,10 @@ class _Limits:
                 raise ValueError(f"the header {name} is {value!r}")
 
 
-class _Filter(logging.Filter):
+class _Filter:
     """Makes the client's log lines safe to show: a server's words may be in them, with the token that it was sent."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def filter(self, record: "logging.LogRecord") -> bool:
         record.msg, record.args = legible(record.getMessage(), 1000), ()
         record.exc_info = record.exc_text = None
         return True
@@ -124,6 +126,9 @@ def prepare_session(*, timeout: float | None = None) -> None:
         }
     elif timeout is not None:
         found.timeout = timeout
+    # Imported here: a checkpoint on this machine is loaded without it.
+    import logging
+
     for handler in logging.getLogger("huggingface_hub").handlers:
         # A filter is added once, however often that is asked for.
         handler.addFilter(_FILTER)
