@@ -148,8 +148,8 @@ CONVERT = ["convert", "--hf-path", "nowhere/at-all", "--mlx-path", "x"]
         ([*CONVERT, "--q-bits", "8"], "--q-bits is given, but the checkpoint is not to be quantized; add -q"),
         ([*CONVERT, "--recipe", "none"], "--recipe is 'none'; known are"),
         ([*CONVERT, "--max-shard-size", "many"], "--max-shard-size"),
-        (["benchmark", "--runs", "0"], "--runs is 0; it must be at least 1"),
-        (["benchmark", "--contexts", "16", "-2"], "--contexts is -2; it must be at least 1"),
+        (["benchmark", "--runs", "0"], "--runs is 0; it must be a whole number, at least 1"),
+        (["benchmark", "--contexts", "16", "-2"], "--contexts is -2; it must be a whole number, at least 1"),
         (["benchmark", "--plot", "x.gif"], "--plot is x.gif; its name must end in"),
     ],
 )

@@ -190,7 +190,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, object]], object], str]] = {
     "a bool for an id": (lambda record: record.update(prompt=[True]), "its prompt is"),
     "another token": (lambda record: cast("list[int]", record["generated"]).__setitem__(-1, 9), "its SHA-256 differs"),
     "another seed": (lambda record: cast("dict[str, object]", record["options"]).update(seed=1), "its SHA-256 differs"),
-    "a long text": (lambda record: record.update(prompt=[1] * 4096), "the prompt has 4096 tokens"),
+    "a long text": (lambda record: record.update(prompt=[1] * 4097), "the prompt has 4097 tokens"),
+    "a text that is full": (lambda record: record.update(prompt=[1] * 4096), "leave no room in the model's context"),
 }
 
 

@@ -298,9 +298,10 @@ def test_a_prompt_longer_than_the_context_says_both_lengths(demo: Demo) -> None:
         helium_mlx.stream_generate(*demo, [5] * (context + 3))
 
 
-def test_a_prompt_that_fills_the_context_is_followed_by_one_token(demo: Demo) -> None:
+def test_a_prompt_that_fills_the_context_is_followed_by_one_token(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = demo
-    context = model.config.max_position_embeddings
+    context = 64
+    monkeypatch.setattr(model.config, "max_position_embeddings", context)
     chunks, _ = collect(helium_mlx.stream_generate(model, tokenizer, [1] * context, max_tokens=5, ignore_eos=True))
     best = model(mx.array([[1] * context])).logits[0, -1].argmax().item()
     assert [(chunk.token, chunk.finish_reason) for chunk in chunks] == [(best, "length")]
