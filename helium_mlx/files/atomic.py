@@ -6,7 +6,6 @@ Two directories are swapped in one step where the system can: whoever looks, or 
 import fcntl
 import os
 import re
-import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     # What a link names is replaced, not the link.
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.partial")
     try:
         if target.is_dir():
             raise CheckpointError(f"{path}: is a directory; name a file")
@@ -151,7 +150,7 @@ def files_into(destination: Path) -> Iterator[Path]:
 def _working_directory(destination: Path) -> Iterator[Path]:
     """Give a new hidden directory beside `destination`, locked while this process lives; remove what is left of it."""
     # Not mkdtemp: its directories are for their owner alone, and a checkpoint follows the user's umask.
-    directory = destination.parent / f".{destination.name}.{secrets.token_hex(4)}.partial"
+    directory = destination.parent / f".{destination.name}.{os.urandom(4).hex()}.partial"
     new_parents = [parent for parent in destination.parents if not os.path.lexists(parent)]
     try:
         with _named_errors(destination, directory), ExitStack() as stack:

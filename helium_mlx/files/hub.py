@@ -6,8 +6,6 @@ from functools import cache
 from pathlib import Path
 
 from helium_mlx.errors import CheckpointError, UsageError, shown
-from helium_mlx.files.hub_client import HubProblem
-from helium_mlx.files.hub_download import download, download_file
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WITH_SUBFOLDER = re.compile(r"([\w.-]+/[\w.-]+):(.*)", re.DOTALL)
@@ -36,10 +34,7 @@ def resolve(
     name, subfolder = _parts(path_or_repo, revision, subfolder)
     directory = _local_directory(name)
     if directory is None:
-        try:
-            return download(name, revision, subfolder, documents=documents)
-        except HubProblem as problem:
-            raise _download_error(problem) from None
+        return _downloaded(name, revision, subfolder, documents=documents)
     if revision is not None:
         raise CheckpointError(
             f"{name} is a directory on this machine, which has no revision {revision}; leave that out"
@@ -60,10 +55,7 @@ def resolve_file(
     directory = _local_directory(name)
     if directory is not None:
         return directory / (subfolder or "") / file
-    try:
-        return download_file(name, revision, subfolder, file)
-    except HubProblem as problem:
-        raise _download_error(problem) from None
+    return _downloaded(name, revision, subfolder, file)
 
 
 def require_branch_name(name: str) -> None:
@@ -120,5 +112,16 @@ def _note_demo() -> None:
     )
 
 
-def _download_error(problem: HubProblem) -> CheckpointError:
-    return CheckpointError(f"{problem}, or try {DEMO_NAME!r}")
+def _downloaded(
+    repo: str, revision: str | None, subfolder: str | None, file: str | None = None, *, documents: bool = False
+) -> Path:
+    # What is on this machine starts without the client.
+    from helium_mlx.files.hub_client import HubProblem
+    from helium_mlx.files.hub_download import download, download_file
+
+    try:
+        if file is not None:
+            return download_file(repo, revision, subfolder, file)
+        return download(repo, revision, subfolder, documents=documents)
+    except HubProblem as problem:
+        raise CheckpointError(f"{problem}, or try {DEMO_NAME!r}") from None

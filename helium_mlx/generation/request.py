@@ -4,7 +4,6 @@ The public functions make `CompletionOptions` of their arguments; solo runs, bat
 hand a `CompletionRequest` on. Both are plain values, so that they may go from thread to thread.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +11,8 @@ import mlx.core as mx
 
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.generation.completion import CompletionText, StopStrings
-from helium_mlx.generation.prompt_lookup import check_draft_tokens
 from helium_mlx.generation.prompts import Prompt, room_after, tokens_of_prompt
-from helium_mlx.generation.sampling import Sampler, SamplingOptions, banned_tokens
+from helium_mlx.generation.sampling import Sampler, SamplingOptions, banned_tokens, fresh_seed
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.memory import cache_bytes
@@ -68,7 +66,7 @@ class CompletionOptions(SamplingOptions):
 
     def seeded(self) -> "CompletionOptions":
         """Return the options with a seed, drawn if there is none, so that what was begun with them can be resumed."""
-        return self if self.seed is not None else replace(self, seed=secrets.randbits(64))
+        return self if self.seed is not None else replace(self, seed=fresh_seed())
 
     def require_fit(self, config: HeliumConfig, tokenizer: HeliumTokenizer) -> None:
         """Raise GenerationError for options of the draw that the model or the tokenizer lacks the ids for."""
@@ -156,5 +154,8 @@ def checked_request(
     forgets = size is not None and size <= model.config.max_position_embeddings
     count = options.max_tokens if forgets else min(options.max_tokens, room_after(model, held, len(tokens)))
     if cache and options.prompt_lookup:
+        # Few prompts are completed so.
+        from helium_mlx.generation.prompt_lookup import check_draft_tokens
+
         check_draft_tokens(options.prompt_lookup, cache, held + len(tokens) + count)
     return CompletionRequest(tokens, options, count)

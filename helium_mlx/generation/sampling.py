@@ -15,9 +15,8 @@ several requests at once: `model/logits_processing.py` has transformers' steps f
 """
 
 import copy
-import hashlib
 import math
-import secrets
+import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -134,7 +133,7 @@ class Sampler:
     ) -> None:
         self.options = options
         self.drawn = 0
-        self._seed = secrets.randbits(64) if options.seed is None else options.seed
+        self._seed = fresh_seed() if options.seed is None else options.seed
         self._adjustment = logit_adjustment(options, vocab_size, reserved_ids)
         self._past = int(prompt.size)
         self._last_seen = _last_seen(prompt, vocab_size) if options.repetition_penalty != 1 else None
@@ -285,8 +284,16 @@ def race(left: mx.array, tokens: mx.array | None, bits: mx.array) -> mx.array:
 _BITS_TO_UNIT = 2.0**-32 * (1 - 2.0**-24)
 
 
+def fresh_seed() -> int:
+    """Return a seed that nobody chose, from 0 to 2^64 - 1."""
+    return int.from_bytes(os.urandom(8), "little")
+
+
 def key_of(seed: int, n: int) -> mx.array:
     """Return the key of the n-th token, counted from 0, of a request with `seed`: the same on every machine."""
+    # Greedy completions start without it.
+    import hashlib
+
     digest = hashlib.blake2b(seed.to_bytes(8, "little") + n.to_bytes(8, "little"), digest_size=8).digest()
     return mx.random.key(int.from_bytes(digest, "little"))
 

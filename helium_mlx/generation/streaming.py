@@ -10,14 +10,12 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
 from helium_mlx.errors import GenerationError, shown
-from helium_mlx.generation.batching import complete_batch
 from helium_mlx.generation.completion import CompletionText, DecodedToken, FinishReason, GenerationChunk, ranked
-from helium_mlx.generation.prompt_lookup import LookupDecoding
 from helium_mlx.generation.prompts import Prompt, holds_ids, require_generator
 from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
 from helium_mlx.generation.sampling import Sampler, token_logprobs
@@ -29,6 +27,9 @@ from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.sound_logits import are_distinct, are_finite, require_sound
 from helium_mlx.option_values import OnProgress, require_call, require_whole, token_ids
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+if TYPE_CHECKING:
+    from helium_mlx.generation.prompt_lookup import LookupDecoding
 
 # How often MLX's cache of free buffers is emptied: growing key-value caches leave one of every size.
 TOKENS_PER_CLEARING = 256
@@ -137,6 +138,9 @@ def generate(
         kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
     )  # fmt: skip
     if isinstance(prompt, (list, tuple)) and not (prompt and holds_ids(prompt)):
+        # A single prompt starts without it.
+        from helium_mlx.generation.batching import complete_batch
+
         _require_batchable(
             options, cache=cache, cached_tokens=len(cached_tokens), cancel=cancel, on_progress=on_progress
         )
@@ -289,6 +293,20 @@ class Decoding:
         return DecodedToken(token, logprob, alternatives, is_sound=is_sound)
 
 
+def _decoding(
+    model: HeliumForCausalLM, cache: list[KVCache], sampler: Sampler, request: CompletionRequest
+) -> "Decoding | LookupDecoding":
+    options = request.options
+    if not options.prompt_lookup:
+        return Decoding(model, cache, sampler, options.logprobs)
+    # Most completions start without it.
+    from helium_mlx.generation.prompt_lookup import LookupDecoding
+
+    return LookupDecoding(
+        model, cache, sampler, options.logprobs, prompt=request.prompt, draft_tokens=options.prompt_lookup
+    )
+
+
 class CompletionRun:
     """One completion with a cache of its own, which already holds `held` tokens: its prompt, then a token at a time.
 
@@ -307,19 +325,13 @@ class CompletionRun:
         cached_tokens: int = 0,
         prefill_step_size: int,
     ) -> None:
-        options, self.held = request.options, cache[0].offset
+        self.held = cache[0].offset
         self.request = request
         self.tokens = request.prompt[cached_tokens:]
         self.prefill_step_size = prefill_step_size
         require_run_fits(model, self.held + len(self.tokens) + request.count, cache[0].kind)
         sampler = request.sampler(model, tokenizer)
-        self.decoding = (
-            LookupDecoding(
-                model, cache, sampler, options.logprobs, prompt=request.prompt, draft_tokens=options.prompt_lookup
-            )
-            if options.prompt_lookup
-            else Decoding(model, cache, sampler, options.logprobs)
-        )
+        self.decoding = _decoding(model, cache, sampler, request)
         self.text_of: CompletionText = request.text_of(tokenizer)
         self.generated = self._accepted = 0
         self._start, self._prompt_seconds = time.perf_counter(), 0.0

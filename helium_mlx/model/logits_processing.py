@@ -5,10 +5,12 @@ every token that equals the k-th, and top-p sums the probabilities from the smal
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from helium_mlx.model.generate_options import GenerationOptions
+if TYPE_CHECKING:
+    from helium_mlx.model.generate_options import GenerationOptions
 
 # Beyond these nothing changes any more, and scores stay finite in float32, which a draw needs, both taken together.
 MIN_TEMPERATURE = 1e-20
@@ -23,7 +25,7 @@ class LogitsProcessors:
     `left_padding`: for each row how many ids at the left the repetition penalty passes over, or None.
     """
 
-    def __init__(self, options: GenerationOptions, left_padding: mx.array | None) -> None:
+    def __init__(self, options: "GenerationOptions", left_padding: mx.array | None) -> None:
         self.options = options
         self.left_padding = left_padding
 

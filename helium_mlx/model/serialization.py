@@ -19,7 +19,6 @@ from helium_mlx.checkpoint.quantization_settings import ModuleSettings, Quantiza
 from helium_mlx.checkpoint.weight_files import write_weights
 from helium_mlx.errors import CheckpointError, UploadError, some
 from helium_mlx.files.atomic import files_into, write_json
-from helium_mlx.files.hub_client import HubProblem, hub_problems
 from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
 from helium_mlx.model.interfaces import PretrainedModel
 from helium_mlx.process import require_not_forked
@@ -97,6 +96,8 @@ def push_model(
     import tempfile
 
     from huggingface_hub import HfApi
+
+    from helium_mlx.files.hub_client import HubProblem, hub_problems
 
     api = HfApi()
     with tempfile.TemporaryDirectory() as directory:
