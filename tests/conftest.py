@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,14 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 # A shell's background job ignores these, and so would the processes that tests start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share the whole suite among a process for each core; a run of chosen files, `-n`, and `--pdb` are as they say."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.usepdb
+    if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        config.option.numprocesses = os.cpu_count() or 1
 
 
 @pytest.fixture(scope="session")
