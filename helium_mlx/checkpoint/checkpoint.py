@@ -1,4 +1,5 @@
-"""From a checkpoint directory to a model. Reads safetensors only, and checks names and shapes before any tensor.
+"""A checkpoint directory, opened: its config, and its tensors by name. Reads safetensors only, and checks names and
+shapes before it reads a tensor.
 
 A directory may be a stranger's: nothing in it is run, no file outside of it is read, and no number of its config
 costs memory before the tensors confirm it (see `SECURITY.md`).

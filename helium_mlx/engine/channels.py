@@ -1,4 +1,8 @@
-"""What callers want of an engine's worker, on its way there: functions that it calls between two steps."""
+"""Between an engine's worker and everybody else: calls to it (Inbox), and the chunks of a request back (Channel).
+
+A call is a function that the worker runs between two steps. Only plain Python values go back. A channel is bounded:
+where it is full the request is preempted, and resumed when the reader has read half of it.
+"""
 
 import asyncio
 import threading

@@ -4,13 +4,14 @@ A step drops who was cancelled, admits who fits, and then runs one step of a pro
 the batch, and one token of each unbatched request. So nobody waits longer for a long prompt than one step of it, and a
 cancellation is seen within a step.
 
-Requests are *waiting* until they are admitted, first come, first served, none overtaking, while there are places and
-memory. Then they are *running*: in their prompt, about to join the batch, in it, or unbatched. Whose reader is slow is
-*preempted* with its cache and comes back first; if others need the memory and nothing runs that will free some, the
-cache is evicted and computed again.
+Requests are *waiting* until they are admitted: first come, first served, as long as there are places and memory. Then
+they are *running*: in their prompt, about to join the batch, in it, or unbatched. A request whose reader is slow is
+*preempted* with its cache and comes back before those that wait. If others need the memory, and nothing that runs will
+free any, that cache is evicted, and computed again later.
 
-An error in a step that several rows share is nobody's in particular: all are preempted and retried one by one, rebuilt
-from their tokens. Who fails then fails alone; a row that three steps in a row have failed with is ended with the error.
+An error in a step that several rows share belongs to none of them: all are preempted and retried one by one, rebuilt
+from their tokens. Who fails then fails alone; a row
+whose step fails a fourth time in a row is ended with the error.
 """
 
 from collections import deque
@@ -94,8 +95,8 @@ class Scheduler:
     ) -> None:
         """Queue a request.
 
-        An unbatched one brings its empty `cache`; one that is resumed may bring the cache that is `held` of all its
-        tokens but the last.
+        An unbatched request brings its empty `cache`. A resumed one may bring the cache of all its tokens but the last,
+        in `held`.
         """
         try:
             if cache is not None:
@@ -310,7 +311,7 @@ class Scheduler:
         try:
             logits = job.run.advance()
             if logits is not None:
-                # Of a row that is retried one has to know now; of others, the batch need not wait for it.
+                # Whether a retried row fails has to be known now; for others, the batch need not wait.
                 (mx.eval if job.rows[0].failures else mx.async_eval)(logits)
         except Exception as error:
             self._prompts_failed(job, error)

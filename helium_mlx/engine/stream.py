@@ -1,8 +1,6 @@
-"""The two ends of a request to an engine: the channel that its worker fills, and the stream that a reader holds.
+"""What the reader of a request to an engine holds: the chunks, as its worker puts them into the channel.
 
-Only plain Python values go through. The channel is bounded: where it is full the request is preempted, and
-resumed when the reader has read half of it. A reader may be a thread or an asyncio task, and several may
-share a stream; each chunk goes to one of them.
+A reader may be a thread or an asyncio task, and several may share a stream; each chunk goes to one of them.
 """
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator

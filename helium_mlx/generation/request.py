@@ -28,7 +28,7 @@ UNBATCHED_OPTIONS: dict[str, object] = {"max_kv_size": None, "kv_bits": None, "k
 
 @dataclass(frozen=True)
 class CompletionOptions(SamplingOptions):
-    """What a completion is asked for beside its prompt, and beside what shapes the draw; see `stream_generate`.
+    """The options of a completion: those of the draw, which it inherits, and all others; see `stream_generate`.
 
     Raises GenerationError for a value that no model could be run with; `require_fit` checks the rest.
     """
@@ -69,7 +69,7 @@ class CompletionOptions(SamplingOptions):
         return self if self.seed is not None else replace(self, seed=fresh_seed())
 
     def require_fit(self, config: HeliumConfig, tokenizer: HeliumTokenizer) -> None:
-        """Raise GenerationError for options of the draw that the model or the tokenizer lacks the ids for."""
+        """Raise GenerationError for options that name ids which the model or the tokenizer lacks."""
         most = config.vocab_size
         require_whole("logprobs", self.logprobs, 0, most, allowed=f"from 0 to vocab_size = {most}")
         banned_tokens(self, most, self.reserved_ids(tokenizer))

@@ -1,4 +1,4 @@
-"""From a model in memory to a checkpoint directory that transformers opens, and on to the Hub."""
+"""From a model in memory to a checkpoint directory that transformers opens, or the Hub; and from a directory back."""
 
 import warnings
 from collections.abc import Mapping
