@@ -27,7 +27,8 @@ from helium_mlx.files.atomic import new_directory, write_json
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
 from helium_mlx.files.safetensors_writer import TensorPlan
-from helium_mlx.terminal import Progress, run_command
+from helium_mlx.progress import Progress
+from helium_mlx.terminal import run_command
 
 # What differs from HeliumConfig's defaults, which are the preview's.
 SHAPES: dict[str, dict[str, object]] = {

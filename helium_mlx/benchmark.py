@@ -12,7 +12,6 @@ model that fits the processor's cache can exceed it, and a small one is far from
 What is measured stands in `diagnostics/measures.py`, what is done in the measured process in `diagnostics/worker.py`.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -23,15 +22,23 @@ from typing import cast
 
 from helium_mlx.diagnostics.measures import Figure, Report, benchmark
 from helium_mlx.json_writer import to_json
-from helium_mlx.terminal import Progress, add_repository_options, flags_of, run_command
+from helium_mlx.progress import Progress
+from helium_mlx.terminal import CommandParser, add_repository_options
 from helium_mlx.version import __version__
 
 __all__ = ["Figure", "Report", "benchmark", "build_parser", "main"]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser; option names are those of `benchmark`, and `--json` and `--plot`."""
-    parser = argparse.ArgumentParser(prog="helium-mlx benchmark", description="Measure speed and memory here.")
+    parser = CommandParser(
+        "benchmark",
+        "Measure speed and memory on this machine.",
+        examples={
+            "--model helium-2b-4bit": "every figure of a checkpoint",
+            "--model helium-2b-4bit --against mlx-lm --plot speed.svg": "beside mlx-lm, drawn",
+        },
+    )
     parser.add_argument("--model", default="demo", help="directory, Hub repository or 'demo' (default: %(default)s)")
     add_repository_options(parser)
     parser.add_argument(
@@ -57,13 +64,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = build_parser()
-    options = vars(parser.parse_args(argv))
-    as_json, plot = options.pop("json"), options.pop("plot")
-    return run_command(lambda: _run(options, as_json=as_json, plot=plot), flags_of(parser))
+    return build_parser().run(argv, _run)
 
 
-def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> None:
+def _run(*, json: bool, plot: str | None, **options: object) -> None:
     if plot is not None:
         from helium_mlx.plotting import check_plot
 
@@ -76,7 +80,7 @@ def _run(options: Mapping[str, object], *, as_json: bool, plot: str | None) -> N
         from helium_mlx.diagnostics.plot import draw
 
         draw(plot, report.figures, against=against, caption=f"{options['model']} on {place}")
-    if as_json:
+    if json:
         rows = [_fields(figure) for figure in report.figures]
         print(to_json({
             "options": dict(options), "machine": machine, "versions": versions,

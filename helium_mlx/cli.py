@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from helium_mlx.errors import shown
+from helium_mlx.terminal import did_you_mean
 from helium_mlx.version import __version__
 
 # command -> what it does, one line for --help
@@ -25,6 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] == "--version":
         print(f"helium-mlx {__version__}")
         return 0
+    if argv and not argv[0].startswith("-"):
+        near = did_you_mean(argv[0], COMMANDS)
+        print(f"error: there is no command {shown(argv[0])}{near or '; helium-mlx --help lists them'}", file=sys.stderr)
+        return 2
     asked = bool(argv) and argv[0] in ("--help", "-h")
     print(_usage(), file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

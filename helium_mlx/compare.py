@@ -3,7 +3,6 @@
 The table is Markdown, with a row a language; KL is in nats a token, and what stands after "±" is a standard error.
 """
 
-import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,15 +12,21 @@ from helium_mlx.comparison.report import ComparisonReport
 from helium_mlx.comparison.tables import summary, table
 from helium_mlx.errors import UsageError
 from helium_mlx.json_writer import to_json
-from helium_mlx.terminal import Progress, flags_of, run_command
+from helium_mlx.progress import Progress
+from helium_mlx.terminal import CommandParser
 
 SIDES = "checkpoint directory, Hub repository, 'demo', or mlx-lm:NAME for what mlx-lm opens"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser; option names are those of `helium_mlx.compare`, and `--text`, `--json` and `--plot`."""
-    parser = argparse.ArgumentParser(
-        prog="helium-mlx compare", description="Measure how far a checkpoint is from its reference."
+    parser = CommandParser(
+        "compare",
+        "Measure how far a checkpoint is from its reference.",
+        examples={
+            "--reference kyutai/helium-1-preview-2b --candidate helium-2b-4bit": "what 4 bits change",
+            "--reference demo --candidate demo-4bit demo-8bit --text mine.txt --json": "two on a text of your own",
+        },
     )
     parser.add_argument("--reference", required=True, metavar="A", help=SIDES)
     parser.add_argument(
@@ -59,9 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = build_parser()
-    options = vars(parser.parse_args(argv))
-    return run_command(lambda: _compare(**options), flags_of(parser))
+    return build_parser().run(argv, _compare)
 
 
 def _compare(

@@ -1,30 +1,39 @@
 """The command `convert`: Hugging Face weights to MLX, and back. `python -m helium_mlx.convert --help`."""
 
-import argparse
 import sys
 from dataclasses import fields
 
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.checkpoint.quantization_settings import MODES
 from helium_mlx.errors import HeliumError, UsageError
+from helium_mlx.progress import Progress, note
 from helium_mlx.quantization.recipes import RECIPES
 from helium_mlx.quantization.rounding import ROUNDINGS
-from helium_mlx.terminal import Progress, add_repository_options, flags_of, run_command
+from helium_mlx.terminal import CommandParser, add_repository_options, flags_of
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser; option names are those of `helium_mlx.convert`."""
-    parser = argparse.ArgumentParser(
-        prog="helium-mlx convert", description="Convert Hugging Face weights to MLX, and back."
+    parser = CommandParser(
+        "convert",
+        "Convert Hugging Face weights to MLX, and back.",
+        examples={
+            "--hf-path kyutai/helium-1-preview-2b --mlx-path helium-2b-4bit -q": "the 2B preview at 4 bits",
+            "--hf-path helium-2b-4bit --mlx-path helium-2b-hf --to hf -d": "back, for transformers",
+        },
+        instead={"--trust-remote-code": "no code of a checkpoint is ever run; leave it out"},
     )
-    parser.add_argument("--hf-path", required=True, help="checkpoint directory, Hub repository or 'demo'")
+    parser.add_argument("--hf-path", "--model", required=True, help="checkpoint directory, Hub repository or 'demo'")
     parser.add_argument("--mlx-path", default="mlx_model", help="directory to write (default: %(default)s)")
     add_repository_options(parser)
     parser.add_argument("--quantize", "-q", action="store_true", help="quantize the weights")
     parser.add_argument("--q-bits", type=int, help="bits a weight: 2, 3, 4, 5, 6 or 8 (default: 4)")
     parser.add_argument("--q-group-size", type=int, help="weights that share a scale: 32, 64 or 128 (default: 64)")
     parser.add_argument("--q-mode", choices=tuple(MODES), help="format of the weights (default: affine)")
-    parser.add_argument("--recipe", metavar="NAME", help=f"quantize, with bits by module: {', '.join(RECIPES)}")
+    recipes = "; ".join(f"{name} ({recipe.description})" for name, recipe in RECIPES.items())
+    parser.add_argument(
+        "--recipe", "--quant-predicate", metavar="NAME", help=f"quantize, with bits by module: {recipes}"
+    )
     parser.add_argument(
         "--target-bpw", type=float, metavar="X", help="quantize to X bits per weight, measured out module by module"
     )
@@ -57,10 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = build_parser()
-    options = vars(parser.parse_args(argv))
     # As errors about a quantization call them, be it asked for or a checkpoint's own.
     flags = {**flags_of(parser), "bits": "--q-bits", "group_size": "--q-group-size"}
-    return run_command(lambda: _convert(**options), flags)
+    return parser.run(argv, _convert, flags)
 
 
 def _convert(**options: object) -> None:
@@ -79,15 +87,14 @@ def _convert(**options: object) -> None:
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if report.calibration is not None:
-        print(report.calibration.summary, file=sys.stderr)
-    print(
+        note(report.calibration.summary)
+    note(
         f"{report.mlx_path}: {report.total_bytes / 1e6:.1f} MB of weights, {report.bits_per_weight:.2f} bits each, "
         f"{'verified' if report.verification else 'not verified'}, in {report.seconds:.1f} s and "
-        f"{report.peak_resident_memory / 1e6:.0f} MB of memory",
-        file=sys.stderr,
+        f"{report.peak_resident_memory / 1e6:.0f} MB of memory"
     )
     if options["upload_repo"]:
-        print(f"published as {options['upload_repo']}", file=sys.stderr)
+        note(f"published as {options['upload_repo']}")
 
 
 def _require_usable(options: dict[str, object]) -> None:

@@ -1,19 +1,23 @@
 """The command `export`: a checkpoint as a bundle without Python. `python -m helium_mlx.export --help`."""
 
-import argparse
 import sys
 from dataclasses import asdict
 
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.json_writer import to_json
-from helium_mlx.terminal import Progress, add_repository_options, flags_of, run_command
+from helium_mlx.progress import Progress, note
+from helium_mlx.terminal import CommandParser, add_repository_options
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser; option names are those of `helium_mlx.export`."""
-    parser = argparse.ArgumentParser(
-        prog="helium-mlx export",
-        description="Export a checkpoint as a bundle that C++ and Swift can run, on the backend at hand.",
+    parser = CommandParser(
+        "export",
+        "Export a checkpoint as a bundle that C++ and Swift can run, on the backend at hand.",
+        examples={
+            "--model helium-2b-4bit --output helium-bundle": "a bundle for the whole context",
+            "--model demo --output demo-bundle --context 512": "a smaller one, of the demo",
+        },
     )
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub repository or 'demo'")
     parser.add_argument("--output", required=True, help="directory to write")
@@ -34,13 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = build_parser()
-    options = vars(parser.parse_args(argv))
-    as_json: bool = options.pop("json")
-    return run_command(lambda: _export(as_json=as_json, **options), flags_of(parser))
+    return build_parser().run(argv, _export)
 
 
-def _export(*, as_json: bool, **options: object) -> None:
+def _export(*, json: bool, **options: object) -> None:
     from helium_mlx.bundle.exporting import export
 
     report = export(
@@ -48,13 +49,12 @@ def _export(*, as_json: bool, **options: object) -> None:
         on_progress=Progress("Running the model"),
         on_verification=Progress("Verifying"),
     )
-    if as_json:
+    if json:
         print(to_json(asdict(report), indent=2))
     checked = "not verified" if report.error is None else f"verified with {report.vectors} prompts"
-    print(
+    note(
         f"{report.output}: {report.functions} functions for {report.backend}, a context of {report.context}, "
-        f"{report.total_bytes / 1e6:.1f} MB, {checked}, in {report.seconds:.1f} s",
-        file=sys.stderr,
+        f"{report.total_bytes / 1e6:.1f} MB, {checked}, in {report.seconds:.1f} s"
     )
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.errors import GenerationError, OptionError
 from helium_mlx.json_writer import to_json
-from helium_mlx.terminal import Progress, add_repository_options, flags_of, run_command
+from helium_mlx.progress import Progress, note
+from helium_mlx.terminal import CommandParser, add_repository_options
 
 if TYPE_CHECKING:
     from helium_mlx.generation.completion import GenerationChunk
@@ -23,9 +24,24 @@ LONG_RUN = 1024
 DEFAULT_MODEL = "mlx-community/helium-1-preview-2b-4bit"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser; option names are those of `helium_mlx.stream_generate`."""
-    parser = argparse.ArgumentParser(prog="helium-mlx generate", description="Stream a completion of a prompt.")
+    parser = CommandParser(
+        "generate",
+        "Stream a completion of a prompt.",
+        examples={
+            '--prompt "Il était une fois" -m 100': "100 tokens of the 2B model at 4 bits",
+            '--model demo --prompt "Once upon a time" --temp 0.8 --num-samples 3': "three drawn ones, without network",
+        },
+        instead={
+            "-q": "-q is --quantize of convert; --quiet leaves out statistics and progress",
+            "--verbose": "statistics are shown anyway; --quiet leaves them out",
+            "--system-prompt": "Helium continues text and has no chat template; write it into --prompt",
+            "--draft-model": "--prompt-lookup N drafts from the text itself",
+            "--adapter-path": "adapters are not loaded here; merge them into the weights first",
+            "--trust-remote-code": "no code of a checkpoint is ever run; leave it out",
+        },
+    )
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="checkpoint directory, Hub repository or 'demo' (default: %(default)s)"
     )
@@ -42,7 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=16, help="rows computed together (default: %(default)s)")
     parser.add_argument("--num-samples", type=int, default=1, help="completions of each prompt (default: %(default)s)")
     parser.add_argument("--max-tokens", "-m", type=int, default=256, help="tokens to generate (default: %(default)s)")
-    parser.add_argument("--temp", type=float, default=0.0, dest="temperature", help="temperature; 0 is greedy")
+    parser.add_argument(
+        "--temp", "--temperature", type=float, default=0.0, dest="temperature", help="temperature; 0 is greedy"
+    )
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the most probable tokens up to this probability")
     parser.add_argument("--top-k", type=int, default=0, help="keep this many of the most probable tokens; 0 is all")
     parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below this fraction of the best one's")
@@ -70,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kv-group-size", type=int, default=64, help="cache values that share a scale (default: 64)")
     parser.add_argument(
         "--prompt-cache",
+        "--prompt-cache-file",
         metavar="FILE",
         help="cache of a prompt's beginning, read if it is there and written at the end",
     )
@@ -79,17 +98,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prefill-step-size", type=int, default=512, help="prompt tokens to run at a time")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in (default: the checkpoint's)")
     parser.add_argument(
+        "--no-echo", dest="echo", action="store_false", help="on a terminal, do not show the prompt before its text"
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print JSON: an object a token, or a completion where there are several"
     )
-    parser.add_argument("--quiet", "-q", action="store_true", help="no statistics and no progress")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = build_parser()
-    options = vars(parser.parse_args(argv))
-    return run_command(lambda: _generate(**options), flags_of(parser))
+    return build_parser().run(argv, _generate)
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -125,8 +144,8 @@ def _generate(
         _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
         return
     warning = tokenizer.trailing_space_warning(text)
-    if warning and not options["quiet"]:
-        print(warning, file=sys.stderr)
+    if warning:
+        note(warning)
     if options["num_samples"] != 1:
         _complete_samples(network, tokenizer, text, **options)  # pyright: ignore[reportArgumentType]
     else:
@@ -168,7 +187,7 @@ def _complete(
     prompt_cache: str | None,
     *,
     json: bool,
-    quiet: bool,
+    echo: bool,
     batch_size: int,
     num_samples: int,
     max_tokens: int,
@@ -186,7 +205,7 @@ def _complete(
     total = len(tokens) + max_tokens
     if max_kv_size is None:
         total = min(total, model.config.max_position_embeddings)
-    memory = _memory_of(model, total, **kind) if total >= LONG_RUN and not quiet else None
+    memory = _memory_of(model, total, **kind) if total >= LONG_RUN else None
     stored, held = None, 0
     if prompt_cache is None:
         cache = make_cache(model, **kind)  # pyright: ignore[reportArgumentType]
@@ -195,8 +214,8 @@ def _complete(
 
         stored = PromptCache.open(prompt_cache, model, tokenizer, **kind)  # pyright: ignore[reportArgumentType]
         cache, held = stored.prepare(tokens)
-        if held and not quiet:
-            print(f"Prompt cache: {held} of {len(tokens)} tokens", file=sys.stderr)
+        if held:
+            note(f"Prompt cache: {held} of {len(tokens)} tokens")
     chunks = stream_generate(
         model,
         tokenizer,
@@ -205,15 +224,18 @@ def _complete(
         cached_tokens=tokens[:held],
         max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
-        on_progress=Progress("Prompt", quiet=quiet) if len(tokens) - held > prefill_step_size else None,
+        on_progress=Progress("Prompt") if len(tokens) - held > prefill_step_size else None,
         **options,  # pyright: ignore[reportArgumentType]
     )
     if memory:
-        print(memory, file=sys.stderr)
+        note(memory)
     generated: list[int] = []
     try:
         shown = _noting(chunks, generated)
-        _print_json(shown) if json else _print_text(shown, quiet=quiet, guesses=bool(options["prompt_lookup"]))
+        if json:
+            _print_json(shown)
+        else:
+            _print_text(shown, prompt=text if echo else "", guesses=bool(options["prompt_lookup"]))
     finally:
         chunks.close()
         if stored is not None:
@@ -236,7 +258,7 @@ def _for_batches(options: dict[str, object]) -> dict[str, object]:
     """Return those of the command's options that `batch_generate` takes."""
     from helium_mlx.generation.request import UNBATCHED_OPTIONS
 
-    return {name: value for name, value in options.items() if name not in UNBATCHED_OPTIONS and name != "quiet"}
+    return {name: value for name, value in options.items() if name not in UNBATCHED_OPTIONS and name != "echo"}
 
 
 def _complete_samples(
@@ -266,18 +288,16 @@ def _complete_file(
     *,
     num_samples: int,
     json: bool,
-    quiet: bool,
     **options: object,
 ) -> None:
     from helium_mlx.generation.prompt_file import run_prompt_file
 
     report = run_prompt_file(
-        model, tokenizer, path, output, samples=num_samples, on_progress=Progress("Prompts", quiet=quiet),
+        model, tokenizer, path, output, samples=num_samples, on_progress=Progress("Prompts"),
         **_for_batches(options),  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
-    if not quiet:
-        there = f", {report.already_there} were there already" if report.already_there else ""
-        print(f"{report.written} completions of {report.generated_tokens} tokens{there}", file=sys.stderr)
+    there = f", {report.already_there} were there already" if report.already_there else ""
+    note(f"{report.written} completions of {report.generated_tokens} tokens{there}")
 
 
 def _read_prompt() -> str:
@@ -298,25 +318,25 @@ def _print_object(values: dict[str, object]) -> None:
     print(to_json(values, ascii_only=not printable), flush=True)
 
 
-def _print_text(chunks: "Iterator[GenerationChunk]", *, quiet: bool, guesses: bool) -> None:
+def _print_text(chunks: "Iterator[GenerationChunk]", *, prompt: str, guesses: bool) -> None:
     chunk = None
+    if prompt and sys.stdout.isatty():
+        print(prompt if "NO_COLOR" in os.environ else f"\x1b[2m{prompt}\x1b[0m", end="", flush=True)
     for chunk in chunks:
         print(chunk.text, end="", flush=True)
     print(flush=True)
-    if chunk and guesses and not quiet:
+    if chunk and guesses:
         passes = max(chunk.generated_tokens - chunk.accepted_tokens, 1)
-        print(
+        note(
             f"Guessed: {chunk.accepted_tokens} tokens, and {chunk.drafted_tokens - chunk.accepted_tokens} in vain, "
-            f"{chunk.generated_tokens / passes:.2f} tokens a pass",
-            file=sys.stderr,
+            f"{chunk.generated_tokens / passes:.2f} tokens a pass"
         )
-    if chunk and not quiet:
-        print(
+    if chunk:
+        note(
             f"Prompt: {chunk.prompt_tokens} tokens, {chunk.prompt_tps:.1f} tokens/s\n"
             f"Generation: {chunk.generated_tokens} tokens, {chunk.generation_tps:.1f} tokens/s"
             f" (ended by {chunk.finish_reason})\n"
-            f"Peak memory: {chunk.peak_memory:.3f} GB",
-            file=sys.stderr,
+            f"Peak memory: {chunk.peak_memory:.3f} GB"
         )
 
 

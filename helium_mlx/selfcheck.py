@@ -5,7 +5,6 @@ compares with `selfcheck_reference.safetensors`, which `tests/reference/make_sel
 max |result - reference| / max |reference|. The parity grid (`tests/parity/grid.py`) prints with `table`.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -17,7 +16,8 @@ import mlx.core as mx
 from helium_mlx.diagnostics.selfcheck_runs import Feature, by_feature, limits, most_failing, stored_half
 from helium_mlx.errors import HeliumError
 from helium_mlx.json_writer import to_json
-from helium_mlx.terminal import flags_of, run_command
+from helium_mlx.progress import note
+from helium_mlx.terminal import CommandParser
 
 
 def table(features: list[Feature]) -> str:
@@ -35,11 +35,12 @@ def _shown(error: float | None) -> str:
     return "-" if error is None else f"{error:.1e}"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser."""
-    parser = argparse.ArgumentParser(
-        prog="helium_mlx.selfcheck",
-        description="Compare MLX on this machine with stored outputs of transformers; exit status 1 if they differ.",
+    parser = CommandParser(
+        "selfcheck",
+        "Compare MLX on this machine with stored outputs of transformers; exit status 1 if they differ.",
+        examples={"": "every feature, in a table", "--json": "the same for programs"},
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
@@ -50,9 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     # Otherwise MLX rounds float32 products to TF32 on CUDA and on Apple's M5, and no kernel could be told from a wrong
     # one. It is read when the first product runs; a value that the user has set stays.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
-    parser = build_parser()
-    options = vars(parser.parse_args(argv))
-    return run_command(lambda: _selfcheck(**options), flags_of(parser))
+    return build_parser().run(argv, _selfcheck)
 
 
 def _selfcheck(*, json: bool) -> None:
@@ -62,8 +61,8 @@ def _selfcheck(*, json: bool) -> None:
     failed = [feature for feature in features if feature.failed]
     bounds = ", ".join(f"{name} {bound:g}" for name, bound in limits().items())
     _print_json(features, seconds) if json else print(table(features))
-    print(f"{_device()}, MLX {version('mlx')}: {len(features) - len(failed)} of {len(features)} features within bounds "
-          f"({bounds}), {seconds:.1f} s", file=sys.stderr)  # fmt: skip
+    note(f"{_device()}, MLX {version('mlx')}: {len(features) - len(failed)} of {len(features)} features within bounds "
+          f"({bounds}), {seconds:.1f} s")  # fmt: skip
     if failed:
         named = most_failing(features)
         raise HeliumError(f"{len(failed)} features differ from transformers, most of all: {', '.join(named)}")

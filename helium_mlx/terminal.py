@@ -1,18 +1,21 @@
-"""What all commands share: errors as one line, exit statuses, and progress that suits a terminal or a log."""
+"""What all commands share: errors as one line, exit statuses, common flags."""
 
 import argparse
 import errno
 import io
+import itertools
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from types import FrameType
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType, MappingProxyType
+from typing import NoReturn, cast
 
 from helium_mlx.errors import HeliumError, UsageError, one_line
 from helium_mlx.process import interrupt_as_usual
+from helium_mlx.progress import close_bars, hidden
 
 # Of an error; a path has at most 4096 characters.
 _LONGEST = 6000
@@ -22,11 +25,81 @@ class _TerminatedError(BaseException):
     """SIGTERM or SIGHUP came; an exception, so that what is half-written is removed on the way out."""
 
 
-def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = None) -> int:
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command, with `--quiet`, examples under its help, and errors in one line.
+
+    `examples` are command lines without the program's name, each with what it does. `instead` says what to use for a
+    flag that other programs have. Any other unknown flag is answered with the nearest.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        *,
+        examples: Mapping[str, str],
+        instead: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(prog=f"helium-mlx {command}", description=description)
+        self.examples = examples
+        self.instead = instead
+        self.add_argument("--quiet", action="store_true", help="no progress and no remarks; errors and warnings stay")
+
+    def format_help(self) -> str:
+        """Return the help with its examples."""
+        shown = [f"  # {what}\n  {self.prog} {line}" for line, what in self.examples.items()]
+        return super().format_help() + "\nexamples:\n" + "\n".join(shown) + "\n"
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> argparse.Namespace:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the options, or end the process with status 2 after a line about the first that is wrong."""
+        given = sys.argv[1:] if args is None else list(args)
+        # Before what is missing: that is often what was misspelled.
+        for word in itertools.takewhile(lambda word: word != "--", given):
+            flag = word.partition("=")[0]
+            if flag in self.instead:
+                self.error(f"{flag} is not an option here: {self.instead[flag]}")
+            if flag.startswith("--") and not any(known.startswith(flag) for known in self._option_string_actions):
+                self.error(f"there is no option {flag}{self._nearest(flag)}")
+        parsed, extra = super().parse_known_args(given)
+        if extra:
+            named = [flag for flag in ("--model", "--path", "--hf-path") if flag in self._option_string_actions]
+            remedy = f"; a model is given as {named[0]} {extra[0]}" if named and not extra[0].startswith("-") else ""
+            self.error(f"there is no place for the argument {extra[0]!r}{remedy}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2 and one line."""
+        message = one_line(message, _LONGEST)
+        end = " See" if message.endswith("?") else "; see"
+        self.exit(2, f"error: {message}{end} {self.prog} --help\n")
+
+    def run(
+        self, argv: Sequence[str] | None, command: Callable[..., None], flags: Mapping[str, str] | None = None
+    ) -> int:
+        """Call `command` with the options of a command line and return the exit status; see `run_command`."""
+        options = vars(self.parse_args(argv))
+        quiet = cast(bool, options.pop("quiet"))
+        return run_command(lambda: command(**options), flags or flags_of(self), quiet=quiet)
+
+    def _nearest(self, flag: str) -> str:
+        return did_you_mean(flag, [known for known in self._option_string_actions if known.startswith("--")])
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the question after the nearest of what is known, to end a message with; empty if nothing is near."""
+    import difflib
+
+    names = {name.lstrip("-"): name for name in known}
+    near = difflib.get_close_matches(word.lstrip("-"), names, n=1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
+
+
+def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = None, *, quiet: bool = False) -> int:
     """Run `command` and return its exit status.
 
     0 is done, 1 an error that is named in one line, 2 such an error about the options themselves, 130 Ctrl-C. `flags`,
-    from `flags_of`, are what the user knows options by: errors that call them by their names in Python are put so.
+    from `flags_of`, are what the user knows options by: errors that call them by their names in Python are put so. With
+    `quiet` no progress is shown.
 
     A closed pipe on standard output is silent: the reader has what it wanted. Characters that the terminal's encoding
     lacks are shown as "?".
@@ -35,12 +108,15 @@ def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = N
     _prepare_streams()
     signals = _raise_on_termination()
     try:
-        command()
+        with hidden(quiet):
+            command()
         sys.stdout.flush()
     except HeliumError as error:
+        close_bars()
         print(f"error: {one_line(in_flags(error, flags or {}), _LONGEST)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
+        close_bars()
         print(file=sys.stderr)
         return 130
     except _TerminatedError:
@@ -50,6 +126,7 @@ def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = N
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         place = _place(error)
+        close_bars()
         print(f"error: {error.strerror or error}{f': {place}' if place else ''}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -83,8 +160,12 @@ def add_repository_options(parser: argparse.ArgumentParser) -> None:
 
 
 def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return the longest flag of each of a parser's options by its name in Python."""
-    return {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+    """Return the first long flag of each of a parser's options by its name in Python."""
+    return {
+        action.dest: next(flag for flag in action.option_strings if flag.startswith("--"))
+        for action in parser._actions
+        if action.option_strings
+    }
 
 
 def in_flags(error: HeliumError, flags: Mapping[str, str]) -> str:
@@ -119,28 +200,3 @@ def _raise_on_termination() -> "dict[int, signal._HANDLER]":
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-
-class Progress:
-    """A progress bar on a terminal, a line every tenth elsewhere, both on standard error."""
-
-    def __init__(self, label: str, *, quiet: bool = False) -> None:
-        self.label = label
-        self.quiet = quiet
-        self.interactive = sys.stderr.isatty()
-        self.shown = -1
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` units are finished."""
-        steps = 100 if self.interactive else 10
-        reached = done * steps // max(total, 1)
-        if self.quiet or reached == self.shown:
-            return
-        self.shown = reached
-        percent = 100 * done // max(total, 1)
-        if self.interactive:
-            bar = "#" * (percent * 30 // 100)
-            end = "\n" if done >= total else ""
-            print(f"\r{self.label} [{bar:<30}] {percent:3d}%", end=end, file=sys.stderr, flush=True)
-        else:
-            print(f"{self.label}: {percent}%", file=sys.stderr, flush=True)

@@ -6,19 +6,24 @@ from typing import TYPE_CHECKING
 
 from helium_mlx.errors import shown, some
 from helium_mlx.files.hub_client import DEFAULT_TIMEOUT, TIMEOUT_VARIABLE, prepare_session
+from helium_mlx.progress import note
 from helium_mlx.publishing.progress import upload_progress
-from helium_mlx.terminal import flags_of, run_command
+from helium_mlx.terminal import CommandParser
 
 if TYPE_CHECKING:
     from helium_mlx.publishing.upload import UploadReport
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser; option names are those of `helium_mlx.upload`."""
-    parser = argparse.ArgumentParser(
-        prog="helium-mlx upload",
-        description="Publish a directory that `helium-mlx convert` made on the Hugging Face Hub, in one commit, and "
-        "read it back. What the Hub has is not sent; the same command resumes an upload that was cut off.",
+    parser = CommandParser(
+        "upload",
+        "Publish a directory that `helium-mlx convert` made on the Hugging Face Hub, in one commit, and read it back. "
+        "What the Hub has is not sent; the same command resumes an upload that was cut off.",
+        examples={
+            "--path helium-2b-4bit --repo you/helium-2b-4bit --dry-run": "look first: files, sizes, hashes",
+            "--path helium-2b-4bit --repo you/helium-2b-4bit": "publish it",
+        },
     )
     parser.add_argument("--path", required=True, help="the converted directory")
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="the repository; made if there is none")
@@ -42,9 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = build_parser()
-    options = vars(parser.parse_args(argv))
-    return run_command(lambda: _upload(**options), flags_of(parser))
+    return build_parser().run(argv, _upload)
 
 
 def _upload(*, timeout: float | None, **options: object) -> None:
@@ -57,12 +60,12 @@ def _upload(*, timeout: float | None, **options: object) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if report.left_out:
         names = some([shown(name) for name in report.left_out])
-        print(f"{len(report.left_out)} left out, as no part of a checkpoint: {names}", file=sys.stderr)
+        note(f"{len(report.left_out)} left out, as no part of a checkpoint: {names}")
     if report.dry_run:
         print("\n".join(_listing(report)))
     else:
         print(report.url)
-    print(_summary(report), file=sys.stderr)
+    note(_summary(report))
 
 
 def _listing(report: "UploadReport") -> list[str]:

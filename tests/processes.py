@@ -1,7 +1,12 @@
 """Python in a process of its own: code, a command of the package, or a script of the examples."""
 
+import fcntl
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -42,3 +47,34 @@ def run_command(
 def run_example(script: str, *arguments: object, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """Run a script of the examples."""
     return run_python(EXAMPLES / script, *arguments, timeout=timeout)
+
+
+def on_terminal(*words: str, columns: int = 80, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    """Return what a terminal of so many columns is given: standard output and error of a Python that must succeed."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen([sys.executable, *words], stdout=writer, stderr=writer, env=env, cwd=cwd)
+    os.close(writer)
+    shown = b""
+    while True:
+        try:
+            block = os.read(reader, 4096)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    os.close(reader)
+    assert process.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+def screen(given: str) -> list[str]:
+    """Return the lines that are left on a terminal, none of them longer than it was drawn."""
+    lines = [""]
+    for line in given.replace("\r\n", "\n").split("\n"):
+        left = ""
+        for part in line.split("\r"):
+            left = part + left[len(part) :]
+        lines.append(left.rstrip())
+    return lines[1:]

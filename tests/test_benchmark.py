@@ -228,7 +228,7 @@ def test_the_parser_names_the_functions_options_and_defaults() -> None:
 
     parser = build_parser()
     parameters = inspect.signature(benchmark).parameters
-    given = {action.dest for action in parser._actions} - {"help", "json", "plot"}
+    given = {action.dest for action in parser._actions} - {"help", "json", "plot", "quiet"}
     assert given == set(parameters) - {"on_progress"}
     defaults = vars(parser.parse_args([]))
     for name in given - {"model"}:

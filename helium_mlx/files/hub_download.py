@@ -5,16 +5,17 @@ branch's only when all of it is there.
 """
 
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from helium_mlx.errors import one_line, shown
 from helium_mlx.files.hub_cache import COMMIT, cached_snapshot, snapshot_at
 from helium_mlx.files.hub_client import HubProblem, hub_problems, legible
 from helium_mlx.files.names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_companion
 from helium_mlx.files.untrusted import FileProblem, read_json_object
+from helium_mlx.progress import Progress, note
 
 # What says under which terms the weights are; at the repository's top, also for a subfolder.
 DOCUMENTS = re.compile(r"README\.md|(LICEN[CS]E|NOTICE)[\w.-]*", re.ASCII)
@@ -117,9 +118,7 @@ def _fetch(repo: str, revision: str, name: str, subfolder: str | None) -> Path:
     index = snapshot.root / prefix / INDEX_FILE
     wanted |= {prefix + path for path in _weights(inside, index)}
     missing = sorted(path for path in wanted if not (snapshot.root / path).exists())
-    _announce(repo, listing, missing)
-    for path in missing:
-        _fetch_file(repo, listing, path)
+    _fetch_files(repo, listing, missing)
     with hub_problems(repo):
         for path in _KNOWN_DOCUMENTS:
             if path not in listing.sizes:
@@ -178,13 +177,44 @@ def _size(name: object, size: object) -> int:
     return size
 
 
-def _fetch_file(repo: str, listing: _Listing, name: str) -> None:
-    """Fetch one file into the cache, where it has the size that was listed, or raise HubProblem."""
+def _fetch_files(repo: str, listing: _Listing, names: Sequence[str]) -> None:
+    """Fetch files one after the other, and show how far all of them are."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    if not names:
+        return
+    total = sum(listing.sizes[name] for name in names)
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    note(f"Downloading {repo}: {files}, {_readable(total)}")
+    progress = Progress("Downloading", unit="B", in_log=False)
+    progress.is_drawn &= not are_progress_bars_disabled()
+    before = 0
+    try:
+        for name in names:
+            progress(before, total)
+
+            def on_bytes(done: int, *, start: int = before, most: int = listing.sizes[name]) -> None:
+                progress(start + min(done, most), total)
+
+            _fetch_file(repo, listing, name, on_bytes)
+            before += listing.sizes[name]
+        progress(total, total)
+    finally:
+        progress.close()
+
+
+def _fetch_file(repo: str, listing: _Listing, name: str, on_bytes: Callable[[int], None] = lambda done: None) -> None:
+    """Fetch one file into the cache, where it has the size that was listed, or raise HubProblem.
+
+    `on_bytes(done)` is told of its bytes as they arrive.
+    """
     from huggingface_hub import hf_hub_download
 
     snapshot = snapshot_at(repo, listing.commit)
     with hub_problems(repo):
-        path = Path(hf_hub_download(repo, name, revision=listing.commit))
+        # The client asks for a class of tqdm's, and uses these of its methods.
+        bar: Any = type("Bar", (_ClientBar,), {"on_bytes": staticmethod(on_bytes)})
+        path = Path(hf_hub_download(repo, name, revision=listing.commit, tqdm_class=bar))
         if path != snapshot.root / name:
             path.unlink()
             raise ValueError(f"{name} is said to be of another commit")
@@ -195,15 +225,36 @@ def _fetch_file(repo: str, listing: _Listing, name: str) -> None:
             raise ValueError(f"{name} has {size} bytes, and was said to have {listing.sizes[name]}")
 
 
-def _announce(repo: str, listing: _Listing, names: Sequence[str]) -> None:
-    from huggingface_hub.utils import disable_progress_bars
+class _ClientBar:
+    """What the client takes for its progress bar: draws nothing, and tells of the bytes that it counts."""
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    if names:
-        size = sum(listing.sizes[name] for name in names)
-        files = "1 file" if len(names) == 1 else f"{len(names)} files"
-        print(f"Downloading {repo}: {files}, {_readable(size)}", file=sys.stderr, flush=True)
+    on_bytes: Callable[[int], None]
+
+    def __init__(self, *, initial: int = 0, total: int | None = None, **_: object) -> None:
+        self.n = initial
+        self.total = total
+
+    def update(self, n: float | None = 1) -> None:
+        """Count `n` more bytes."""
+        self.n += int(n or 0)
+        self.on_bytes(self.n)
+
+    def update_transfer(self, n: float | None = 1) -> None:
+        """Xet's bytes on the network, of which those on disk are made, are not counted too."""
+
+    def set_postfix_str(self, text: str = "", refresh: bool = True) -> None:
+        """Take what a bar would show; so do the next ones."""
+
+    set_transfer_postfix_str = set_postfix_str
+
+    def refresh(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "_ClientBar":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def _readable(size: int) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 
-from helium_mlx.terminal import Progress
+from helium_mlx.progress import Progress
 
 
 def upload_progress() -> Progress | None:
