@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 
@@ -30,7 +29,7 @@ from helium_mlx.files.atomic import new_directory, require_free, write_json
 from helium_mlx.files.hashes import file_hashes, hashing
 from helium_mlx.files.hub import resolve
 from helium_mlx.files.hub_cache import snapshot_of
-from helium_mlx.files.local_paths import without_local_paths
+from helium_mlx.files.local_paths import published, without_local_paths
 from helium_mlx.files.names import relative_name
 from helium_mlx.files.safetensors_header import FLOAT_DTYPES
 from helium_mlx.model_card.card import CardFacts, interoperability_warnings, model_card
@@ -210,7 +209,7 @@ def convert(
             warnings=list(facts.warnings),
         )
         record = {name: value for name, value in asdict(report).items() if name != "mlx_path"}
-        write_json(directory / CONVERSION_FILE, cast("dict[str, object]", without_local_paths(record, *local)))
+        write_json(directory / CONVERSION_FILE, published(record, *local))
     if measure:
         report = _measured(report, source, on_comparison)
     if upload_repo is not None:

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 
@@ -16,7 +15,7 @@ from helium_mlx.checkpoint.quantization_settings import ModuleSettings, config_e
 from helium_mlx.conversion.options import ConversionOptions
 from helium_mlx.conversion.verification import prompt_ids
 from helium_mlx.errors import TokenizerError
-from helium_mlx.files.local_paths import without_local_paths
+from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
@@ -71,8 +70,7 @@ class ConversionPlan:
         written = {CONFIG_FILE: self.config.to_dict()}
         if (values := written_generation_config(self.source)) is not None:
             written[GENERATION_CONFIG_FILE] = values
-        cleaned = cast("dict[str, dict[str, object]]", without_local_paths(written, directory))
-        return self.rewritten | cleaned
+        return self.rewritten | {name: published(values, directory) for name, values in written.items()}
 
     @property
     def copies(self) -> list[Path]:
@@ -167,7 +165,7 @@ def _with_local_paths(directory: Path) -> dict[str, dict[str, object]]:
             values = read_json_object(directory / name)
         except FileProblem:
             continue
-        cleaned = cast("dict[str, object]", without_local_paths(values, directory))
+        cleaned = published(values, directory)
         if cleaned != values:
             rewritten[name] = cleaned
     return rewritten

@@ -20,6 +20,7 @@ from helium_mlx.checkpoint.weight_files import write_weights
 from helium_mlx.errors import CheckpointError, UploadError, some
 from helium_mlx.files.atomic import files_into, write_json
 from helium_mlx.files.hub_client import HubProblem, hub_problems
+from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
 from helium_mlx.model.interfaces import PretrainedModel
 from helium_mlx.process import require_not_forked
@@ -40,9 +41,9 @@ def save_model(model: PretrainedModel, directory: Path, *, max_shard_bytes: int 
     config["dtype"] = max(DTYPES, key=dtypes.count)
     plans = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     with files_into(directory) as written:
-        write_json(written / CONFIG_FILE, config)
+        write_json(written / CONFIG_FILE, published(config, directory))
         if model.can_generate():
-            write_json(written / GENERATION_CONFIG_FILE, model.generation_config.to_dict())
+            write_json(written / GENERATION_CONFIG_FILE, published(model.generation_config.to_dict(), directory))
         write_weights(written, plans, iter(tensors.items()), max_shard_bytes=max_shard_bytes)
 
 
