@@ -13,7 +13,7 @@ from pathlib import Path
 from helium_mlx.errors import one_line, shown
 from helium_mlx.files.hub_cache import COMMIT, cached_snapshot, snapshot_at
 from helium_mlx.files.hub_client import HubProblem, hub_problems, legible
-from helium_mlx.files.names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_companion
+from helium_mlx.files.names import ADAPTER_CONFIG_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_companion
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 
 # What says under which terms the weights are; at the repository's top, also for a subfolder.
@@ -110,6 +110,8 @@ def _fetch(repo: str, revision: str, name: str, subfolder: str | None) -> Path:
         raise HubProblem(f"{repo}: there is no subfolder {subfolder} in it at {name}; check its name")
     wanted = {prefix + path for path in inside if is_checkpoint_file(path)}
     wanted |= {path for path in listing.sizes if DOCUMENTS.fullmatch(path)}
+    # So that an adapter, which is not fetched, can be told of.
+    wanted |= {prefix + path for path in inside & {ADAPTER_CONFIG_FILE}}
     if INDEX_FILE in inside and WEIGHTS_FILE not in inside:
         # It says which weights are wanted, so that their size can be told.
         _fetch_file(repo, listing, prefix + INDEX_FILE)
@@ -135,7 +137,7 @@ def _weights(names: set[str], index: Path) -> Sequence[str]:
     if INDEX_FILE in names:
         return sorted(_shards(index) & names)
     others = [name for name in names if _WEIGHTS.fullmatch(name)]
-    return others if len(others) == 1 and CONFIG_FILE not in names else []
+    return others if len(others) == 1 and not names & {CONFIG_FILE, ADAPTER_CONFIG_FILE} else []
 
 
 def _shards(index: Path) -> set[str]:

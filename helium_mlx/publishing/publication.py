@@ -60,8 +60,8 @@ def publication(directory: Path, repo: str) -> Publication:
     """Return what is to be published of a converted directory as `repo`.
 
     The card's commands name the repository then, and neither card nor record nor settings a directory of this machine;
-    they are changed in memory only. Raises UploadError for a directory that was not converted here, that has been changed since, or whose
-    conversion was not verified.
+    they are changed in memory only. Raises UploadError for a directory that was not converted here, that has been
+    changed since, or whose conversion was not verified.
     """
     record = _record(directory)
     recorded = _recorded_files(record, directory)

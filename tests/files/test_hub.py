@@ -147,6 +147,17 @@ def test_only_what_belongs_to_the_checkpoint_is_fetched(here: Holding) -> None:
     assert names(resolve(REPO)) == wanted.keys()
 
 
+def test_an_adapter_is_told_of_and_not_fetched(here: Holding, tmp_path: Path) -> None:
+    adapter = {"adapter_config.json": b'{"base_model_name_or_path": "a/b"}', "adapter_model.safetensors": b"x"}
+    here(adapter)
+    with pytest.raises(CheckpointError, match=r"holds an adapter \(adapter_config.json\) and .* 'a/b', with"):
+        helium_mlx.load(REPO)
+    here(demo_files() | adapter)
+    report = helium_mlx.convert(REPO, str(tmp_path / "x"))
+    assert [said for said in report.warnings if said.startswith("adapter_config.json left out")]
+    assert not (tmp_path / "x/adapter_config.json").exists()
+
+
 def test_of_shards_those_that_the_index_names_are_fetched(here: Holding) -> None:
     files = demo_files()
     del files["model.safetensors"]
