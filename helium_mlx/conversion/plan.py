@@ -36,7 +36,10 @@ from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What is to be done: the source, and the result's config and tensors (by name on disk, in forward order)."""
+    """What is to be done: the source, and the result's config and tensors (by name on disk, in forward order).
+
+    `root` is the directory around the source that was named with it as a subfolder, or the source's own.
+    """
 
     source: Checkpoint
     tokenizer: HeliumTokenizer
@@ -49,6 +52,7 @@ class ConversionPlan:
     allocation: Allocation | None
     companions: list[Path]
     rewritten: dict[str, dict[str, object]]
+    root: Path
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -80,10 +84,15 @@ class ConversionPlan:
         return [*paths, *own]
 
     @property
+    def licences(self) -> list[Path]:
+        """The licence and notice files that hold for the source."""
+        return licence_files(self.source.directory, self.root)
+
+    @property
     def source_files(self) -> list[Path]:
         """What the result is made from."""
         beside = [path for name in (CONFIG_FILE, INDEX_FILE) if (path := self.source.directory / name).is_file()]
-        return [*beside, *self.copies, *licence_files(self.source.directory), *self.tokenizer.files, *self.source.files]
+        return [*beside, *self.copies, *self.licences, *self.tokenizer.files, *self.source.files]
 
     @property
     def warnings(self) -> list[str]:
@@ -109,7 +118,9 @@ def written_generation_config(source: Checkpoint) -> dict[str, object] | None:
     return None
 
 
-def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None) -> ConversionPlan:
+def plan_conversion(
+    source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None, *, root: Path
+) -> ConversionPlan:
     """Decide everything about a conversion before a tensor is written; bits by sensitivity are measured here."""
     settings = options.settings_for(source)
     tokenizer = HeliumTokenizer.from_pretrained(source.directory)
@@ -143,6 +154,7 @@ def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocatio
         allocation=allocation,
         companions=companions,
         rewritten=_with_local_paths(source.directory),
+        root=root,
     )
 
 

@@ -48,5 +48,8 @@ def companion_files(directory: Path) -> list[Path]:
 
 
 def relative_name(path: Path, directory: Path) -> str:
-    """Return how a checkpoint's records call one of its files: its path from there, with slashes."""
-    return path.relative_to(directory).as_posix()
+    """Return how a checkpoint's records call one of its files: its path from there, with slashes.
+
+    A licence from a folder above has its name alone, as where it is copied to.
+    """
+    return path.relative_to(directory).as_posix() if path.is_relative_to(directory) else path.name

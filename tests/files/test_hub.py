@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 import subprocess
@@ -203,6 +204,50 @@ def test_a_conversion_of_a_subfolder_records_it_and_has_the_licence_of_the_whole
     assert "license: mit" in card
     assert f"/tree/{COMMIT}/v2" in card
     assert f"base_model: {REPO}\n" in card
+
+
+def test_a_conversion_of_a_subfolder_has_the_licence_files_around_it(here: Holding, tmp_path: Path) -> None:
+    inside = {f"a/v2/{name}": data for name, data in demo_files().items() if name != "README.md"}
+    above = {
+        "LICENSE": b"all",
+        "NOTICE.txt": b"notice",
+        "a/LICENSE": b"a",
+        "a/README.md": b"# a\n",
+        "b/LICENSE.b": b"b",
+    }
+    here(inside | above | {"README.md": b"---\nlicense: mit\nlanguage: fr\n---\n"})
+    report = helium_mlx.convert(f"{REPO}:a/v2", str(tmp_path / "made"))
+    written = {name: (tmp_path / "made" / name).read_bytes() for name in names(tmp_path / "made")}
+    assert {name: data for name, data in written.items() if name[:3] in ("LIC", "NOT")} == {
+        "LICENSE": b"a", "NOTICE.txt": b"notice"
+    }  # fmt: skip
+    assert report.source_files["LICENSE"] == report.files["LICENSE"] == hashlib.sha256(b"a").hexdigest()
+    # The nearer card says nothing of a licence.
+    assert b"license: mit\n" in written["README.md"]
+    assert b"language: fr\n" in written["README.md"]
+
+
+@pytest.mark.parametrize("how", ["subfolder", "name", "directory"])
+def test_a_local_subfolder_is_under_the_terms_of_what_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DEMO_DIRECTORY, "all/models/v2")
+    Path("all/LICENSE").write_text("above what was named")
+    Path("all/models/README.md").write_text("---\nlicense: mit\nlicense_link: x\n---\nUnder the Gemma terms of use.\n")
+    Path("all/models/v2/README.md").write_text("---\nlanguage: fr\n---\n")
+    Path("all/models/LICENSE.txt").write_text("terms")
+    source = {"subfolder": "all/models", "name": "all/models:v2", "directory": "all/models/v2"}[how]
+    helium_mlx.convert(source, "made", subfolder="v2" if how == "subfolder" else None)
+    card = Path("made/README.md").read_text()
+    is_inside = how != "directory"
+    # A directory that was named by itself has its own terms, whatever lies around it.
+    assert names(Path("made")) & {"LICENSE", "LICENSE.txt", "NOTICE"} == (
+        {"LICENSE.txt", "NOTICE"} if is_inside else set()
+    )
+    assert ("license: mit\nlicense_link: x\n" in card) == is_inside
+    assert ("Gemma terms" in card) == is_inside
+    assert "language: fr" in card
 
 
 def test_a_subfolder_of_a_directory_is_a_directory(tmp_path: Path) -> None:
