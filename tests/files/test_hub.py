@@ -170,6 +170,31 @@ def test_of_shards_those_that_the_index_names_are_fetched(here: Holding) -> None
     assert names(resolve(REPO)) == files.keys() | {*SHARDS}
 
 
+def test_one_file_comes_before_older_shards_in_the_cache_too(here: Holding, tmp_path: Path) -> None:
+    index = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode()
+    hub = here(demo_files() | {"model.safetensors.index.json": index} | dict.fromkeys(SHARDS, b"x"))
+    directory = resolve(REPO)
+    # Another program fetches the index, or the file was there first and the index came with an update.
+    (directory / "model.safetensors.index.json").write_bytes(index)
+    asked = len(hub.requests)
+    assert resolve(REPO) == directory
+    assert len(hub.requests) == asked
+    with pytest.warns(UserWarning, match=r"model.safetensors.index.json left out: model.safetensors is what is read"):
+        helium_mlx.load(REPO)
+    (directory / "model.safetensors").unlink()
+    resolve(REPO)
+    assert names(directory) == demo_files().keys() | {"model.safetensors.index.json"}
+
+
+def test_a_directory_of_links_to_files_of_the_cache_is_a_checkpoint(here: Holding, tmp_path: Path) -> None:
+    here(demo_files())
+    (tmp_path / "mine").mkdir()
+    for path in resolve(REPO).iterdir():
+        (tmp_path / "mine" / path.name).symlink_to(path)
+    helium_mlx.load(tmp_path / "mine")
+    helium_mlx.convert(str(tmp_path / "mine"), str(tmp_path / "made"))
+
+
 def test_kyutais_only_file_is_fetched_whatever_it_is_called(here: Holding) -> None:
     here({"helium-1.safetensors": b"x", "tokenizer.model": b"x", "a/other.safetensors": b"x"})
     assert names(resolve(REPO)) == {"helium-1.safetensors", "tokenizer.model"}
