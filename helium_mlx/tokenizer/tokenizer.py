@@ -33,6 +33,7 @@ from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.errors import CheckpointError, TokenizerError, shown
 from helium_mlx.files.atomic import write_json
+from helium_mlx.files.hub_push import push
 from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import TOKENIZER_CONFIG_FILE
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object, require_file
@@ -425,6 +426,19 @@ class HeliumTokenizer:
                 f"the tokenizer cannot be saved in {directory}: {error.strerror}; name another place"
             ) from error
         return tuple(saved)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, commit_message: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to a Hub repository, made if need be; return the commit's address.
+
+        Raises UsageError for a name that no repository has, and UploadError, one line, if the Hub refuses.
+        """
+        return push(
+            self.save_pretrained,
+            repo_id,
+            private=private,
+            commit_message=commit_message,
+            what="a Helium tokenizer",
+        )
 
     def _cut(self, row: list[int], length: int, *, has_bos: bool) -> list[int]:
         if self.truncation_side == "right" or len(row) <= length:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from hub_standin import COMMIT, Fault, HubStandIn, Repository, serve
-from hub_standin.client import TOKEN, run, use
+from hub_standin.client import TOKEN, run, set_token, use
 
 import helium_mlx
+from helium_mlx import HeliumConfig, HeliumForCausalLM, HeliumTokenizer
+from helium_mlx.errors import UploadError, UsageError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.generate import main as generate_main
 from helium_mlx.upload import main as upload_main
@@ -190,6 +192,93 @@ def test_a_bad_answer_to_an_upload_is_one_line(
     is_sent = hub.repositories[REPO].branches["main"] != head
     # An empty list of files may be true, until it is read back.
     assert not is_sent or path == "/commit/" or (path, name) == ("/tree/", "a list")
+
+
+def failing_push(subject: HeliumForCausalLM | HeliumTokenizer, capfd: pytest.CaptureFixture[str]) -> str | None:
+    """Return the one line of the error that a push ends with; None where it ends well."""
+    try:
+        address = subject.push_to_hub(REPO)
+    except UploadError as error:
+        said = str(error)
+        out, err = capfd.readouterr()
+        assert said.startswith(f"{REPO}: ")
+        assert said.isprintable()
+        assert len(said) < 1000
+        assert TOKEN not in said + out + err
+        assert "\x1b" not in err
+        return said
+    assert address.isprintable()
+    return None
+
+
+@pytest.fixture(scope="module")
+def pushed() -> dict[str, HeliumForCausalLM | HeliumTokenizer]:
+    config = HeliumConfig(48, 32, 32, 2, 2)
+    return {"model": HeliumForCausalLM(config), "tokenizer": HeliumTokenizer.from_pretrained("demo")}
+
+
+Pushed = dict[str, HeliumForCausalLM | HeliumTokenizer]
+
+
+@pytest.mark.parametrize("kind", ["model", "tokenizer"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/repos/create"), ("POST", "/preupload/"), ("POST", "/commit/")])
+def test_a_bad_answer_to_a_push_is_one_line(
+    hub: HubStandIn, pushed: Pushed, capfd: pytest.CaptureFixture[str], kind: str, method: str, path: str
+) -> None:
+    for name, fault in LISTING_FAULTS.items():
+        if "edit" in fault:
+            continue
+        hub.repositories[REPO] = Repository.empty()
+        hub.faults = [Fault(method, path, times=999, **fault)]  # pyright: ignore[reportArgumentType]
+        if failing_push(pushed[kind], capfd) is None:
+            assert hub.repositories[REPO].files(), name
+    hub.faults = []
+    assert failing_push(pushed[kind], capfd) is None
+
+
+@pytest.mark.parametrize("kind", ["model", "tokenizer"])
+def test_each_failure_of_a_push_has_words_of_its_own(
+    hub: HubStandIn, pushed: Pushed, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    hub.repositories[REPO] = Repository.empty()
+    statuses = {
+        401: "not accept the token",
+        403: "may not write",
+        404: "no such repository",
+        429: "a pause",
+        500: "failed",
+    }
+    for status, words in statuses.items():
+        hub.faults = [Fault("POST", "/commit/", times=999, status=status, message=f"of {TOKEN}")]
+        assert words in (failing_push(pushed[kind], capfd) or ""), status
+    expected = {
+        "redirected to a file": "redirects to where nothing is", "silent": "was not reached or broke off",
+        "html": "answered what no Hub does",
+    }  # fmt: skip
+    for name, words in expected.items():
+        hub.faults = [Fault("POST", "/commit/", times=999, **LISTING_FAULTS[name])]  # pyright: ignore[reportArgumentType]
+        hub.repositories[REPO] = Repository.empty()
+        assert words in (failing_push(pushed[kind], capfd) or ""), name
+    for address in (7, None, ["x"]):
+        hub.faults = [Fault("POST", "/commit/", times=999, edit=edited(commitUrl=address))]
+        hub.repositories[REPO] = Repository.empty()
+        assert "answered what no Hub does" in (failing_push(pushed[kind], capfd) or "")
+    asked = len(hub.requests)
+    for wrong in ("", "a/b/c", "some body/tiny", "../tiny"):
+        with pytest.raises(UsageError, match=r"^repo_id is "):
+            pushed[kind].push_to_hub(wrong)
+    set_token(monkeypatch, None)
+    with pytest.raises(UploadError, match="there is no token of the Hub on this machine"):
+        pushed[kind].push_to_hub(REPO)
+    assert len(hub.requests) == asked
+
+
+def test_a_tokenizer_is_pushed_as_it_is_saved(hub: HubStandIn, pushed: Pushed, tmp_path: Path) -> None:
+    tokenizer = pushed["tokenizer"]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    commit = tokenizer.push_to_hub("somebody/new", private=True, commit_message="Mine").rpartition("/")[2]
+    assert hub.repositories["somebody/new"].branches["main"] == commit
+    assert hub.uploaded["somebody/new"] == {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
 
 
 def test_a_page_that_never_ends_is_left(
