@@ -1,8 +1,12 @@
 """A Hub that misbehaves, in both directions: one line, status 1, no token, nothing half-written, and an end."""
 
 import json
-from collections.abc import Callable, Iterator
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_standin import COMMIT, Fault, HubStandIn, Repository, serve
@@ -192,6 +196,115 @@ def test_a_bad_answer_to_an_upload_is_one_line(
     is_sent = hub.repositories[REPO].branches["main"] != head
     # An empty list of files may be true, until it is read back.
     assert not is_sent or path == "/commit/" or (path, name) == ("/tree/", "a list")
+
+
+# How many bad Hubs are drawn in each direction, and from which number on.
+HUBS = int(os.environ.get("HELIUM_MLX_FUZZ_HUBS", "24"))
+FIRST = int(os.environ.get("HELIUM_MLX_FUZZ_FIRST", "0"))
+DOORS = (("GET", INFO), ("GET", FILE), ("HEAD", FILE), ("GET", "."), ("HEAD", "."))
+WRITING_DOORS = (
+    ("GET", INFO), ("GET", "/tree/"), ("POST", "/validate-yaml"), ("POST", "/preupload/"), ("POST", "/objects/batch"),
+    ("PUT", "/lfs/"), ("POST", "/verify"), ("POST", "/commit/"), ("POST", "/repos/create"), ("POST", "."), ("GET", "."),
+)  # fmt: skip
+NONSENSE: tuple[object, ...] = (
+    None, True, 0, -1, 7, 2**63, 10**400, 1.5, float("inf"), float("nan"), "", "x" * 5000, "../../../escaped",
+    "\x1b[2J\n", "\ud800", TOKEN, [], [[]], [None], {}, {"": {}}, ["x"] * 3000, {"x": ["y"]}, "f" * 40, "/tmp/escaped",
+    "http://[x",
+)  # fmt: skip
+HEADERS = ("ETag", "X-Linked-Etag", "X-Linked-Size", "X-Repo-Commit", "Location", "Link", "Content-Type",
+           "X-Error-Code", "X-Error-Message", "X-HF-Warning", "Retry-After", "Content-Encoding", "Content-Range", "X-Xet-Hash",
+           "Set-Cookie", "RateLimit")  # fmt: skip
+SAID = ("", "0", "-1", "x" * 300, '"../../escaped"', '"/tmp/escaped"', "f" * 40, '</x>; rel="next"', "gzip", "1e9", "é",
+        "bytes 5-1/3", "RepoNotFound", "GatedRepo", "EntryNotFound", "RevisionNotFound", f"for {TOKEN}",
+        "/", "a=b; c")  # fmt: skip
+
+
+def spoilt(rng: random.Random, value: object) -> object:
+    """Return JSON in which up to three values, or the whole, are nonsense."""
+    for _ in range(rng.choice((1, 1, 3))):
+        places: list[tuple[Any, Any]] = []
+        waiting: list[Any] = [value]
+        while waiting:
+            here = waiting.pop()
+            inner = here.items() if isinstance(here, dict) else enumerate(here) if isinstance(here, list) else ()
+            for key, below in inner:
+                places.append((here, key))
+                waiting.append(below)
+        if not places or rng.random() < 0.1:
+            return rng.choice(NONSENSE)
+        here, key = rng.choice(places)
+        if isinstance(here, dict) and rng.random() < 0.25:
+            del here[key]
+        else:
+            here[key] = rng.choice(NONSENSE)
+    return value
+
+
+def drawn_fault(rng: random.Random, doors: Sequence[tuple[str, str]]) -> Fault:
+    """Return a fault of a Hub: another status, body or headers, an answer cut off, or several of these."""
+    method, path = rng.choice(doors)
+    fault = Fault(method, path, times=rng.choice((1, 2, 999)))
+    fault.headers = {name: rng.choice(SAID) for name in rng.sample(HEADERS, rng.choice((0, 0, 1, 2)))}
+    kind = rng.randrange(7)
+    if kind == 0:
+        fault.status, fault.message = rng.choice((201, 204, 206, 299, 302, 304, *range(400, 432), 500, 502, 599)), "no"
+    elif kind == 1:
+        fault.body = rng.choice((HTML, BOMB, b"", b"[]", b"null", b"{", b"\xff\xfe", b"0" * 5000, rng.randbytes(200)))
+    elif kind == 2:
+        fault.is_cut = True
+    elif kind == 3:
+        fault.lose_answer = True
+    elif path not in (FILE, "/lfs/", "."):
+        fault.edit = lambda answer: spoilt(rng, answer)
+    return fault
+
+
+def require_one_line_or_success(capfd: pytest.CaptureFixture[str], status: int, case: str) -> None:
+    out, err = capfd.readouterr()
+    assert status in (0, 1), f"{case}: {err}"
+    assert "Traceback" not in err, f"{case}: {err}"
+    assert TOKEN not in out + err, case
+    assert "\x1b" not in err, case
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == status, f"{case}: {err}"
+    assert all(len(line) < 1000 and line.isprintable() for line in errors), f"{case}: {err}"
+
+
+def test_hubs_drawn_at_random_give_a_checkpoint_or_one_line(
+    hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(FIRST, FIRST + HUBS):
+        rng = random.Random(number)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / f"cache{number}"))
+        hub.faults = [drawn_fault(rng, DOORS) for _ in range(rng.choice((1, 1, 2)))]
+        case = f"hub {number}: {hub.faults}"
+        require_one_line_or_success(capfd, download(), case)
+        hub.faults = []
+        assert download() == 0, case
+        capfd.readouterr()
+        shutil.rmtree(tmp_path / f"cache{number}")
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert not Path("/tmp/escaped").exists()
+
+
+def test_hubs_drawn_at_random_hold_an_upload_or_give_one_line(
+    hub: HubStandIn, converted: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--path", str(converted), "--repo", REPO]
+    for number in range(FIRST, FIRST + HUBS):
+        rng = random.Random(number)
+        hub.repositories = {REPO: Repository.empty()} if rng.random() < 0.7 else {}
+        hub.faults = [drawn_fault(rng, WRITING_DOORS) for _ in range(rng.choice((1, 1, 2)))]
+        case = f"hub {number}: {hub.faults}"
+        status = upload_main(arguments)
+        require_one_line_or_success(capfd, status, case)
+        hub.faults = []
+        # What was sent is whole, or nothing was; and it can be gone on with.
+        held = hub.repositories[REPO].files().keys() if REPO in hub.repositories else set()
+        assert not held - {".gitattributes"} or {path.name for path in converted.iterdir()} <= held, case
+        assert upload_main(arguments) == 0, case
+        capfd.readouterr()
+        assert {path.name for path in converted.iterdir()} <= hub.repositories[REPO].files().keys(), case
 
 
 def failing_push(subject: HeliumForCausalLM | HeliumTokenizer, capfd: pytest.CaptureFixture[str]) -> str | None:
