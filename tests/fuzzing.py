@@ -1,9 +1,11 @@
 """Hostile checkpoints: seeded mutations of a tiny one, and the worker process that tries them (`python fuzzing.py`).
 
-A case is a number. It seeds everything about the case, so a failure is seen again with `--first N --count 1`.
+A case is a number. It seeds everything about the case, so a failure is seen again with `--first N --count 1`, and with
+`--only FILE` where only that file was changed.
 """
 
 import argparse
+import base64
 import faulthandler
 import json
 import os
@@ -22,7 +24,7 @@ import mlx.core as mx
 import tokenizer_samples
 from tiny_checkpoints import config_values, random_weights, write_tensors
 
-from helium_mlx import convert
+from helium_mlx import convert, score, stream_generate
 from helium_mlx.checkpoint.checkpoint import open_checkpoint
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import HeliumError
@@ -47,6 +49,18 @@ CONFIG: dict[str, object] = {
     "tie_word_embeddings": True,
 }
 BASES = ("whole", "sharded", "quantized", "kyutai")
+CARD = """---
+language:
+- en
+- fr
+license: cc-by-4.0
+license_link: https://example.org/terms
+tags: [text, "small"]
+---
+# A model
+
+- It is under the [Gemma terms of use](https://ai.google.dev/gemma/terms).
+"""
 OUTPUT = ["config.json", "conversion.json", "generation_config.json", "README.md"]
 
 # JSON text that stands for itself; in a tree it is a string that begins with this mark.
@@ -156,6 +170,7 @@ def _write_base(directory: Path, base: str) -> None:
             mx.save_safetensors(str(directory / shard), {name: weights[name] for name in part})
         else:
             write_tensors(directory / shard, {name: weights[name] for name in part})
+    (directory / "README.md").write_text(CARD)
     for name, content in (
         ("config.json", values),
         ("generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.7, "top_p": 0.9}),
@@ -229,6 +244,14 @@ def mutated_bytes(rng: random.Random, data: bytes) -> bytes:
 
 def mutated_json(rng: random.Random, tree: object, keys: tuple[str, ...] = ()) -> bytes:
     """Return JSON with up to three changes of its values, names and structure; new names are taken from `keys`."""
+    _change_tree(rng, tree, keys)
+    text = _dumps(tree)
+    if rng.random() < 0.05 and text.startswith(b"{") and len(text) > 2:
+        text = text[:-1] + b"," + text[1:]  # every name twice
+    return text
+
+
+def _change_tree(rng: random.Random, tree: object, keys: tuple[str, ...]) -> None:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = list(_places(tree))
         if not places:
@@ -250,10 +273,6 @@ def mutated_json(rng: random.Random, tree: object, keys: tuple[str, ...] = ()) -
             parent[rng.choice((*keys, "new", "\x1b[2J"))] = _nasty(rng)
         else:
             parent.extend([parent[key]] * rng.choice((1, 1000)))
-    text = _dumps(tree)
-    if rng.random() < 0.05 and text.startswith(b"{") and len(text) > 2:
-        text = text[:-1] + b"," + text[1:]  # every name twice
-    return text
 
 
 Container = dict[object, object]
@@ -348,6 +367,171 @@ def mutated_safetensors(rng: random.Random, data: bytes) -> bytes:
     return (max(claimed, 0) % 2**64).to_bytes(8, "little") + text + tensors
 
 
+def mutated_tokenizer(rng: random.Random, data: bytes) -> bytes:
+    """Return a tokenizer.json with other ids, tables or steps; one time in five with any other change."""
+    if rng.random() < 0.2:
+        return _mutated_json_file(rng, data)
+    values = json.loads(data)
+    for _ in range(rng.choice((1, 1, 2))):
+        rng.choice((_change_an_id, _change_a_template, _change_a_piece, _change_steps, _change_steps))(rng, values)
+    return _dumps(values)
+
+
+def _any_id(rng: random.Random) -> object:
+    rows = len(ROWS)
+    return rng.choice((0, 3, rows - 1, rows, rows + 3, rows + 5, rows + 50, 10**6, 2**31, 2**32 - 1, _nasty(rng)))
+
+
+def _change_an_id(rng: random.Random, values: Container) -> None:
+    """Give an added token another id or text, or add one."""
+    tokens = cast("list[Container]", values["added_tokens"])
+    if tokens and rng.random() < 0.5:
+        rng.choice(tokens)[rng.choice(("id", "id", "content", "special", "normalized"))] = _any_id(rng)
+        return
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    flags: list[object] = [rng.random() < 0.3 for _ in names[1:]]
+    content = rng.choice(("of", "the", "é", " ", "\n", "<new>", "<0x41>", "a" * 5000))
+    tokens.append({"id": _any_id(rng), **dict(zip(names, [content, *flags], strict=True))})
+
+
+def _change_a_template(rng: random.Random, values: Container) -> None:
+    """Change what the post-processor puts around a text: ids, how many, which."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        ids = [_any_id(rng) for _ in range(rng.choice((0, 1, 2, 1000)))]
+        values["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"x": {"id": "x", "ids": ids, "tokens": ["x"] * len(ids)}},
+        }
+    elif kind == 1:
+        pairs = [["</s>", _any_id(rng)], ["<s>", _any_id(rng)]]
+        kinds = ("BertProcessing", "RobertaProcessing")
+        values["post_processor"] = {"type": rng.choice(kinds), "sep": pairs[0], "cls": pairs[1]}
+    elif isinstance(values.get("post_processor"), dict):
+        _change_tree(rng, values["post_processor"], ())
+
+
+def _change_a_piece(rng: random.Random, values: Container) -> None:
+    """Change a row of the vocabulary, take some away or add some, or name another one unknown."""
+    model = cast(Container, values["model"])
+    vocab = cast("list[object]", model["vocab"])
+    kind, at = rng.randrange(6), rng.randrange(len(vocab))
+    if kind == 0:
+        vocab[at] = rng.choice((["x", float("1e308")], ["", 0.0], ["é" * 3000, -1.0], ["the", 0.0], _nasty(rng)))
+    elif kind == 1:
+        del vocab[at:]
+    elif kind == 2:
+        vocab.extend([[f"new{i}", -1.0] for i in range(rng.choice((1, 3, 5, 3000)))])
+    elif kind == 3:
+        rng.shuffle(vocab)
+    elif kind == 4:
+        model["unk_id"] = _any_id(rng)
+    else:
+        model[rng.choice(("byte_fallback", "type"))] = rng.choice((False, True, "BPE", "WordLevel", "WordPiece"))
+
+
+def _change_steps(rng: random.Random, values: Container) -> None:
+    """Put other normalizers into a tokenizer."""
+    steps = [_step(rng) for _ in range(rng.choice((1, 1, 2, 5, 40)))]
+    old = values.get("normalizer")
+    steps += [old] if isinstance(old, dict) and rng.random() < 0.5 else []
+    values["normalizer"] = steps[0] if len(steps) == 1 else {"type": "Sequence", "normalizers": steps}
+
+
+def _step(rng: random.Random) -> Container:
+    text = rng.choice(("", " ", "▁", "ab", "é", "x" * 100, "y" * 20_000, "\x00"))
+    pattern = rng.choice(
+        ({"String": rng.choice(("", " ", "a", "th"))}, {"Regex": rng.choice(("", ".", "a*", "(", "^|$"))})
+    )
+    plain = rng.choice(("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "ByteLevel"))
+    return rng.choice((
+        {"type": "Precompiled", "precompiled_charsmap": _charsmap(rng)},
+        {"type": "Precompiled", "precompiled_charsmap": _charsmap(rng)},
+        {"type": "Prepend", "prepend": text},
+        {"type": "Replace", "pattern": pattern, "content": text},
+        {"type": "Strip", "strip_left": rng.random() < 0.5, "strip_right": rng.random() < 0.5},
+        {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
+         "lowercase": True},
+        {"type": plain},
+    ))  # fmt: skip
+
+
+def _charsmap(rng: random.Random) -> object:
+    """Return a table of SentencePiece's: a trie of 4-byte units behind its size, and strings; right, or nearly."""
+    units = [256 << 10 | 1 << 8, *[0] * 511]
+    for letter in rng.sample(range(32, 123), rng.choice((1, 3, 40))):
+        units[letter ^ 256 if rng.random() < 0.1 else letter] = letter | 1 << 8 | rng.choice((256, 300, 2**20)) << 10
+    units[256] = units[300] = 1 << 31 | rng.choice((0, 0, 0, 1, 5, 2**30))
+    if rng.random() < 0.5:
+        units[rng.randrange(512)] ^= 1 << rng.randrange(32)
+    strings = rng.choice((b"ab\0c\0", b"", b"\0", b"\xff\0", "é中\0".encode(), b"z" * 3000 + b"\0", b"no end"))
+    table = b"".join(unit.to_bytes(4, "little") for unit in units)
+    size = len(table) if rng.random() < 0.8 else rng.choice((0, 1, 3, 4, len(table) - 1, len(table) + 99, 2**32 - 1))
+    data = size.to_bytes(4, "little") + table + strings
+    if rng.random() < 0.15:
+        data = mutated_bytes(rng, data)
+    return base64.b64encode(data).decode() if rng.random() < 0.95 else rng.choice(("", "A", "*", "AAAA", None, 7))
+
+
+FRONT_MATTER = (
+    *("license: no", "license: [mit, [gemma]]", "license: {a: b}", "license: &x [*x]", 'license_link: "\\U00110000"'),
+    *('license_name: "\\ud800"', "%YAML 1.111111111111111111", "%TAG ! tag:", "license: !!python/object:os.system x"),
+    *(
+        "language: " + "[" * 500,
+        "- a",
+        "? a",
+        "a: b: c",
+        "license: |\n  a\n  b",
+        "language: *x",
+        "<<: *x",
+        "\t",
+        "\x00",
+    ),
+    *(
+        "license: 2026-01-01",
+        "language: 1_0:59",
+        "license: .inf",
+        "language: 0x_",
+        "license: 1e9999",
+        "language: ~",
+        "...",
+    ),
+    *(
+        "license: " + "x" * 30_000,
+        "license: mit # \u2028\x85",
+        "license: '\x1b[2J'",
+        "---",
+        'license: "\\x"',
+        "a: {b: }}",
+    ),
+    *(
+        "a: &a [x,x]\nb: &b [*a,*a]\nlicense: [*b,*b]",
+        "language:\n" + "- en\n" * 3000,
+        "license: =",
+        "license: !!binary x",
+    ),
+)
+
+
+def mutated_card(rng: random.Random, data: bytes) -> bytes:
+    """Return a card with other metadata, often such as YAML has rules of its own for."""
+    if rng.random() < 0.3:
+        return mutated_bytes(rng, data)
+    lines = data.decode().split("\n")
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at, kind = rng.randrange(min(9, len(lines))), rng.randrange(5)
+        if kind <= 2:
+            lines.insert(at, rng.choice(FRONT_MATTER))
+        elif kind == 3:
+            lines[at] = rng.choice(FRONT_MATTER)
+        elif kind == 4:
+            del lines[at]
+            lines.append(rng.choice(("Gemma " * 5000 + "terms", "> Gemma licence \x1b[2J\u202e", "# x\r## y")))
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
 def _mutated_json_file(rng: random.Random, data: bytes) -> bytes:
     return mutated_bytes(rng, data) if rng.random() < 0.3 else mutated_json(rng, json.loads(data))
 
@@ -357,12 +541,18 @@ FAVOURITES = ("config.json", "model.safetensors", "model-00002-of-00002.safetens
 
 MUTATORS: dict[str, Callable[[random.Random, bytes], bytes]] = {
     "config.json": lambda rng, data: (mutated_bytes if rng.random() < 0.15 else mutated_config)(rng, data),
+    "tokenizer.json": mutated_tokenizer,
     "tokenizer.model": mutated_bytes,
+    "README.md": mutated_card,
 }
 
 
-def mutate(rng: random.Random, directory: Path) -> str:
-    """Change one file of a checkpoint, or two; return what was changed."""
+def mutate(rng: random.Random, directory: Path, only: str | None = None) -> str:
+    """Change one file of a checkpoint, or two, or the one that is named; return what was changed."""
+    if only is not None:
+        path = directory / only
+        path.write_bytes(MUTATORS.get(only, _mutated_json_file)(rng, path.read_bytes()))
+        return only
     changed = []
     names = sorted(path.name for path in directory.iterdir())
     for name in rng.sample([*names, *FAVOURITES], 1 if rng.random() < 0.9 else 2):
@@ -395,13 +585,13 @@ def _replace_by_another_kind(rng: random.Random, path: Path) -> None:
 # --- the cases
 
 
-def run_case(number: int, bases: Path, work: Path) -> str:
+def run_case(number: int, bases: Path, work: Path, only: str | None = None) -> str:
     """Try one case. Returns what is wrong; "" where the checkpoint was read, or refused as it should be."""
     rng = random.Random(number)
     source, result = work / "source", work / "result"
-    base = bases / rng.choice(BASES)
+    base = bases / rng.choice([name for name in BASES if only is None or (bases / name / only).exists()])
     shutil.copytree(base, source)
-    changed = mutate(rng, source)
+    changed = mutate(rng, source, only)
     try:
         _use(rng, source, result)
     except HeliumError as error:
@@ -443,9 +633,8 @@ def _use(rng: random.Random, source: Path, result: Path) -> None:
         assert not lacking, lacking
         shutil.rmtree(result)
         return
-    if use == 1:
-        load_model(source)
-    else:
+    model = load_model(source) if use == 1 else None
+    if model is None:
         open_checkpoint(source, architecture=None)
     tokenizer = HeliumTokenizer.from_pretrained(source)
     ids = tokenizer.encode("the file is of  Paris é 中\n<s>")
@@ -456,6 +645,10 @@ def _use(rng: random.Random, source: Path, result: Path) -> None:
     for index in ids:
         detokenizer.add_token(index)
     detokenizer.finish()
+    if model is not None:
+        # Every door through which ids of a text reach a model.
+        list(stream_generate(model, tokenizer, "the file", max_tokens=2))
+        score(model, tokenizer, ["the file"])
 
 
 def main() -> None:
@@ -465,6 +658,7 @@ def main() -> None:
     parser.add_argument("--at", type=Path, help="a file to write the number of the case to, before each")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--only", help="the file to change, of those that have changes of their own")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as temporary:
@@ -478,7 +672,7 @@ def main() -> None:
             os.pwrite(at, b"%-20d" % number, 0)
             faulthandler.dump_traceback_later(SECONDS_PER_CASE, exit=True)
             before = peak_resident_memory()
-            problem = run_case(number, bases, work)
+            problem = run_case(number, bases, work, options.only)
             if peak_resident_memory() - before > MAX_GROWTH // 2:
                 problem += f" case {number}: memory grew"
             if problem:

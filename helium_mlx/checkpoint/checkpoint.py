@@ -23,6 +23,7 @@ import mlx.core as mx
 
 from helium_mlx import backend
 from helium_mlx.checkpoint import kyutai_layout, layout
+from helium_mlx.checkpoint.adapters import require_model, unapplied_adapter
 from helium_mlx.checkpoint.config import DTYPES, ConfigFile, HeliumConfig, foreign_quantization_problem, read_config
 from helium_mlx.checkpoint.kyutai_config import find_kyutai_file, has_kyutai_names
 from helium_mlx.checkpoint.layout import BODY_PREFIX, HEAD_PREFIXES, Architecture, architecture_of
@@ -140,6 +141,7 @@ def open_checkpoint(
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; give a checkpoint directory, a Hub id or 'demo'")
+    require_model(directory)
     found = read_config(directory)
     config = found.config.with_values(config_values) if config_values else found.config
     if architecture is None:
@@ -155,7 +157,7 @@ def open_checkpoint(
     if weight_files.index is not None:
         _require_indexed(directory, files, weight_files.index, config)
     said = [*found.warnings, *weight_files.warnings, *ignored_code(directory, config)]
-    said += unreadable_generation_config(directory)
+    said += [*unreadable_generation_config(directory), *unapplied_adapter(directory)]
     if architecture == "ForCausalLM" and config.tie_word_embeddings and _has_another_head(files):
         config = replace(config, tie_word_embeddings=False)
         said.append("lm_head differs from the embedding, so the two are not tied, though tie_word_embeddings says so")

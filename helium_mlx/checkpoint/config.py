@@ -28,6 +28,7 @@ from helium_mlx.checkpoint.rope_parameters import (
 from helium_mlx.errors import CheckpointError, ConfigError, one_line, shown
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.hub import resolve_file
+from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.untrusted import MalformedFile, UnreadableFile, read_json_object
 
@@ -236,7 +237,7 @@ class HeliumConfig:
         path = Path(directory) / CONFIG_FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.to_dict())
+            write_json(path, published(self.to_dict(), path.parent))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 
@@ -28,15 +27,15 @@ from helium_mlx.conversion.verification import verify as compare_with_source
 from helium_mlx.errors import CheckpointError, HeliumError, TokenizerError
 from helium_mlx.files.atomic import new_directory, require_free, write_json
 from helium_mlx.files.hashes import file_hashes, hashing
-from helium_mlx.files.hub import resolve
+from helium_mlx.files.hub import resolve, root_of
 from helium_mlx.files.hub_cache import snapshot_of
-from helium_mlx.files.local_paths import without_local_paths
+from helium_mlx.files.local_paths import published, without_local_paths
 from helium_mlx.files.names import relative_name
 from helium_mlx.files.safetensors_header import FLOAT_DTYPES
 from helium_mlx.model_card.card import CardFacts, interoperability_warnings, model_card
 from helium_mlx.model_card.quality import update_card
 from helium_mlx.model_card.record import CARD_FILE, CONVERSION_FILE
-from helium_mlx.model_card.source import GEMMA_NOTICE_HASH, NOTICE_FILE, copy_licences, licence_files, needs_notice
+from helium_mlx.model_card.source import GEMMA_NOTICE_HASH, NOTICE_FILE, copy_licences, needs_notice
 from helium_mlx.option_values import OnProgress
 from helium_mlx.process import peak_resident_memory, require_not_forked
 from helium_mlx.publishing.upload import publish, require_ready
@@ -152,7 +151,7 @@ def convert(
     _require_other(destination, source.directory)
     if measure and source.architecture != "ForCausalLM":
         raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
-    plan = plan_conversion(source, options, on_allocation)
+    plan = plan_conversion(source, options, on_allocation, root=root_of(source.directory, hf_path, subfolder))
     config = plan.config
 
     # The source is hashed while its tensors are converted, which reads the same bytes.
@@ -185,7 +184,7 @@ def convert(
             dequantized_from=source.config.quantization if source.is_quantized else None,
         )
         local = (source.directory, destination)
-        card = str(without_local_paths(model_card(facts, source.directory, config), *local))
+        card = str(without_local_paths(model_card(facts, source.directory, config, source_root=plan.root), *local))
         # "replace": a name that is not UTF-8 may be in it.
         (directory / CARD_FILE).write_text(card, encoding="utf-8", errors="replace")
         report = ConversionReport(
@@ -210,7 +209,7 @@ def convert(
             warnings=list(facts.warnings),
         )
         record = {name: value for name, value in asdict(report).items() if name != "mlx_path"}
-        write_json(directory / CONVERSION_FILE, cast("dict[str, object]", without_local_paths(record, *local)))
+        write_json(directory / CONVERSION_FILE, published(record, *local))
     if measure:
         report = _measured(report, source, on_comparison)
     if upload_repo is not None:
@@ -252,7 +251,7 @@ def _write_configs(plan: ConversionPlan, directory: Path, destination: Path) -> 
         shutil.copyfile(path, target)
     for name, values in plan.json_files.items():
         write_json(directory / name, values)
-    copy_licences(plan.source.directory, plan.source.config, directory)
+    copy_licences(plan.source.directory, plan.source.config, directory, plan.root)
 
 
 def _files_of(directory: Path) -> list[Path]:
@@ -328,10 +327,10 @@ def _write_rows(
 
 
 def _expected(plan: ConversionPlan, files: dict[str, str], source_files: dict[str, str], *, is_plain: bool) -> Expected:
-    copied = [*plan.tokenizer.files, *plan.copies, *licence_files(plan.source.directory)]
+    copied = [*plan.tokenizer.files, *plan.copies, *plan.licences]
     names = [relative_name(path, plan.source.directory) for path in copied]
     copies = {name: source_files[name] for name in names if name not in plan.json_files}
-    if needs_notice(plan.source.directory, plan.source.config):
+    if needs_notice(plan.source.directory, plan.source.config, plan.root):
         copies[NOTICE_FILE] = GEMMA_NOTICE_HASH
     return Expected(plan.tensors, plan.settings, plan.dtype, plan.json_files, copies, files, is_plain)
 

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 
@@ -16,7 +15,7 @@ from helium_mlx.checkpoint.quantization_settings import ModuleSettings, config_e
 from helium_mlx.conversion.options import ConversionOptions
 from helium_mlx.conversion.verification import prompt_ids
 from helium_mlx.errors import TokenizerError
-from helium_mlx.files.local_paths import without_local_paths
+from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
@@ -37,7 +36,10 @@ from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What is to be done: the source, and the result's config and tensors (by name on disk, in forward order)."""
+    """What is to be done: the source, and the result's config and tensors (by name on disk, in forward order).
+
+    `root` is the directory around the source that was named with it as a subfolder, or the source's own.
+    """
 
     source: Checkpoint
     tokenizer: HeliumTokenizer
@@ -50,6 +52,7 @@ class ConversionPlan:
     allocation: Allocation | None
     companions: list[Path]
     rewritten: dict[str, dict[str, object]]
+    root: Path
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -71,8 +74,7 @@ class ConversionPlan:
         written = {CONFIG_FILE: self.config.to_dict()}
         if (values := written_generation_config(self.source)) is not None:
             written[GENERATION_CONFIG_FILE] = values
-        cleaned = cast("dict[str, dict[str, object]]", without_local_paths(written, directory))
-        return self.rewritten | cleaned
+        return self.rewritten | {name: published(values, directory) for name, values in written.items()}
 
     @property
     def copies(self) -> list[Path]:
@@ -82,10 +84,15 @@ class ConversionPlan:
         return [*paths, *own]
 
     @property
+    def licences(self) -> list[Path]:
+        """The licence and notice files that hold for the source."""
+        return licence_files(self.source.directory, self.root)
+
+    @property
     def source_files(self) -> list[Path]:
         """What the result is made from."""
         beside = [path for name in (CONFIG_FILE, INDEX_FILE) if (path := self.source.directory / name).is_file()]
-        return [*beside, *self.copies, *licence_files(self.source.directory), *self.tokenizer.files, *self.source.files]
+        return [*beside, *self.copies, *self.licences, *self.tokenizer.files, *self.source.files]
 
     @property
     def warnings(self) -> list[str]:
@@ -111,7 +118,9 @@ def written_generation_config(source: Checkpoint) -> dict[str, object] | None:
     return None
 
 
-def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None) -> ConversionPlan:
+def plan_conversion(
+    source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None, *, root: Path
+) -> ConversionPlan:
     """Decide everything about a conversion before a tensor is written; bits by sensitivity are measured here."""
     settings = options.settings_for(source)
     tokenizer = HeliumTokenizer.from_pretrained(source.directory)
@@ -145,6 +154,7 @@ def plan_conversion(source: Checkpoint, options: ConversionOptions, on_allocatio
         allocation=allocation,
         companions=companions,
         rewritten=_with_local_paths(source.directory),
+        root=root,
     )
 
 
@@ -167,7 +177,7 @@ def _with_local_paths(directory: Path) -> dict[str, dict[str, object]]:
             values = read_json_object(directory / name)
         except FileProblem:
             continue
-        cleaned = cast("dict[str, object]", without_local_paths(values, directory))
+        cleaned = published(values, directory)
         if cleaned != values:
             rewritten[name] = cleaned
     return rewritten

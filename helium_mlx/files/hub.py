@@ -44,6 +44,12 @@ def resolve(
     return directory / (subfolder or "")
 
 
+def root_of(directory: Path, path_or_repo: str | Path, subfolder: str | None) -> Path:
+    """Return the directory of the whole, for the directory that `resolve` gave for a name and a subfolder."""
+    inside = Path(_parts(path_or_repo, None, subfolder)[1] or "")
+    return directory.parents[len(inside.parts) - 1] if inside.parts else directory
+
+
 def resolve_file(
     path_or_repo: str | Path, file: str, *, revision: str | None = None, subfolder: str | None = None
 ) -> Path:

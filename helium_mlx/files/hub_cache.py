@@ -4,6 +4,7 @@ models--USER--NAME/refs/REVISION names a commit, snapshots/COMMIT/ has its files
 empty file .no_exist/COMMIT/NAME says that the commit has no such file.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +60,21 @@ def snapshot_of(directory: Path) -> Snapshot | None:
     return None
 
 
-def snapshot_at(repo: str, commit: str) -> Snapshot:
-    """Return the place of a commit in the cache."""
+def is_cached(path: Path) -> bool:
+    """Whether a path leads, links followed, to a file of a model in the cache of this machine."""
+    cache, real = Path(os.path.realpath(_cache())), Path(os.path.realpath(path))
+    return real.is_relative_to(cache) and real.relative_to(cache).as_posix().startswith(_PREFIX) and real.is_file()
+
+
+def _cache() -> Path:
     from huggingface_hub import constants
 
-    return Snapshot(Path(constants.HF_HUB_CACHE).expanduser() / f"{_PREFIX}{repo.replace('/', '--')}", commit)
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def snapshot_at(repo: str, commit: str) -> Snapshot:
+    """Return the place of a commit in the cache."""
+    return Snapshot(_cache() / f"{_PREFIX}{repo.replace('/', '--')}", commit)
 
 
 def cached_snapshot(repo: str, revision: str) -> Snapshot | None:

@@ -5,19 +5,20 @@ branch's only when all of it is there.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from helium_mlx.errors import one_line, shown
 from helium_mlx.files.hub_cache import COMMIT, cached_snapshot, snapshot_at
 from helium_mlx.files.hub_client import HubProblem, hub_problems, legible
-from helium_mlx.files.names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_companion
+from helium_mlx.files.names import ADAPTER_CONFIG_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_companion
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 from helium_mlx.progress import Progress, note
 
-# What says under which terms the weights are; at the repository's top, also for a subfolder.
+# What says under which terms the weights are; of the folders around a subfolder, too.
 DOCUMENTS = re.compile(r"README\.md|(LICEN[CS]E|NOTICE)[\w.-]*", re.ASCII)
 
 # What a checkpoint has besides; never pickles, never code.
@@ -110,7 +111,10 @@ def _fetch(repo: str, revision: str, name: str, subfolder: str | None) -> Path:
     if not inside:
         raise HubProblem(f"{repo}: there is no subfolder {subfolder} in it at {name}; check its name")
     wanted = {prefix + path for path in inside if is_checkpoint_file(path)}
-    wanted |= {path for path in listing.sizes if DOCUMENTS.fullmatch(path)}
+    around = {"", *(f"{folder}/" for folder in accumulate(prefix.split("/")[:-1], "{}/{}".format))}
+    wanted |= {path for path in listing.sizes if _is_document(path, around)}
+    # So that an adapter, which is not fetched, can be told of.
+    wanted |= {prefix + path for path in inside & {ADAPTER_CONFIG_FILE}}
     if INDEX_FILE in inside and WEIGHTS_FILE not in inside:
         # It says which weights are wanted, so that their size can be told.
         _fetch_file(repo, listing, prefix + INDEX_FILE)
@@ -127,6 +131,12 @@ def _fetch(repo: str, revision: str, name: str, subfolder: str | None) -> Path:
     return snapshot.root / prefix
 
 
+def _is_document(path: str, folders: Set[str]) -> bool:
+    """Whether a file says under which terms the weights are, and lies in one of the folders."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash in folders and DOCUMENTS.fullmatch(name) is not None
+
+
 def _weights(names: set[str], index: Path) -> Sequence[str]:
     """Return the weight files to fetch, of the names in a folder: as transformers reads them, or Kyutai's only one."""
     if WEIGHTS_FILE in names:
@@ -134,7 +144,7 @@ def _weights(names: set[str], index: Path) -> Sequence[str]:
     if INDEX_FILE in names:
         return sorted(_shards(index) & names)
     others = [name for name in names if _WEIGHTS.fullmatch(name)]
-    return others if len(others) == 1 and CONFIG_FILE not in names else []
+    return others if len(others) == 1 and not names & {CONFIG_FILE, ADAPTER_CONFIG_FILE} else []
 
 
 def _shards(index: Path) -> set[str]:

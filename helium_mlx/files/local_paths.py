@@ -27,6 +27,11 @@ def without_local_paths(value: object, *directories: Path) -> object:
     return _cleaned(value, roots, may_be_path=False)
 
 
+def published(values: Mapping[str, object], *directories: Path) -> dict[str, object]:
+    """Return the values of a JSON file as they are written for others; see `without_local_paths`."""
+    return cast("dict[str, object]", without_local_paths(values, *directories))
+
+
 def _cleaned(value: object, roots: re.Pattern[str], *, may_be_path: bool) -> object:
     if isinstance(value, str):
         if may_be_path and _PATH.fullmatch(value):

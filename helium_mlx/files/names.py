@@ -9,6 +9,9 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# What says that an adapter lies beside; never applied.
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 LEGACY_CHAT_TEMPLATE_FILE = "chat_template.json"
@@ -45,5 +48,8 @@ def companion_files(directory: Path) -> list[Path]:
 
 
 def relative_name(path: Path, directory: Path) -> str:
-    """Return how a checkpoint's records call one of its files: its path from there, with slashes."""
-    return path.relative_to(directory).as_posix()
+    """Return how a checkpoint's records call one of its files: its path from there, with slashes.
+
+    A licence from a folder above has its name alone, as where it is copied to.
+    """
+    return path.relative_to(directory).as_posix() if path.is_relative_to(directory) else path.name

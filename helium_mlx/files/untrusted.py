@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from helium_mlx.errors import one_line, shown
-from helium_mlx.files.hub_cache import snapshot_of
+from helium_mlx.files.hub_cache import is_cached, snapshot_of
 
 # A quantized Helium of 2 billion parameters has a header of 80 kB, and a config.json of 2 kB.
 MAX_JSON_BYTES = 4_000_000
@@ -44,8 +44,9 @@ class MalformedFile(FileProblem):
 def open_file(path: Path) -> BinaryIO:
     """Open a file of a checkpoint. Raises UnreadableFile unless it is a regular file, and within the checkpoint.
 
-    A file may link to its own directory, and from the Hub's cache (`models--x--y/snapshots/<commit>`) to anything of
-    the same repository. The directory itself was named by the user, and may be a link to anywhere.
+    A file may link to its own directory, from the Hub's cache (`models--x--y/snapshots/<commit>`) to anything of the
+    same repository, and from any other directory to what this machine's cache has of a model. The directory itself was
+    named by the user, and may be a link to anywhere.
     """
     if path.is_symlink():
         _require_inside(path)
@@ -107,10 +108,10 @@ def parse_json_object(text: bytes) -> dict[str, object]:
 def _require_inside(path: Path) -> None:
     directory = path.parent.resolve()
     snapshot = snapshot_of(directory)
-    in_cache = snapshot is not None and _is_below(path, snapshot.repository)
     # The package's own checkpoint is not a stranger's; some installers link every file of a package.
-    inside = in_cache or _is_below(path, directory) or directory.parent == _PACKAGE
-    if not inside:
+    if _is_below(path, directory) or directory.parent == _PACKAGE:
+        return
+    if not (is_cached(path) if snapshot is None else _is_below(path, snapshot.repository)):
         raise UnreadableFile(
             f"is a link to {shown(os.readlink(path))}, outside of the checkpoint, and a stranger's could lead to any "
             "file of yours; copy the file there (cp -L), or give the directory that it links into"

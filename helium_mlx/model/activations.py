@@ -86,7 +86,8 @@ class XIELU(nn.Module):
     """xIELU (arXiv:2411.13010): a quadratic for positive inputs, an integrated ELU below, with learned slopes.
 
     `beta` and `eps` are constants, but transformers saves them as tensors, so they are tensors here too. All four are
-    bfloat16 whatever the model's dtype, and the slopes are rounded to it, as in transformers.
+    bfloat16 whatever dtype a model is loaded in, until it is cast (`set_dtype`). Slopes are rounded to that dtype, as
+    in transformers.
     """
 
     dtype = XIELU_DTYPE
@@ -107,8 +108,9 @@ class XIELU(nn.Module):
         negative = (mx.expm1(mx.minimum(x, self.eps)) - x) * alpha_n + self.beta * x
         return mx.where(x > 0, positive, negative).astype(x.dtype)
 
-    def _slope(self, alpha: mx.array) -> mx.array:
-        return _softplus(alpha.astype(mx.float32)).astype(self.dtype)
+    @staticmethod
+    def _slope(alpha: mx.array) -> mx.array:
+        return _softplus(alpha.astype(mx.float32)).astype(alpha.dtype)
 
 
 ACTIVATION_MODULES: dict[str, type[PReLU] | type[XIELU]] = {"prelu": PReLU, "xielu": XIELU}

@@ -76,7 +76,7 @@ class HeliumPreTrainedModel(nn.Module):
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, commit_message: str | None = None) -> str:
         """Upload what `save_pretrained` writes to a Hub repository, made if need be; return the commit's address.
 
-        Raises UploadError, one line, if the Hub refuses.
+        Raises UsageError for a name that no repository has, and UploadError, one line, if the Hub refuses.
         """
         return push_model(self, repo_id, private=private, commit_message=commit_message)
 

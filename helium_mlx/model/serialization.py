@@ -17,8 +17,9 @@ from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.checkpoint.layout import BODY_PREFIX, architecture_name
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, QuantizationSettings, config_entry
 from helium_mlx.checkpoint.weight_files import write_weights
-from helium_mlx.errors import CheckpointError, UploadError, some
+from helium_mlx.errors import CheckpointError, some
 from helium_mlx.files.atomic import files_into, write_json
+from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
 from helium_mlx.model.interfaces import PretrainedModel
 from helium_mlx.process import require_not_forked
@@ -39,9 +40,9 @@ def save_model(model: PretrainedModel, directory: Path, *, max_shard_bytes: int 
     config["dtype"] = max(DTYPES, key=dtypes.count)
     plans = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     with files_into(directory) as written:
-        write_json(written / CONFIG_FILE, config)
+        write_json(written / CONFIG_FILE, published(config, directory))
         if model.can_generate():
-            write_json(written / GENERATION_CONFIG_FILE, model.generation_config.to_dict())
+            write_json(written / GENERATION_CONFIG_FILE, published(model.generation_config.to_dict(), directory))
         write_weights(written, plans, iter(tensors.items()), max_shard_bytes=max_shard_bytes)
 
 
@@ -93,24 +94,15 @@ def push_model(
     model: PretrainedModel, repo_id: str, *, private: bool | None = None, commit_message: str | None = None
 ) -> str:
     """Upload what `save_model` writes; see `HeliumPreTrainedModel.push_to_hub`."""
-    import tempfile
+    from helium_mlx.files.hub_push import push
 
-    from huggingface_hub import HfApi
-
-    from helium_mlx.files.hub_client import HubProblem, hub_problems
-
-    api = HfApi()
-    with tempfile.TemporaryDirectory() as directory:
-        save_model(model, Path(directory))
-        try:
-            with hub_problems(repo_id, writing=True):
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                commit = api.upload_folder(
-                    repo_id=repo_id, folder_path=directory, commit_message=commit_message or "Upload a Helium model"
-                )
-        except HubProblem as problem:
-            raise UploadError(str(problem)) from None
-    return commit.commit_url
+    return push(
+        lambda directory: save_model(model, directory),
+        repo_id,
+        private=private,
+        commit_message=commit_message,
+        what="a Helium model",
+    )
 
 
 def tensors_on_disk(model: PretrainedModel) -> dict[str, mx.array]:

@@ -58,9 +58,11 @@ class CardFacts:
     dequantized_from: Mapping[str, object] | None = None
 
 
-def model_card(facts: CardFacts, source_directory: Path, config: HeliumConfig) -> str:
-    """Return the card of a conversion. The licence is the source's; see `source.py`."""
-    source = read_source(source_directory, config, facts.source_files)
+def model_card(
+    facts: CardFacts, source_directory: Path, config: HeliumConfig, *, source_root: Path | None = None
+) -> str:
+    """Return the card of a conversion. The licence is that of the source or the `source_root` around it."""
+    source = read_source(source_directory, config, facts.source_files, root=source_root)
     is_causal = facts.architecture == "ForCausalLM"
     lines = ["---", *_metadata(facts, source, config), "---", "", f"# {facts.name}", ""]
     target = "to the form that transformers reads" if facts.for_transformers else "to MLX"

@@ -13,6 +13,7 @@ from helium_mlx.errors import CheckpointError
 from helium_mlx.files.atomic import new_directory, write_json
 from helium_mlx.files.hashes import file_hashes
 from helium_mlx.files.hub import DEMO_NAME
+from helium_mlx.files.names import CHAT_TEMPLATES_DIRECTORY
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_bytes, read_json_object
 from helium_mlx.model_card.record import CARD_FILE, CONVERSION_FILE, recorded_hashes, unconverted
 
@@ -73,7 +74,7 @@ def with_quality(card: str, section: list[str]) -> str:
 def _card_and_record(directory: Path) -> tuple[str, dict[str, object]]:
     if problem := unconverted(directory):
         raise CheckpointError(problem)
-    inner = next((path for path in sorted(directory.glob("*")) if path.is_dir()), None)
+    inner = next((path for path in _directories(directory) if path not in _folders(directory)), None)
     if inner is not None:
         raise CheckpointError(f"{inner} is a directory, which no converted checkpoint has; move it away")
     if not (directory / CARD_FILE).exists():
@@ -88,12 +89,27 @@ def _card_and_record(directory: Path) -> tuple[str, dict[str, object]]:
     return card, record
 
 
+def _directories(directory: Path) -> list[Path]:
+    """Return the directories in a checkpoint, and those in its folder of chat templates."""
+    folders = _folders(directory)
+    return sorted(path for folder in (directory, *folders) for path in folder.iterdir() if path.is_dir())
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Return the folder that a checkpoint may have, which is its own and no link, where it is there."""
+    templates = directory / CHAT_TEMPLATES_DIRECTORY
+    return [templates] if templates.is_dir() and not templates.is_symlink() else []
+
+
 def _rewrite(directory: Path, card: str, record: dict[str, object]) -> None:
     """Put card and record in place together: a new directory, of links to all other files, takes the old one's."""
     with new_directory(directory, replace=True) as new:
-        for path in directory.iterdir():
-            if path.name not in (CARD_FILE, CONVERSION_FILE):
-                _link(path, new / path.name)
+        folders = _folders(directory)
+        for folder in (directory, *folders):
+            (new / folder.relative_to(directory)).mkdir(exist_ok=True)
+            for path in folder.iterdir():
+                if path not in (*folders, directory / CARD_FILE, directory / CONVERSION_FILE):
+                    _link(path, new / path.relative_to(directory))
         (new / CARD_FILE).write_text(card, encoding="utf-8")
         write_json(new / CONVERSION_FILE, record)
 

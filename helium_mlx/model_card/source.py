@@ -115,10 +115,15 @@ class Source:
     has_chat_template: bool
 
 
-def read_source(directory: Path, config: HeliumConfig, hashes: Mapping[str, str]) -> Source:
-    """Return what a source's directory says; `hashes` are the SHA-256 of its files by name, where they are known."""
+def read_source(
+    directory: Path, config: HeliumConfig, hashes: Mapping[str, str], *, root: Path | None = None
+) -> Source:
+    """Return what a source's directory says; `hashes` are the SHA-256 of its files by name, where they are known.
+
+    `root` is the directory whose terms hold for those in it, this one among them; in the Hub's cache it is known.
+    """
     repository, is_exact = _origin(directory, config, hashes)
-    metadata, text, problem = _card(directory)
+    metadata, text, problem = _cards(directory, root)
     family = _family(repository, config)
     kept = {key: value for key, value in metadata.items() if key.startswith("license") or key == "language"}
     if not all(map(_is_plain, kept.values())):
@@ -134,12 +139,16 @@ def read_source(directory: Path, config: HeliumConfig, hashes: Mapping[str, str]
     )
 
 
-def licence_files(directory: Path) -> list[Path]:
+def licence_files(directory: Path, root: Path | None = None) -> list[Path]:
     """Return the licence and notice files of a source, which go where its weights go.
 
+    Those of the folders above it, up to `root` or the top of the repository, too, but for names that are nearer.
     Raises CheckpointError for one that is not to be opened.
     """
-    paths = sorted(path for path in directory.iterdir() if LICENCE_FILE.fullmatch(path.name))
+    found: dict[str, Path] = {}
+    for folder in reversed(_folders_of_terms(directory, root)):
+        found |= {path.name: path for path in folder.iterdir() if LICENCE_FILE.fullmatch(path.name)}
+    paths = [found[name] for name in sorted(found)]
     for path in paths:
         try:
             require_file(path, MAX_JSON_BYTES)
@@ -148,18 +157,18 @@ def licence_files(directory: Path) -> list[Path]:
     return paths
 
 
-def copy_licences(source: Path, config: HeliumConfig, destination: Path) -> None:
+def copy_licences(source: Path, config: HeliumConfig, destination: Path, root: Path | None = None) -> None:
     """Copy licence and notice files, and write the notice that the Gemma terms ask for where it is missing."""
-    for path in licence_files(source):
+    for path in licence_files(source, root):
         shutil.copyfile(path, destination / path.name)
-    if needs_notice(source, config):
+    if needs_notice(source, config, root):
         (destination / NOTICE_FILE).write_text(GEMMA_NOTICE)
 
 
-def needs_notice(source: Path, config: HeliumConfig) -> bool:
+def needs_notice(source: Path, config: HeliumConfig, root: Path | None = None) -> bool:
     """Whether a source is under the Gemma terms and has no notice of that."""
-    is_noticed = any(path.name.startswith(NOTICE_FILE) for path in licence_files(source))
-    return not is_noticed and read_source(source, config, {}).is_under_gemma_terms
+    is_noticed = any(path.name.startswith(NOTICE_FILE) for path in licence_files(source, root))
+    return not is_noticed and read_source(source, config, {}, root=root).is_under_gemma_terms
 
 
 def licence_section(source: Source) -> list[str]:
@@ -181,18 +190,50 @@ def licence_section(source: Source) -> list[str]:
     return lines + [f"\n> {term}" for term in source.terms]
 
 
-def _card(directory: Path) -> tuple[Metadata, str, str | None]:
-    """Return metadata and text of a directory's card, and what is wrong with it; nothing at all without one."""
+def _folders_of_terms(directory: Path, root: Path | None) -> list[Path]:
+    """Return the directories whose cards and licences hold for a source, nearest first.
+
+    A subfolder of a repository is under the repository's terms.
+    """
+    snapshot = snapshot_of(directory)
+    top = snapshot.root if snapshot else root
+    if top is None or not directory.is_relative_to(top):
+        return [directory]
+    return [directory, *(folder for folder in directory.parents if folder.is_relative_to(top))]
+
+
+def _cards(directory: Path, root: Path | None) -> tuple[Metadata, str, str | None]:
+    """Return metadata and text of the cards that hold for a directory, and what is wrong; nearer ones come first."""
+    metadata: Metadata = {}
+    texts: list[str] = []
+    problem: str | None = None
+    for folder in _folders_of_terms(directory, root):
+        values, text, own_problem = _card(folder)
+        # A licence, its name and its link are one statement.
+        is_licensed = _names_licence(metadata)
+        values = {key: value for key, value in values.items() if not (is_licensed and _names_licence({key: value}))}
+        metadata = values | metadata
+        texts.append(text)
+        problem = problem or own_problem
+    snapshot = snapshot_of(directory)
+    if problem is None and snapshot is not None and not _names_licence(metadata) and not snapshot.knows(CARD_FILE):
+        problem = _NOT_HERE
+    return metadata, "\n".join(texts), problem
+
+
+def _names_licence(metadata: Metadata) -> bool:
+    return any(key.startswith("license") for key in metadata)
+
+
+def _card(folder: Path) -> tuple[Metadata, str, str | None]:
+    """Return metadata and text of a folder's own card, and what is wrong with it; nothing at all without one."""
     # Imported here: it takes a while, and only conversions need it. It comes with huggingface_hub.
     import yaml
 
-    snapshot = snapshot_of(directory)
-    # A subfolder of a repository is under the repository's terms.
-    folder = directory if snapshot is None or (directory / CARD_FILE).exists() else snapshot.root
     try:
         text = read_bytes(folder / CARD_FILE, MAX_JSON_BYTES).decode(errors="replace")
     except UnreadableFile:
-        return {}, "", None if snapshot is None or snapshot.knows(CARD_FILE) else _NOT_HERE
+        return {}, "", None
     found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
     if not found:
         return {}, text, None

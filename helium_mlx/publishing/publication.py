@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +12,15 @@ from helium_mlx.errors import HeliumError, UploadError, shown
 from helium_mlx.files.hashes import file_hashes
 from helium_mlx.files.hub import DEMO_NAME
 from helium_mlx.files.hub_download import is_checkpoint_file
-from helium_mlx.files.names import CHAT_TEMPLATES_DIRECTORY
+from helium_mlx.files.local_paths import published, without_local_paths
+from helium_mlx.files.names import (
+    CHAT_TEMPLATES_DIRECTORY,
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, open_file, read_bytes, read_json_object
+from helium_mlx.json_writer import to_json
 from helium_mlx.model_card.card import with_repository
 from helium_mlx.model_card.record import CARD_FILE, CONVERSION_FILE, is_record, recorded_hashes, unconverted
 
@@ -50,9 +59,9 @@ def is_publishable(name: str) -> bool:
 def publication(directory: Path, repo: str) -> Publication:
     """Return what is to be published of a converted directory as `repo`.
 
-    The card's commands name the repository then, and the record no directory of this machine; both are changed in
-    memory only. Raises UploadError for a directory that was not converted here, that has been changed since, or whose
-    conversion was not verified.
+    The card's commands name the repository then, and neither card nor record nor settings a directory of this machine;
+    they are changed in memory only. Raises UploadError for a directory that was not converted here, that has been
+    changed since, or whose conversion was not verified.
     """
     record = _record(directory)
     recorded = _recorded_files(record, directory)
@@ -63,8 +72,10 @@ def publication(directory: Path, repo: str) -> Publication:
 
     card = with_repository(_text(directory / CARD_FILE), repo)
     files = {name: _on_disk(directory / name, name, digest) for name, digest in recorded.items()}
-    files[CARD_FILE] = _in_memory(CARD_FILE, card)
-    files[CONVERSION_FILE] = _in_memory(CONVERSION_FILE, _published_record(record, files[CARD_FILE]))
+    changed = {CARD_FILE: _in_memory(CARD_FILE, str(without_local_paths(card, directory)))}
+    changed |= _without_paths(directory, recorded)
+    files |= changed
+    files[CONVERSION_FILE] = _in_memory(CONVERSION_FILE, _published_record(record, changed, directory))
     warnings = [] if re.search(r"^license: *\S|^license:$", card, re.MULTILINE) else [
         f"{CARD_FILE} names no licence, because the source's files name none; say on the Hub which one it is"
     ]  # fmt: skip
@@ -148,10 +159,21 @@ def _text(path: Path) -> str:
         raise UploadError(f"{path}: {problem}") from None
 
 
-def _published_record(record: dict[str, object], card: LocalFile) -> str:
-    """Return the record with the card's new hash, and with the name alone of a source that is a directory here."""
-    files = recorded_hashes(record)
-    text = json.dumps(record | {"files": files | {CARD_FILE: card.sha256}}, indent=2, ensure_ascii=False) + "\n"
+def _without_paths(directory: Path, recorded: Collection[str]) -> dict[str, LocalFile]:
+    """Return the settings that hold a path of this machine, as earlier versions wrote them, without it."""
+    changed: dict[str, LocalFile] = {}
+    for name in {*recorded} & {CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE}:
+        with suppress(FileProblem):
+            values = read_json_object(directory / name)
+            if (cleaned := published(values, directory)) != values:
+                changed[name] = _in_memory(name, to_json(cleaned, indent=2) + "\n")
+    return changed
+
+
+def _published_record(record: dict[str, object], changed: Mapping[str, LocalFile], directory: Path) -> str:
+    """Return the record with the new hashes, and with the name alone of a source that is a directory here."""
+    files = recorded_hashes(record) | {name: file.sha256 for name, file in changed.items()}
+    text = to_json(published(record, directory) | {"files": files}, indent=2) + "\n"
     source = str(record.get("source", ""))
     if record.get("revision") is None and source != DEMO_NAME and "/" in source:
         quoted, name = (json.dumps(part, ensure_ascii=False)[1:-1] for part in (source, Path(source).name))

@@ -16,6 +16,7 @@ from helium_mlx.errors import UploadError, UsageError, shown
 from helium_mlx.files.hub import require_branch_name
 from helium_mlx.files.hub_cache import COMMIT
 from helium_mlx.files.hub_client import HubProblem, hub_problems
+from helium_mlx.files.hub_push import hub_api
 from helium_mlx.model_card.record import CARD_FILE, recorded_hashes
 from helium_mlx.option_values import OnProgress
 from helium_mlx.publishing.publication import LocalFile, Publication, is_publishable, publication
@@ -112,7 +113,7 @@ def require_ready(repo: str, *, verify: bool) -> None:
     _require_names(repo, None)
     if not verify:
         raise UsageError("what nobody has checked is not published; drop --no-verify, or --upload-repo")
-    _client(needs_token=True)
+    hub_api(needs_token=True)
 
 
 def publish(directory: Path, repo: str, *, on_progress: OnProgress | None = None) -> UploadReport:
@@ -160,7 +161,7 @@ class _Upload:
         return self.revision or "main"
 
     def run(self, *, dry_run: bool) -> UploadReport:
-        api = _client(needs_token=not dry_run)
+        api = hub_api(needs_token=not dry_run)
         state = remote_state(api, self.repo, self.revision)
         self._require_acceptable(state)
         record = previous_record(api, self.repo, state)
@@ -305,11 +306,3 @@ class _Upload:
             dry_run=commit is None,
             warnings=self.contents.warnings,
         )
-
-
-def _client(*, needs_token: bool) -> "HfApi":
-    from huggingface_hub import HfApi, get_token
-
-    if needs_token and not get_token():
-        raise UploadError("there is no token of the Hub on this machine; run `hf auth login`, or set HF_TOKEN")
-    return HfApi(library_name="helium_mlx", library_version=__version__)

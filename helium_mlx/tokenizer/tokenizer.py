@@ -24,6 +24,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn, SupportsIndex, TypeAlias, cast, overload
@@ -31,6 +32,9 @@ from typing import TYPE_CHECKING, Literal, NoReturn, SupportsIndex, TypeAlias, c
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.errors import CheckpointError, TokenizerError, shown
+from helium_mlx.files.atomic import write_json
+from helium_mlx.files.hub_push import push
+from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import TOKENIZER_CONFIG_FILE
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object, require_file
 from helium_mlx.tokenizer.declared import ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, read_declared
@@ -405,7 +409,8 @@ class HeliumTokenizer:
     def save_pretrained(self, path: str | Path) -> tuple[str, ...]:
         """Copy the tokenizer's files, byte for byte, to a directory, which is made where missing; return their paths.
 
-        `config.json`, which holds the special ids, is the model's and is not written.
+        `config.json`, which holds the special ids, is the model's and is not written. Of a path of this machine in
+        `tokenizer_config.json` the last part is left.
         """
         directory = Path(path)
         saved: list[str] = []
@@ -414,13 +419,26 @@ class HeliumTokenizer:
             for source in self._files:
                 target = directory / source.name
                 if not (target.exists() and target.samefile(source)):
-                    target.write_bytes(source.read_bytes())
+                    _copy(source, target)
                 saved.append(str(target))
         except OSError as error:
             raise TokenizerError(
                 f"the tokenizer cannot be saved in {directory}: {error.strerror}; name another place"
             ) from error
         return tuple(saved)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, commit_message: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to a Hub repository, made if need be; return the commit's address.
+
+        Raises UsageError for a name that no repository has, and UploadError, one line, if the Hub refuses.
+        """
+        return push(
+            self.save_pretrained,
+            repo_id,
+            private=private,
+            commit_message=commit_message,
+            what="a Helium tokenizer",
+        )
 
     def _cut(self, row: list[int], length: int, *, has_bos: bool) -> list[int]:
         if self.truncation_side == "right" or len(row) <= length:
@@ -514,6 +532,19 @@ def _as_arrays(rows: list[list[int]], masks: list[list[int]]) -> BatchEncoding:
     import mlx.core as mx
 
     return BatchEncoding(mx.array(rows, dtype=mx.int32), mx.array(masks, dtype=mx.int32))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file byte for byte, but for settings that hold a path of this machine."""
+    values: dict[str, object] = {}
+    if source.name == TOKENIZER_CONFIG_FILE:
+        with suppress(FileProblem):
+            values = read_json_object(source)
+    cleaned = published(values, source.parent)
+    if cleaned == values:
+        target.write_bytes(source.read_bytes())
+    else:
+        write_json(target, cleaned)
 
 
 def _sentencepiece_files(directory: Path) -> list[Path]:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from helium_mlx.errors import TokenizerError, one_line, shown
 from helium_mlx.files.untrusted import FileProblem, read_bytes
-from helium_mlx.tokenizer.bounds import MAX_GROWTH, charsmap_fault, excess, sentencepiece_growth, undefined_token
+from helium_mlx.tokenizer.bounds import (
+    MAX_GROWTH,
+    charsmap_fault,
+    empty_rule,
+    excess,
+    sentencepiece_growth,
+    undefined_token,
+)
 from helium_mlx.tokenizer.declared import NOTHING_DECLARED, Declared, DeclaredToken
 from helium_mlx.tokenizer.detokenizer import (
     WORD_SEPARATOR,
@@ -110,10 +117,12 @@ class JsonVocabulary:
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = declared.split_special_tokens
-        self.is_extended = self._add(declared.tokens) or declared.split_special_tokens
-        found = excess(self._tokenizer)
+        found = excess(self._tokenizer) or empty_rule(self._tokenizer)
         if found is not None:
             raise TokenizerError(f"{path} has {found}, which no Helium's has; fetch it again")
+        # Their texts are normalized here.
+        with _named_failures(f"{path} has a normalizer that fails"):
+            self.is_extended = self._add(declared.tokens) or declared.split_special_tokens
         undefined = undefined_token(self._tokenizer.post_processor)
         if undefined is not None:
             raise TokenizerError(

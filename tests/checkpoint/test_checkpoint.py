@@ -237,6 +237,43 @@ def test_a_generation_config_that_cannot_be_read_is_left_out_with_a_warning(dire
     assert model.generation_config.eos_token_id == 2
 
 
+def test_an_adapter_beside_the_weights_is_not_applied_and_a_warning_says_so(directory: Path, tmp_path: Path) -> None:
+    """transformers 5 applies it where peft is installed (`integrations.peft.maybe_load_adapters`)."""
+    before = load_model(directory)(mx.arange(9)[None]).logits
+    (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "a/b", "r": 8}))
+    write_tensors(directory / "adapter_model.safetensors", {"base_model.model.x.lora_A.weight": mx.ones((1, 2))})
+    (said,) = open_checkpoint(directory).warnings
+    assert said.startswith("adapter_config.json left out: its adapter is not applied, as transformers does where peft")
+    with pytest.warns(UserWarning, match="adapter is not applied"):
+        assert mx.array_equal(load_model(directory)(mx.arange(9)[None]).logits, before)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize(
+    ("files", "base"),
+    [
+        ({"adapter_config.json": {"base_model_name_or_path": "a/b"}, "adapter_model.safetensors": None}, "a/b"),
+        ({"adapter_config.json": {"model": "a/b", "fine_tune_type": "lora"}, "adapters.safetensors": None}, "a/b"),
+        ({"adapter_config.json": {}, "adapter_model.bin": None}, None),
+        ({"adapters.safetensors": None}, None),
+    ],
+)
+def test_an_adapter_without_a_model_is_refused_by_what_it_is(
+    directory: Path, files: dict[str, object], base: str | None, has_config: bool
+) -> None:
+    (directory / "model.safetensors").unlink()
+    if not has_config:
+        (directory / "config.json").unlink()
+    for name, values in files.items():
+        (directory / name).write_text(json.dumps(values))
+    for read in (open_checkpoint, load_model, helium_mlx.HeliumForCausalLM.from_pretrained):
+        with pytest.raises(CheckpointError) as caught:
+            read(directory)
+        into = f"its base model, '{base}'," if base else "its base model"
+        expected = f"holds an adapter ({', '.join(files)}) and no weights of a model; merge it into {into} with peft's"
+        assert str(caught.value).startswith(f"{directory}: {expected}")
+
+
 def test_a_tensor_in_two_shards_is_refused(directory: Path) -> None:
     weights = random_weights(HeliumConfig.from_json_file(directory / "config.json"))
     (directory / "model.safetensors").unlink()

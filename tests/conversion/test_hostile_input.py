@@ -78,9 +78,9 @@ def refusal(directory: Path, reader: Callable[[Path], object] = open_checkpoint)
 # --- mutated checkpoints
 
 
-def run_batch(bases: Path, at: Path, first: int, count: int) -> str:
+def run_batch(bases: Path, at: Path, first: int, count: int, *more: str) -> str:
     """Try cases in a process of their own; return what went wrong."""
-    words = ["--bases", bases, "--at", at, "--first", first, "--count", count]
+    words = ["--bases", bases, "--at", at, "--first", first, "--count", count, *more]
     done = run_python(fuzzing.__file__, *words, timeout=None)
     if done.returncode:
         done.stdout += (
@@ -96,6 +96,12 @@ def test_mutated_checkpoints_are_read_or_refused_in_one_line(bases: Path, tmp_pa
             lambda first: run_batch(bases, tmp_path / str(first), first, min(BATCH, FIRST + CASES - first)), batches
         )
     assert "".join(found) == ""
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "README.md"])
+def test_mutated_tokenizers_and_cards_are_read_or_refused_in_one_line(bases: Path, tmp_path: Path, name: str) -> None:
+    """Ids in post-processors, added tokens and vocabularies; normalizers and their tables; metadata of cards."""
+    assert run_batch(bases, tmp_path / "at", FIRST, CASES // 20, "--only", name) == ""
 
 
 def test_what_is_mutated_is_good_before(bases: Path, tmp_path: Path) -> None:

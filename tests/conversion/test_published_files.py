@@ -1,5 +1,6 @@
 """What goes into a converted directory beside weights: companions of the tokenizer, and no path of this machine."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import helium_mlx
+from helium_mlx import HeliumForCausalLM, HeliumTokenizer
 from helium_mlx.errors import TokenizerError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.files.local_paths import without_local_paths
+from helium_mlx.publishing.publication import publication
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -55,12 +58,25 @@ def test_a_template_that_is_a_link_out_of_the_checkpoint_is_refused(tmp_path: Pa
     assert not (tmp_path / "x").exists()
 
 
-def test_no_path_of_this_machine_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of somebody who is in a working directory beside it."""
     home, work = tmp_path / "home of jane", tmp_path / "working"
     home.mkdir()
     work.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(work)
+    return home
+
+
+def require_no_path(files: dict[str, bytes], *directories: Path) -> None:
+    """Look for directories in every byte of what is published."""
+    found = {name for name, data in files.items() for path in directories if str(path).encode() in data}
+    assert not found
+
+
+def test_no_path_of_this_machine_is_written(tmp_path: Path, home: Path) -> None:
+    work = Path.cwd()
     source = source_in(home, _name_or_path=str(work / "runs/checkpoint-500"), comment=f"from {home}/runs/7, tuned")
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps(settings | {"name_or_path": str(home / "tuned")}))
@@ -69,10 +85,7 @@ def test_no_path_of_this_machine_is_written(tmp_path: Path, monkeypatch: pytest.
     report = helium_mlx.convert(
         str(source), str(work / "x"), quantize=True, rounding="fitted", calibration_text=str(diary)
     )
-    for name, data in files_of(work / "x").items():
-        assert str(home).encode() not in data, name
-        assert str(work).encode() not in data, name
-        assert str(tmp_path).encode() not in data, name
+    require_no_path(files_of(work / "x"), home, work, tmp_path)
     record = json.loads((work / "x/conversion.json").read_text())
     assert (record["source"], record["options"]["calibration_text"]) == ("tuned", "diary.txt")
     assert record["calibration"]["text"] == "diary.txt"
@@ -81,6 +94,46 @@ def test_no_path_of_this_machine_is_written(tmp_path: Path, monkeypatch: pytest.
     assert "tokenizer_config.json named a path, of which the last part is left" in report.warnings
     # What the caller is told is what the caller said.
     assert report.source == str(source)
+
+
+def test_no_path_of_this_machine_is_saved(tmp_path: Path, home: Path) -> None:
+    source = source_in(home, _name_or_path=str(Path.cwd() / "runs/checkpoint-500"), comment=f"from {home}/runs/7")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"name_or_path": str(home / "tuned")}))
+    generation = json.loads((source / "generation_config.json").read_text())
+    (source / "generation_config.json").write_text(json.dumps(generation | {"cache_dir": str(home / "cache")}))
+    model = HeliumForCausalLM.from_pretrained(source)
+    model.save_pretrained(tmp_path / "model")
+    model.config.save_pretrained(tmp_path / "config")
+    HeliumTokenizer.from_pretrained(source).save_pretrained(tmp_path / "tokenizer")
+    for name in ("model", "config", "tokenizer"):
+        require_no_path(files_of(tmp_path / name), home, Path.cwd(), tmp_path)
+    for name in ("model", "config"):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert (config["_name_or_path"], config["comment"]) == ("checkpoint-500", "from 7")
+    assert json.loads((tmp_path / "model/generation_config.json").read_text())["cache_dir"] == "cache"
+    saved = json.loads((tmp_path / "tokenizer/tokenizer_config.json").read_text())
+    assert saved == settings | {"name_or_path": "tuned"}
+    # In memory everything is as it was read.
+    assert model.config.extra["_name_or_path"] == str(Path.cwd() / "runs/checkpoint-500")
+
+
+def test_paths_that_an_earlier_version_wrote_are_not_uploaded(tmp_path: Path, home: Path) -> None:
+    helium_mlx.convert("demo", str(tmp_path / "x"))
+    values = {"_name_or_path": str(home / "runs/7"), "options": {"calibration_text": str(home / "diary.txt")}}
+    config = json.loads((tmp_path / "x/config.json").read_text()) | values
+    (tmp_path / "x/config.json").write_text(json.dumps(config))
+    record = json.loads((tmp_path / "x/conversion.json").read_text()) | values
+    record["files"]["config.json"] = hashlib.sha256((tmp_path / "x/config.json").read_bytes()).hexdigest()
+    (tmp_path / "x/conversion.json").write_text(json.dumps(record))
+    files = publication(tmp_path / "x", "jane/x").files
+    sent = {file.name: file.content if isinstance(file.content, bytes) else file.content.read_bytes() for file in files}
+    require_no_path(sent, home)
+    assert json.loads(sent["config.json"]) == config | {
+        "_name_or_path": "7", "options": {"calibration_text": "diary.txt"}
+    }  # fmt: skip
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sent.items() if name != "conversion.json"}
+    assert json.loads(sent["conversion.json"])["files"] == hashes
 
 
 @pytest.mark.parametrize(
@@ -117,3 +170,5 @@ def test_a_name_that_is_not_utf_8_becomes_a_record(tmp_path: Path) -> None:
     source = source_in(tmp_path).rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     helium_mlx.convert(str(source), str(tmp_path / "x"))
     assert json.loads((tmp_path / "x/conversion.json").read_text())["source"] == "caf\udce9"
+    files = {file.name: file.content for file in publication(tmp_path / "x", "jane/x").files}
+    assert json.loads(bytes(files["conversion.json"]))["source"] == "caf\udce9"

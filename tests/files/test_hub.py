@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 import subprocess
@@ -147,6 +148,17 @@ def test_only_what_belongs_to_the_checkpoint_is_fetched(here: Holding) -> None:
     assert names(resolve(REPO)) == wanted.keys()
 
 
+def test_an_adapter_is_told_of_and_not_fetched(here: Holding, tmp_path: Path) -> None:
+    adapter = {"adapter_config.json": b'{"base_model_name_or_path": "a/b"}', "adapter_model.safetensors": b"x"}
+    here(adapter)
+    with pytest.raises(CheckpointError, match=r"holds an adapter \(adapter_config.json\) and .* 'a/b', with"):
+        helium_mlx.load(REPO)
+    here(demo_files() | adapter)
+    report = helium_mlx.convert(REPO, str(tmp_path / "x"))
+    assert [said for said in report.warnings if said.startswith("adapter_config.json left out")]
+    assert not (tmp_path / "x/adapter_config.json").exists()
+
+
 def test_of_shards_those_that_the_index_names_are_fetched(here: Holding) -> None:
     files = demo_files()
     del files["model.safetensors"]
@@ -156,6 +168,31 @@ def test_of_shards_those_that_the_index_names_are_fetched(here: Holding) -> None
     assert names(directory) == files.keys() | {*SHARDS}
     (directory / SHARDS[1]).unlink()
     assert names(resolve(REPO)) == files.keys() | {*SHARDS}
+
+
+def test_one_file_comes_before_older_shards_in_the_cache_too(here: Holding, tmp_path: Path) -> None:
+    index = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode()
+    hub = here(demo_files() | {"model.safetensors.index.json": index} | dict.fromkeys(SHARDS, b"x"))
+    directory = resolve(REPO)
+    # Another program fetches the index, or the file was there first and the index came with an update.
+    (directory / "model.safetensors.index.json").write_bytes(index)
+    asked = len(hub.requests)
+    assert resolve(REPO) == directory
+    assert len(hub.requests) == asked
+    with pytest.warns(UserWarning, match=r"model.safetensors.index.json left out: model.safetensors is what is read"):
+        helium_mlx.load(REPO)
+    (directory / "model.safetensors").unlink()
+    resolve(REPO)
+    assert names(directory) == demo_files().keys() | {"model.safetensors.index.json"}
+
+
+def test_a_directory_of_links_to_files_of_the_cache_is_a_checkpoint(here: Holding, tmp_path: Path) -> None:
+    here(demo_files())
+    (tmp_path / "mine").mkdir()
+    for path in resolve(REPO).iterdir():
+        (tmp_path / "mine" / path.name).symlink_to(path)
+    helium_mlx.load(tmp_path / "mine")
+    helium_mlx.convert(str(tmp_path / "mine"), str(tmp_path / "made"))
 
 
 def test_kyutais_only_file_is_fetched_whatever_it_is_called(here: Holding) -> None:
@@ -192,6 +229,50 @@ def test_a_conversion_of_a_subfolder_records_it_and_has_the_licence_of_the_whole
     assert "license: mit" in card
     assert f"/tree/{COMMIT}/v2" in card
     assert f"base_model: {REPO}\n" in card
+
+
+def test_a_conversion_of_a_subfolder_has_the_licence_files_around_it(here: Holding, tmp_path: Path) -> None:
+    inside = {f"a/v2/{name}": data for name, data in demo_files().items() if name != "README.md"}
+    above = {
+        "LICENSE": b"all",
+        "NOTICE.txt": b"notice",
+        "a/LICENSE": b"a",
+        "a/README.md": b"# a\n",
+        "b/LICENSE.b": b"b",
+    }
+    here(inside | above | {"README.md": b"---\nlicense: mit\nlanguage: fr\n---\n"})
+    report = helium_mlx.convert(f"{REPO}:a/v2", str(tmp_path / "made"))
+    written = {name: (tmp_path / "made" / name).read_bytes() for name in names(tmp_path / "made")}
+    assert {name: data for name, data in written.items() if name[:3] in ("LIC", "NOT")} == {
+        "LICENSE": b"a", "NOTICE.txt": b"notice"
+    }  # fmt: skip
+    assert report.source_files["LICENSE"] == report.files["LICENSE"] == hashlib.sha256(b"a").hexdigest()
+    # The nearer card says nothing of a licence.
+    assert b"license: mit\n" in written["README.md"]
+    assert b"language: fr\n" in written["README.md"]
+
+
+@pytest.mark.parametrize("how", ["subfolder", "name", "directory"])
+def test_a_local_subfolder_is_under_the_terms_of_what_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DEMO_DIRECTORY, "all/models/v2")
+    Path("all/LICENSE").write_text("above what was named")
+    Path("all/models/README.md").write_text("---\nlicense: mit\nlicense_link: x\n---\nUnder the Gemma terms of use.\n")
+    Path("all/models/v2/README.md").write_text("---\nlanguage: fr\n---\n")
+    Path("all/models/LICENSE.txt").write_text("terms")
+    source = {"subfolder": "all/models", "name": "all/models:v2", "directory": "all/models/v2"}[how]
+    helium_mlx.convert(source, "made", subfolder="v2" if how == "subfolder" else None)
+    card = Path("made/README.md").read_text()
+    is_inside = how != "directory"
+    # A directory that was named by itself has its own terms, whatever lies around it.
+    assert names(Path("made")) & {"LICENSE", "LICENSE.txt", "NOTICE"} == (
+        {"LICENSE.txt", "NOTICE"} if is_inside else set()
+    )
+    assert ("license: mit\nlicense_link: x\n" in card) == is_inside
+    assert ("Gemma terms" in card) == is_inside
+    assert "language: fr" in card
 
 
 def test_a_subfolder_of_a_directory_is_a_directory(tmp_path: Path) -> None:

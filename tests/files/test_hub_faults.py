@@ -1,14 +1,20 @@
 """A Hub that misbehaves, in both directions: one line, status 1, no token, nothing half-written, and an end."""
 
 import json
-from collections.abc import Callable, Iterator
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_standin import COMMIT, Fault, HubStandIn, Repository, serve
-from hub_standin.client import TOKEN, run, use
+from hub_standin.client import TOKEN, run, set_token, use
 
 import helium_mlx
+from helium_mlx import HeliumConfig, HeliumForCausalLM, HeliumTokenizer
+from helium_mlx.errors import UploadError, UsageError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.generate import main as generate_main
 from helium_mlx.upload import main as upload_main
@@ -190,6 +196,202 @@ def test_a_bad_answer_to_an_upload_is_one_line(
     is_sent = hub.repositories[REPO].branches["main"] != head
     # An empty list of files may be true, until it is read back.
     assert not is_sent or path == "/commit/" or (path, name) == ("/tree/", "a list")
+
+
+# How many bad Hubs are drawn in each direction, and from which number on.
+HUBS = int(os.environ.get("HELIUM_MLX_FUZZ_HUBS", "24"))
+FIRST = int(os.environ.get("HELIUM_MLX_FUZZ_FIRST", "0"))
+DOORS = (("GET", INFO), ("GET", FILE), ("HEAD", FILE), ("GET", "."), ("HEAD", "."))
+WRITING_DOORS = (
+    ("GET", INFO), ("GET", "/tree/"), ("POST", "/validate-yaml"), ("POST", "/preupload/"), ("POST", "/objects/batch"),
+    ("PUT", "/lfs/"), ("POST", "/verify"), ("POST", "/commit/"), ("POST", "/repos/create"), ("POST", "."), ("GET", "."),
+)  # fmt: skip
+NONSENSE: tuple[object, ...] = (
+    None, True, 0, -1, 7, 2**63, 10**400, 1.5, float("inf"), float("nan"), "", "x" * 5000, "../../../escaped",
+    "\x1b[2J\n", "\ud800", TOKEN, [], [[]], [None], {}, {"": {}}, ["x"] * 3000, {"x": ["y"]}, "f" * 40, "/tmp/escaped",
+    "http://[x",
+)  # fmt: skip
+HEADERS = ("ETag", "X-Linked-Etag", "X-Linked-Size", "X-Repo-Commit", "Location", "Link", "Content-Type",
+           "X-Error-Code", "X-Error-Message", "X-HF-Warning", "Retry-After", "Content-Encoding", "Content-Range", "X-Xet-Hash",
+           "Set-Cookie", "RateLimit")  # fmt: skip
+SAID = ("", "0", "-1", "x" * 300, '"../../escaped"', '"/tmp/escaped"', "f" * 40, '</x>; rel="next"', "gzip", "1e9", "é",
+        "bytes 5-1/3", "RepoNotFound", "GatedRepo", "EntryNotFound", "RevisionNotFound", f"for {TOKEN}",
+        "/", "a=b; c")  # fmt: skip
+
+
+def spoilt(rng: random.Random, value: object) -> object:
+    """Return JSON in which up to three values, or the whole, are nonsense."""
+    for _ in range(rng.choice((1, 1, 3))):
+        places: list[tuple[Any, Any]] = []
+        waiting: list[Any] = [value]
+        while waiting:
+            here = waiting.pop()
+            inner = here.items() if isinstance(here, dict) else enumerate(here) if isinstance(here, list) else ()
+            for key, below in inner:
+                places.append((here, key))
+                waiting.append(below)
+        if not places or rng.random() < 0.1:
+            return rng.choice(NONSENSE)
+        here, key = rng.choice(places)
+        if isinstance(here, dict) and rng.random() < 0.25:
+            del here[key]
+        else:
+            here[key] = rng.choice(NONSENSE)
+    return value
+
+
+def drawn_fault(rng: random.Random, doors: Sequence[tuple[str, str]]) -> Fault:
+    """Return a fault of a Hub: another status, body or headers, an answer cut off, or several of these."""
+    method, path = rng.choice(doors)
+    fault = Fault(method, path, times=rng.choice((1, 2, 999)))
+    fault.headers = {name: rng.choice(SAID) for name in rng.sample(HEADERS, rng.choice((0, 0, 1, 2)))}
+    kind = rng.randrange(7)
+    if kind == 0:
+        fault.status, fault.message = rng.choice((201, 204, 206, 299, 302, 304, *range(400, 432), 500, 502, 599)), "no"
+    elif kind == 1:
+        fault.body = rng.choice((HTML, BOMB, b"", b"[]", b"null", b"{", b"\xff\xfe", b"0" * 5000, rng.randbytes(200)))
+    elif kind == 2:
+        fault.is_cut = True
+    elif kind == 3:
+        fault.lose_answer = True
+    elif path not in (FILE, "/lfs/", "."):
+        fault.edit = lambda answer: spoilt(rng, answer)
+    return fault
+
+
+def require_one_line_or_success(capfd: pytest.CaptureFixture[str], status: int, case: str) -> None:
+    out, err = capfd.readouterr()
+    assert status in (0, 1), f"{case}: {err}"
+    assert "Traceback" not in err, f"{case}: {err}"
+    assert TOKEN not in out + err, case
+    assert "\x1b" not in err, case
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == status, f"{case}: {err}"
+    assert all(len(line) < 1000 and line.isprintable() for line in errors), f"{case}: {err}"
+
+
+def test_hubs_drawn_at_random_give_a_checkpoint_or_one_line(
+    hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(FIRST, FIRST + HUBS):
+        rng = random.Random(number)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / f"cache{number}"))
+        hub.faults = [drawn_fault(rng, DOORS) for _ in range(rng.choice((1, 1, 2)))]
+        case = f"hub {number}: {hub.faults}"
+        require_one_line_or_success(capfd, download(), case)
+        hub.faults = []
+        assert download() == 0, case
+        capfd.readouterr()
+        shutil.rmtree(tmp_path / f"cache{number}")
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert not Path("/tmp/escaped").exists()
+
+
+def test_hubs_drawn_at_random_hold_an_upload_or_give_one_line(
+    hub: HubStandIn, converted: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--path", str(converted), "--repo", REPO]
+    for number in range(FIRST, FIRST + HUBS):
+        rng = random.Random(number)
+        hub.repositories = {REPO: Repository.empty()} if rng.random() < 0.7 else {}
+        hub.faults = [drawn_fault(rng, WRITING_DOORS) for _ in range(rng.choice((1, 1, 2)))]
+        case = f"hub {number}: {hub.faults}"
+        status = upload_main(arguments)
+        require_one_line_or_success(capfd, status, case)
+        hub.faults = []
+        # What was sent is whole, or nothing was; and it can be gone on with.
+        held = hub.repositories[REPO].files().keys() if REPO in hub.repositories else set()
+        assert not held - {".gitattributes"} or {path.name for path in converted.iterdir()} <= held, case
+        assert upload_main(arguments) == 0, case
+        capfd.readouterr()
+        assert {path.name for path in converted.iterdir()} <= hub.repositories[REPO].files().keys(), case
+
+
+def failing_push(subject: HeliumForCausalLM | HeliumTokenizer, capfd: pytest.CaptureFixture[str]) -> str | None:
+    """Return the one line of the error that a push ends with; None where it ends well."""
+    try:
+        address = subject.push_to_hub(REPO)
+    except UploadError as error:
+        said = str(error)
+        out, err = capfd.readouterr()
+        assert said.startswith(f"{REPO}: ")
+        assert said.isprintable()
+        assert len(said) < 1000
+        assert TOKEN not in said + out + err
+        assert "\x1b" not in err
+        return said
+    assert address.isprintable()
+    return None
+
+
+@pytest.fixture(scope="module")
+def pushed() -> dict[str, HeliumForCausalLM | HeliumTokenizer]:
+    config = HeliumConfig(48, 32, 32, 2, 2)
+    return {"model": HeliumForCausalLM(config), "tokenizer": HeliumTokenizer.from_pretrained("demo")}
+
+
+Pushed = dict[str, HeliumForCausalLM | HeliumTokenizer]
+
+
+@pytest.mark.parametrize("kind", ["model", "tokenizer"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/repos/create"), ("POST", "/preupload/"), ("POST", "/commit/")])
+def test_a_bad_answer_to_a_push_is_one_line(
+    hub: HubStandIn, pushed: Pushed, capfd: pytest.CaptureFixture[str], kind: str, method: str, path: str
+) -> None:
+    for name, fault in LISTING_FAULTS.items():
+        if "edit" in fault:
+            continue
+        hub.repositories[REPO] = Repository.empty()
+        hub.faults = [Fault(method, path, times=999, **fault)]  # pyright: ignore[reportArgumentType]
+        if failing_push(pushed[kind], capfd) is None:
+            assert hub.repositories[REPO].files(), name
+    hub.faults = []
+    assert failing_push(pushed[kind], capfd) is None
+
+
+@pytest.mark.parametrize("kind", ["model", "tokenizer"])
+def test_each_failure_of_a_push_has_words_of_its_own(
+    hub: HubStandIn, pushed: Pushed, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    hub.repositories[REPO] = Repository.empty()
+    statuses = {
+        401: "not accept the token",
+        403: "may not write",
+        404: "no such repository",
+        429: "a pause",
+        500: "failed",
+    }
+    for status, words in statuses.items():
+        hub.faults = [Fault("POST", "/commit/", times=999, status=status, message=f"of {TOKEN}")]
+        assert words in (failing_push(pushed[kind], capfd) or ""), status
+    expected = {
+        "redirected to a file": "redirects to where nothing is", "silent": "was not reached or broke off",
+        "html": "answered what no Hub does",
+    }  # fmt: skip
+    for name, words in expected.items():
+        hub.faults = [Fault("POST", "/commit/", times=999, **LISTING_FAULTS[name])]  # pyright: ignore[reportArgumentType]
+        hub.repositories[REPO] = Repository.empty()
+        assert words in (failing_push(pushed[kind], capfd) or ""), name
+    for address in (7, None, ["x"]):
+        hub.faults = [Fault("POST", "/commit/", times=999, edit=edited(commitUrl=address))]
+        hub.repositories[REPO] = Repository.empty()
+        assert "answered what no Hub does" in (failing_push(pushed[kind], capfd) or "")
+    asked = len(hub.requests)
+    for wrong in ("", "a/b/c", "some body/tiny", "../tiny"):
+        with pytest.raises(UsageError, match=r"^repo_id is "):
+            pushed[kind].push_to_hub(wrong)
+    set_token(monkeypatch, None)
+    with pytest.raises(UploadError, match="there is no token of the Hub on this machine"):
+        pushed[kind].push_to_hub(REPO)
+    assert len(hub.requests) == asked
+
+
+def test_a_tokenizer_is_pushed_as_it_is_saved(hub: HubStandIn, pushed: Pushed, tmp_path: Path) -> None:
+    tokenizer = pushed["tokenizer"]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    commit = tokenizer.push_to_hub("somebody/new", private=True, commit_message="Mine").rpartition("/")[2]
+    assert hub.repositories["somebody/new"].branches["main"] == commit
+    assert hub.uploaded["somebody/new"] == {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
 
 
 def test_a_page_that_never_ends_is_left(

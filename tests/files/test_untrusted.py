@@ -147,6 +147,42 @@ def test_a_snapshot_links_to_its_own_repository_only(tmp_path: Path, repository:
             read_json_object(snapshot / "config.json")
 
 
+@pytest.mark.parametrize(
+    ("target", "is_read"),
+    [
+        ("hub/models--x--y/snapshots/0123/config.json", True),
+        ("hub/models--x--y/blobs/abc", True),
+        ("hub/models--x--y/blobs", False),
+        ("hub/models--x--y/refs/../../../token", False),
+        ("hub/models--x--y/snapshots/0123/out", False),
+        ("hub/datasets--x--y/blobs/abc", False),
+        ("hub/version.txt", False),
+        ("token", False),
+        ("other/models--x--y/blobs/abc", False),
+    ],
+)
+def test_files_linked_one_by_one_into_this_machines_cache_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, is_read: bool
+) -> None:
+    blobs = ("hub/models--x--y/blobs/abc", "hub/datasets--x--y/blobs/abc", "other/models--x--y/blobs/abc")
+    for name in (*blobs, "hub/version.txt", "token", "hub/models--x--y/refs/main"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    snapshot = tmp_path / "hub/models--x--y/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    (snapshot / "out").symlink_to("../../../../token")
+    (tmp_path / "cache").symlink_to("hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").symlink_to(tmp_path / target)
+    if is_read:
+        assert read_json_object(tmp_path / "mine/config.json") == {}
+    else:
+        with pytest.raises(UnreadableFile, match="outside of the checkpoint"):
+            read_json_object(tmp_path / "mine/config.json")
+
+
 @given(st.text() | JSON)
 def test_what_is_shown_is_short_and_printable(value: object) -> None:
     assert shown(value).isprintable()

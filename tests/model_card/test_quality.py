@@ -11,6 +11,7 @@ import helium_mlx
 from helium_mlx.compare import main as compare_main
 from helium_mlx.comparison.report import ComparedModel, ComparisonReport, LanguageFigures, OwnText
 from helium_mlx.errors import CheckpointError
+from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model_card.quality import HEADING, require_card, update_card, with_quality
 from helium_mlx.publishing.publication import publication
 
@@ -161,6 +162,45 @@ def test_a_directory_inside_would_be_lost_and_is_named(converted: Path) -> None:
     (converted / "inner").mkdir()
     with pytest.raises(CheckpointError, match=r"inner is a directory"):
         update_card(converted, REPORT)
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Path:
+    """A checkpoint with chat templates in a folder, as transformers saves those that have a name."""
+    source = Path(shutil.copytree(DEMO_DIRECTORY, tmp_path / "tuned"))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates/tools.jinja").write_text("{{ messages }}")
+    return source
+
+
+def test_a_folder_of_chat_templates_is_kept(tuned: Path, tmp_path: Path) -> None:
+    helium_mlx.convert(str(tuned), str(tmp_path / "y"), quantize=True)
+    require_card(tmp_path / "y")
+    update_card(tmp_path / "y", REPORT)
+    assert (tmp_path / "y/additional_chat_templates/tools.jinja").read_text() == "{{ messages }}"
+    assert "0.0110 ± 0.0010" in (tmp_path / "y/README.md").read_text()
+    names = [file.name for file in publication(tmp_path / "y", "somebody/y").files]
+    assert "additional_chat_templates/tools.jinja" in names
+
+
+def test_convert_measures_a_checkpoint_with_a_folder_of_chat_templates(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helium_mlx.conversion.conversion.compare", lambda *args, **options: REPORT)
+    report = helium_mlx.convert(str(tuned), str(tmp_path / "y"), measure=True)
+    written = {path.relative_to(tmp_path / "y").as_posix() for path in (tmp_path / "y").rglob("*") if path.is_file()}
+    assert written == {*report.files, "conversion.json"}
+
+
+def test_only_files_of_its_own_are_kept_in_that_folder(converted: Path, tmp_path: Path) -> None:
+    (converted / "additional_chat_templates/deeper").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"deeper is a directory, which no converted checkpoint has"):
+        require_card(converted)
+    shutil.rmtree(converted / "additional_chat_templates")
+    (tmp_path / "elsewhere").mkdir()
+    (converted / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"additional_chat_templates is a directory, which no converted"):
+        require_card(converted)
 
 
 def test_a_card_without_the_part_gets_it(converted: Path) -> None:

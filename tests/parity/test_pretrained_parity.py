@@ -96,6 +96,27 @@ def test_we_open_what_transformers_saves(tmp_path: Path, architecture: Architect
     assert relative_error(mx.where(real, output, 0), mx.where(real, reference, 0)) <= 1e-5
 
 
+@pytest.mark.parametrize(("stored", "cast"), [("bfloat16", "float32"), ("float32", "float32"), ("float32", None)])
+def test_slopes_of_xielu_are_as_there_after_a_cast(tmp_path: Path, stored: str, cast: str | None) -> None:
+    """A cast takes along what transformers keeps in bfloat16, and nothing is rounded to that any more."""
+    config = config_values(num_hidden_layers=2, hidden_act="xielu", dtype=stored)
+    source = write_checkpoint(tmp_path, config, dtype=stored)
+    model, theirs = ours(source, "ForCausalLM"), load(source)
+    if cast is not None:
+        model.set_dtype(getattr(mx, cast))
+        theirs = theirs.to(getattr(torch, cast))
+    slopes = model.body.layers[0].mlp.act_fn
+    there = theirs.model.layers[0].mlp.act_fn
+    x = mx.linspace(-3, 3, 97)
+    with torch.no_grad():
+        reference, logits = to_mlx(there(torch.linspace(-3, 3, 97))), to_mlx(theirs(to_torch(IDS))[0])
+    assert relative_error(slopes(x), reference) <= 1e-6
+    mask = (IDS != 3).astype(mx.int32)
+    real = (IDS != 3)[..., None]
+    output = model(IDS, mask)[0]  # pyright: ignore[reportCallIssue]
+    assert relative_error(mx.where(real, output, 0), mx.where(real, logits, 0)) <= 1e-5
+
+
 @both
 @every_architecture
 def test_parameters_are_counted_as_there(tmp_path: Path, architecture: Architecture, family: str) -> None:

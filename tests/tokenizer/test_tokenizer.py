@@ -912,6 +912,8 @@ def test_normalizers_that_are_usual_are_taken(tmp_path: Path, name: str) -> None
 PANICS: dict[str, object] = {
     "empty": "",
     "null": None,
+    "a number": 7,
+    "a list": ["AAAA"],
     "not base64": "!!",
     "escaped": "AA\n=",
     "an empty table": base64.b64encode(bytes(4)).decode(),
@@ -937,6 +939,34 @@ def test_a_charsmap_that_rust_would_panic_over_is_refused_quietly(
         HeliumTokenizer.from_pretrained(tokenizer_with(tmp_path, normalizer=normalizer))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+SUBSTITUTE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+EMPTY_RULES: dict[str, dict[str, object]] = {
+    "a prefix": {"type": "Prepend", "prepend": ""},
+    "a text": {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
+}
+
+
+@pytest.mark.parametrize("name", EMPTY_RULES)
+def test_a_rule_about_nothing_that_rust_would_panic_over_is_refused_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    steps = [{"type": "Strip", "strip_left": True, "strip_right": True}, EMPTY_RULES[name], {"type": "NFC"}, SUBSTITUTE]
+    directory = tokenizer_with(tmp_path, normalizer={"type": "Sequence", "normalizers": steps})
+    with pytest.raises(TokenizerError, match=r"has a normalizer (Prepend|Replace) of nothing, which no Helium's"):
+        HeliumTokenizer.from_pretrained(directory)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_normalizer_that_panics_over_a_declared_token_is_one_line(tmp_path: Path) -> None:
+    """What a pattern matches is not known beforehand, so that Rust's own words are on standard error then."""
+    steps = [{"type": "Replace", "pattern": {"Regex": "^|$"}, "content": "é"}, {"type": "NFKC"}, {"type": "NFC"}]
+    directory = tokenizer_with(tmp_path, normalizer={"type": "Sequence", "normalizers": steps})
+    declared = {"7": {"content": "of", "normalized": True}}
+    (directory / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": declared}))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json has a normalizer that fails: index out of bounds"):
+        HeliumTokenizer.from_pretrained(directory)
 
 
 def test_a_charsmap_that_is_taken_never_panics(tmp_path: Path) -> None:
