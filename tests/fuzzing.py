@@ -6,6 +6,7 @@ A case is a number. It seeds everything about the case, so a failure is seen aga
 
 import argparse
 import base64
+import copy
 import faulthandler
 import json
 import os
@@ -32,7 +33,7 @@ from helium_mlx.model.loading import load_model
 from helium_mlx.process import peak_resident_memory
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
-SECONDS_PER_CASE = 30
+SECONDS_PER_CASE = 120
 MAX_GROWTH = 1_000_000_000
 MAX_MESSAGE = 1000
 
@@ -289,7 +290,7 @@ def _places(tree: object, depth: int = 0) -> Iterator[tuple[Container, object]]:
 
 
 def _nasty(rng: random.Random) -> object:
-    return json.loads(json.dumps(rng.choice(NASTY)))
+    return copy.deepcopy(rng.choice(NASTY))
 
 
 def _near(rng: random.Random, value: object) -> object:
@@ -302,11 +303,16 @@ def _near(rng: random.Random, value: object) -> object:
     return rng.choice(([value], str(value)))
 
 
+_RAW_TEXTS = {
+    json.dumps(value): value.removeprefix(RAW) for value in NASTY if isinstance(value, str) and value.startswith(RAW)
+}
+
+
 def _dumps(tree: object) -> bytes:
     text = json.dumps(tree)
-    for value in NASTY:
-        if isinstance(value, str) and value.startswith(RAW):
-            text = text.replace(json.dumps(value), value.removeprefix(RAW))
+    if json.dumps(RAW)[1:-1] in text:
+        for quoted, raw in _RAW_TEXTS.items():
+            text = text.replace(quoted, raw)
     return text.encode()
 
 

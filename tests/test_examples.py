@@ -16,8 +16,8 @@ def run(script: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("script", "rows", "baseline"),
     [
-        ("finetune_language_id.py", ["--sentences", "96", "--held-out", "36"], r"majority baseline"),
-        ("finetune_tagging.py", ["--paragraphs", "48", "--held-out", "12"], r"tagging nothing"),
+        ("finetune_language_id.py", ["--sentences", "60", "--held-out", "18"], r"majority baseline"),
+        ("finetune_tagging.py", ["--paragraphs", "32", "--held-out", "8"], r"tagging nothing"),
     ],
 )
 def test_fine_tuning_learns_saves_reloads_and_predicts(

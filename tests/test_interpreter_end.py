@@ -20,7 +20,7 @@ watch_end()
 def look():
     print(is_ending(), flush=True)
     go_on.set()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not is_ending() and time.monotonic() < end:
         time.sleep(0.01)
     print(is_ending())

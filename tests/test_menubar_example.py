@@ -2,12 +2,12 @@
 
 import importlib.util
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from waiting import wait_for
 
 import helium_mlx
 
@@ -62,12 +62,11 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def look_until_done(app: SimpleNamespace) -> None:
-    for _ in range(3000):
+    def is_done() -> bool:
         app.look(None)
-        if app.completion is None:
-            return
-        time.sleep(0.01)
-    raise AssertionError("the completion never ended")
+        return app.completion is None
+
+    wait_for(is_done)
 
 
 def test_the_clipboard_is_continued(program: SimpleNamespace) -> None:

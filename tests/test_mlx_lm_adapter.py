@@ -126,6 +126,21 @@ def test_a_quantized_cache_is_close(demo: Demo) -> None:
     assert 0 < cast(float, error.item()) < 0.03
 
 
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """Has `mx.compile` do nothing: on a CPU, the kernels of a step of training take a C++ compiler a quarter minute."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def test_a_compiled_pass_is_the_plain_one(demo: Demo) -> None:
+    model, tokenizer = adapt(*demo)
+    ids = mx.array([tokenizer.encode(PROMPTS[0])])
+    assert mx.allclose(mx.compile(model)(ids), model(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_lora_trains_the_merged_projections_and_its_adapters_load(demo: Demo, tmp_path: Path) -> None:
     mx.random.seed(0)
     ours, tokenizer = load_model(DEMO_DIRECTORY, dtype="float32"), demo[1]

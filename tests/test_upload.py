@@ -203,9 +203,12 @@ def test_an_empty_revision_is_wrong_usage(hub_here: HubStandIn, capsys: pytest.C
 def test_convert_gives_up_on_silence_too_and_hides_the_token(
     hub_here: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HELIUM_MLX_HUB_TIMEOUT", "0.2")
+    monkeypatch.setenv("HELIUM_MLX_HUB_TIMEOUT", "60")
     warning = {"X-HF-Warning": f"a; {TOKEN} b"}
-    hub_here.faults = [Fault("POST", "/preupload/", status=503, headers=warning), Fault("POST", "/commit/", delay=1)]
+    hub_here.faults = [
+        Fault("POST", "/preupload/", status=503, headers=warning),
+        Fault("POST", "/commit/", is_silent=True),
+    ]
     made = ["--hf-path", "demo", "--mlx-path", str(tmp_path / "made"), "-q", "--upload-repo", REPO]
     assert convert_main(made) == 1
     err = capfd.readouterr().err

@@ -33,7 +33,6 @@ from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.errors import CheckpointError, TokenizerError, shown
 from helium_mlx.files.atomic import write_json
-from helium_mlx.files.hub_push import push
 from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import TOKENIZER_CONFIG_FILE
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object, require_file
@@ -432,6 +431,8 @@ class HeliumTokenizer:
 
         Raises UsageError for a name that no repository has, and UploadError, one line, if the Hub refuses.
         """
+        from helium_mlx.files.hub_push import push
+
         return push(
             self.save_pretrained,
             repo_id,

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -57,6 +56,75 @@ sys.addaudithook(count_operations)
 status = main(arguments)
 print(count)
 sys.exit(status)
+"""
+
+# Runs the command, and does something at the n-th call of or in our functions; says how many there were until it began
+# to write, and in all. In Python's own, Ctrl-C can leave a lock of its threads held.
+AT_CALL = """
+import os, signal, sys
+import helium_mlx
+from helium_mlx.convert import main
+
+action, number, *arguments = sys.argv[1:]
+package = os.path.dirname(helium_mlx.__file__)
+count = until_work = 0
+
+def count_calls(frame, event, value):
+    global count
+    if event in ("call", "c_call") and frame.f_code.co_filename.startswith(package):
+        count += 1
+        if count == int(number):
+            os.kill(os.getpid(), signal.Signals[action])
+
+def note_work(event, values):
+    global until_work
+    if event == "os.mkdir":
+        until_work = until_work or count
+
+sys.addaudithook(note_work)
+sys.setprofile(count_calls)
+try:
+    status = main(arguments)
+finally:
+    sys.setprofile(None)
+print(until_work, count)
+sys.exit(status)
+"""
+
+# Runs code once for each list of words, in a fork that has imported what a conversion needs; prints what came of each.
+IN_FORKS = """
+import json, os, signal, sys, tempfile
+import tokenizers, yaml
+import helium_mlx.publishing.progress
+from helium_mlx.conversion import conversion, verification
+
+def become(words, files):
+    for number, file in enumerate(files, start=1):
+        os.dup2(file.fileno(), number)
+    sys.argv[1:] = words
+    status = 0
+    try:
+        exec(code, {"__name__": "__main__"})
+    except SystemExit as end:
+        status = end.code
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+def run(words):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        child = os.fork()
+        if not child:
+            become(words, (out, errors))
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        texts = [os.pread(file.fileno(), 1_000_000, 0).decode() for file in (out, errors)]
+    return [status, *texts]
+
+code = sys.argv[1]
+print(json.dumps([run(words) for words in json.load(sys.stdin)]))
 """
 
 # Runs the command on a disk that looks empty, with files of at most so many bytes if that is said.
@@ -165,6 +233,24 @@ def command(source: Path, output: Path, *, overwrite: bool) -> list[str]:
 
 def run(words: list[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+def run_each(code: str, jobs: list[list[str]]) -> "list[subprocess.CompletedProcess[str]]":
+    """Run code once for each list of words: in forks where MLX outlives them, else in processes from scratch."""
+    if sys.platform != "linux":
+        return in_parallel(lambda words: run([*PYTHON, "-c", code, *words]), jobs)
+    done = subprocess.run(
+        [*PYTHON, "-c", IN_FORKS, code],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [
+        subprocess.CompletedProcess(words, *result) for words, result in zip(jobs, json.loads(done.stdout), strict=True)
+    ]
 
 
 def in_parallel(function: Callable[[T], U], values: Iterable[T]) -> list[U]:
@@ -429,20 +515,22 @@ def test_a_signal_at_any_operation_on_files_leaves_old_or_new(
 ) -> None:
     overwrite, has_exchange = "--overwrite" in flags, "--without-exchange" not in flags
 
-    def strike(number: int) -> tuple[int, Path, str]:
-        output = prepared(tmp_path / str(number), old, overwrite=overwrite)
+    def struck(numbers: Iterable[int]) -> "list[tuple[Path, subprocess.CompletedProcess[str]]]":
         patches = [] if has_exchange else ["--without-exchange"]
-        words = [action, str(number), *patches, *arguments(source, output, overwrite=overwrite), "--no-verify"]
-        result = run([*PYTHON, "-c", AT_OPERATION, *words])
-        return result.returncode, output, result.stdout
+        outputs = {number: prepared(tmp_path / str(number), old, overwrite=overwrite) for number in numbers}
+        jobs = [
+            [action, str(number), *patches, *arguments(source, output, overwrite=overwrite), "--no-verify"]
+            for number, output in outputs.items()
+        ]
+        return list(zip(outputs.values(), run_each(AT_OPERATION, jobs), strict=True))
 
-    status, output, operations = strike(0)
-    assert status == 0
+    [(output, whole)] = struck([0])
+    assert whole.returncode == 0, whole.stderr
     assert is_new(output, old, new)
-    results = in_parallel(strike, range(1, int(operations) + 1))
+    results = struck(range(1, int(whole.stdout) + 1))
     assert len(results) > len(listing(new))
-    for status, output, _ in results:
-        assert status == {"SIGKILL": -9, "SIGINT": 130}[action]
+    for output, result in results:
+        assert result.returncode == {"SIGKILL": -9, "SIGINT": 130}[action]
         if action != "SIGKILL":
             assert listing(output.parent) in ([[], ["x"]] if not overwrite else [["x"]])
         if overwrite and (has_exchange or output.exists()):
@@ -455,91 +543,58 @@ def test_a_signal_at_any_operation_on_files_leaves_old_or_new(
         require_sound(output.parent, source, old, new, overwrite=overwrite)
 
 
-def start(words: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def calls_of_a_run(directory: Path, source: Path, old: Path) -> tuple[int, int]:
+    """Return how many calls a run that overwrites makes until it begins to write, and until it ends."""
+    output = prepared(directory, old, overwrite=True)
+    [whole] = run_each(AT_CALL, [["SIGKILL", "0", *arguments(source, output, overwrite=True)]])
+    assert whole.returncode == 0, whole.stderr
+    first, last = map(int, whole.stdout.split())
+    return first, last
 
 
-def is_at_work(parent: Path) -> bool:
-    return any(name.startswith(".") for name in os.listdir(parent))
+def moments(seed: int, first: int, last: int, count: int) -> list[int]:
+    """Return calls to be struck at: one of four before the run begins to write, the others after."""
+    draw = random.Random(seed)
+    return [draw.randint(1, first) if n % 4 == 0 else draw.randint(first + 1, last) for n in range(count)]
 
 
-def duration_of_work(parent: Path, words: list[str]) -> tuple[float, float]:
-    """Return when a run begins to write and when it ends, in seconds."""
-    begin = time.monotonic()
-    with start(words) as process:
-        while process.poll() is None and not is_at_work(parent):
-            time.sleep(0.0005)
-        first = time.monotonic() - begin
-        process.communicate()
-    assert process.returncode == 0
-    return first, time.monotonic() - begin
-
-
-def test_killed_again_and_again_at_random_moments_the_output_is_old_or_new(
-    tmp_path: Path, source: Path, old: Path, new: Path
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_at_random_calls_the_output_is_old_or_new(
+    tmp_path: Path, source: Path, old: Path, new: Path, overwrite: bool
 ) -> None:
-    moments = random.Random(1)
-    overwrites = {False: tmp_path / "absent", True: tmp_path / "present"}
-    for overwrite, parent in overwrites.items():
-        prepared(parent, old, overwrite=overwrite)
-    first, last = duration_of_work(overwrites[False], command(source, overwrites[False] / "x", overwrite=False))
-    shutil.rmtree(overwrites[False] / "x")
-    n_at_work = 0
-
-    def kill(overwrite: bool, delay: float, *, at_work: bool) -> int:
-        parent = overwrites[overwrite]
-        with start(command(source, parent / "x", overwrite=overwrite)) as process:
-            while at_work and process.poll() is None and not is_at_work(parent):
-                time.sleep(0.0005)
-            time.sleep(delay)
-            process.kill()
-            process.communicate()
-        return process.returncode
-
-    for attempt in range(30):
-        shutil.rmtree(overwrites[True] / "x")
-        shutil.copytree(old, overwrites[True] / "x")
-        # Two of three kills are timed from when the run begins to write, most of them soon after.
-        at_work = attempt % 3 > 0
-        longest = last - first if at_work else 1.2 * last
-        delays = {overwrite: longest * moments.random() ** 2 for overwrite in overwrites}
-        statuses = in_parallel(lambda item: kill(*item, at_work=at_work), delays.items())  # noqa: B023
-        assert {0, -signal.SIGKILL} >= set(statuses)
-        for overwrite, parent in overwrites.items():
-            n_at_work += is_at_work(parent)
-            require_sound(parent, source, old, new, overwrite=overwrite)
-        shutil.rmtree(overwrites[False] / "x")
+    first, last = calls_of_a_run(tmp_path / "whole", source, old)
+    outputs = {n: prepared(tmp_path / str(n), old, overwrite=overwrite) for n in moments(1, first, last, 20)}
+    jobs = [["SIGKILL", str(n), *arguments(source, outputs[n], overwrite=overwrite)] for n in outputs]
+    statuses = [result.returncode for result in run_each(AT_CALL, jobs)]
+    # A run that overwrites nothing makes fewer calls.
+    assert {-signal.SIGKILL} <= set(statuses) <= {0, -signal.SIGKILL}
+    n_at_work = sum(is_at_work(output.parent) for output in outputs.values())
+    for output in outputs.values():
+        require_sound(output.parent, source, old, new, overwrite=overwrite)
     assert n_at_work >= 5, f"{n_at_work} runs were killed while they wrote"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_at_random_moments_nothing_is_left(
+def test_interrupted_at_random_calls_nothing_is_left(
     tmp_path: Path, source: Path, old: Path, new: Path, number: signal.Signals, status: int
 ) -> None:
-    moments = random.Random(2)
+    first, last = calls_of_a_run(tmp_path / "whole", source, old)
+    outputs = {n: prepared(tmp_path / str(n), old, overwrite=n % 2 == 0) for n in moments(2, first, last, 20)}
+    jobs = [[number.name, str(n), *arguments(source, outputs[n], overwrite=n % 2 == 0)] for n in outputs]
     n_interrupted = 0
-
-    def interrupt(attempt: int, delay: float) -> tuple[int, str, Path, bool]:
-        overwrite = attempt % 2 == 0
-        output = prepared(tmp_path / str(attempt), old, overwrite=overwrite)
-        with start(command(source, output, overwrite=overwrite)) as process:
-            while process.poll() is None and not is_at_work(output.parent):
-                time.sleep(0.0005)
-            time.sleep(delay)
-            process.send_signal(number)
-            _, errors = process.communicate()
-        return process.returncode, errors, output, overwrite
-
-    delays = [0.15 * moments.random() ** 2 for _ in range(14)]
-    for returned, errors, output, overwrite in in_parallel(lambda pair: interrupt(*pair), enumerate(delays)):
-        n_interrupted += returned == status
-        # The last two are for a signal that comes when all is done.
-        assert returned in (status, 0, -number), errors
-        assert returned != status or "Traceback" not in errors
+    for (n, output), result in zip(outputs.items(), run_each(AT_CALL, jobs), strict=True):
+        n_interrupted += result.returncode == status
+        # The last two are for a signal that comes when all is done, or before the command is prepared for it.
+        assert result.returncode in (status, 0, -number), result.stderr
+        assert result.returncode != status or "Traceback" not in result.stderr
         if output.exists():
             is_new(output, old, new)
-        assert listing(output.parent) == (["x"] if overwrite or output.exists() else [])
-    assert n_interrupted >= 3, "hardly any run was interrupted"
+        assert listing(output.parent) == (["x"] if n % 2 == 0 or output.exists() else [])
+    assert n_interrupted >= 10, "hardly any run was interrupted"
+
+
+def is_at_work(parent: Path) -> bool:
+    return any(name.startswith(".") for name in os.listdir(parent))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -547,7 +602,8 @@ def test_two_runs_to_one_place_do_not_disturb_each_other(
     tmp_path: Path, source: Path, old: Path, new: Path, overwrite: bool
 ) -> None:
     output = prepared(tmp_path / "parent", old, overwrite=overwrite)
-    with start([*PYTHON, "-c", AT_OPERATION, "SIGSTOP", "4", *arguments(source, output, overwrite=overwrite)]) as slow:
+    words = [*PYTHON, "-c", AT_OPERATION, "SIGSTOP", "4", *arguments(source, output, overwrite=overwrite)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as slow:
         os.waitid(os.P_PID, slow.pid, os.WSTOPPED | os.WNOWAIT)
         [hidden] = [name for name in listing(output.parent) if name.startswith(".")]
         convert(source, output, overwrite=overwrite)

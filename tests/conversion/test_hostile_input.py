@@ -26,7 +26,7 @@ from helium_mlx.files.names import INDEX_FILE
 from helium_mlx.model.loading import load, load_model
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
-CASES = int(os.environ.get("HELIUM_MLX_FUZZ_CASES", "5000"))
+CASES = int(os.environ.get("HELIUM_MLX_FUZZ_CASES", "2500"))
 FIRST = int(os.environ.get("HELIUM_MLX_FUZZ_FIRST", "0"))
 BATCH, WORKERS = 1250, 2
 

@@ -81,7 +81,7 @@ def test_no_path_of_this_machine_is_written(tmp_path: Path, home: Path) -> None:
     settings = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps(settings | {"name_or_path": str(home / "tuned")}))
     diary = home / "diary.txt"
-    diary.write_text(" ".join(["Once upon a time there was a diary."] * 120))
+    diary.write_text(" ".join(["Once upon a time there was a diary."] * 20))
     report = helium_mlx.convert(
         str(source), str(work / "x"), quantize=True, rounding="fitted", calibration_text=str(diary)
     )

@@ -5,7 +5,6 @@ import concurrent.futures
 import gc
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import cast
 import mlx.core as mx
 import pytest
 from processes import run_code
+from waiting import wait_for
 
 import helium_mlx
 from helium_mlx import EngineError, GenerationError, HeliumEngine, HeliumError
@@ -75,14 +75,6 @@ def told(chunks: list[helium_mlx.GenerationChunk]) -> list[tuple[object, ...]]:
     ]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something holds that another thread is about to bring about."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 def running(engine: HeliumEngine) -> int:
     return engine._worker.call(lambda: len(engine._worker.scheduler.tasks)).result()
 
@@ -140,11 +132,11 @@ def test_arrays_are_scored(engine: HeliumEngine) -> None:
     assert score(mx.array([1, 5, 6])) == score(np.array([1, 5, 6])) == score([1, 5, 6])
 
 
-def interrupted_wait(after: float | None) -> Callable[..., object]:
-    """Return a `wait` in which Ctrl-C comes, at the end or after some seconds."""
+def interrupted_wait(until: Callable[[list["Future[object]"]], object]) -> Callable[..., object]:
+    """Return a `wait` in which Ctrl-C comes once `until` returns, which gets what is waited for."""
 
     def wait(futures: list["Future[object]"], timeout: float) -> object:
-        concurrent.futures.wait(futures, timeout=after)
+        until(futures)
         raise KeyboardInterrupt
 
     return wait
@@ -152,7 +144,7 @@ def interrupted_wait(after: float | None) -> Callable[..., object]:
 
 def test_who_is_interrupted_takes_a_score_back(engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.pause()
-    monkeypatch.setattr(engine_module, "wait", interrupted_wait(0.02))
+    monkeypatch.setattr(engine_module, "wait", interrupted_wait(lambda futures: wait_for(lambda: running(engine) == 1)))
     with pytest.raises(KeyboardInterrupt):
         engine.score([1] * 300)
     wait_for(lambda: running(engine) == 0)
@@ -163,9 +155,11 @@ def test_who_is_interrupted_takes_a_score_back(engine: HeliumEngine, monkeypatch
 def test_another_thread_cancels_a_score(engine: HeliumEngine) -> None:
     cancel = threading.Event()
     engine.pause()
-    threading.Timer(0.05, cancel.set).start()
+    canceller = threading.Thread(target=lambda: (wait_for(lambda: running(engine) == 1), cancel.set()))
+    canceller.start()
     with pytest.raises(EngineError, match="the score was cancelled"):
         engine.score([1] * 300, cancel=cancel)
+    canceller.join()
     wait_for(lambda: running(engine) == 0)
     engine.resume()
 
@@ -177,7 +171,7 @@ def test_who_is_interrupted_in_a_continuation_leaves_no_request(
         next(stream)
         stream.save(tmp_path / "state")
     wait_for(lambda: running(engine) == 0)
-    monkeypatch.setattr(engine_module, "wait", interrupted_wait(None))
+    monkeypatch.setattr(engine_module, "wait", interrupted_wait(concurrent.futures.wait))
     with pytest.raises(KeyboardInterrupt):
         engine.continue_stream(tmp_path / "state")
     wait_for(lambda: running(engine) == 0)
@@ -189,7 +183,7 @@ def test_what_an_interrupted_caller_asked_for_is_not_done_later(
     held, go_on = threading.Event(), threading.Event()
     engine._worker.call(lambda: (held.set(), go_on.wait()))
     held.wait()
-    monkeypatch.setattr(engine_module, "wait", interrupted_wait(0.0))
+    monkeypatch.setattr(engine_module, "wait", interrupted_wait(lambda futures: None))
     with pytest.raises(KeyboardInterrupt):
         engine.pause()
     go_on.set()
@@ -359,15 +353,17 @@ async def task_is_cancelled(engine: HeliumEngine) -> None:
         async for _ in long(engine):
             pass
 
-    await cancelled(asyncio.ensure_future(read()))
+    await cancelled(engine, asyncio.ensure_future(read()))
 
 
 async def complete_is_cancelled(engine: HeliumEngine) -> None:
-    await cancelled(asyncio.ensure_future(engine.complete_async("A", max_tokens=3000, ignore_eos=True)))
+    completion = engine.complete_async("A", max_tokens=3000, ignore_eos=True)
+    await cancelled(engine, asyncio.ensure_future(completion))
 
 
-async def cancelled(task: "asyncio.Future[None] | asyncio.Future[str]") -> None:
-    await asyncio.sleep(0.02)
+async def cancelled(engine: HeliumEngine, task: "asyncio.Future[None] | asyncio.Future[str]") -> None:
+    while not running(engine):
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -13,13 +13,12 @@ from engine_load import Case, Tally, judge, part_problem, whole_problem
 from helium_mlx import HeliumError
 
 
-def test_hundreds_of_requests_with_faults_are_all_as_alone_and_leave_nothing() -> None:
-    result = run_example("engine_load.py", "--seconds", "6", "--wave", "60", "--seed", "100")
+def test_many_requests_with_faults_are_all_as_alone_and_leave_nothing() -> None:
+    # Six waves, the least there can be: how many there are does not depend on the time that they take.
+    result = run_example("engine_load.py", "--seconds", "0", "--wave", "30", "--seed", "100")
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     *_, last = result.stdout.splitlines()
-    count, said = last.split(" requests, ")
-    assert int(count.replace(",", "")) >= 360
-    assert said == "none lost, all as alone; nothing grows"
+    assert last == "180 requests, none lost, all as alone; nothing grows"
 
 
 def test_a_difference_is_found() -> None:

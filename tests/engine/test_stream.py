@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from waiting import LONGEST_WAIT
 
 from helium_mlx import EngineError, GenerationChunk
 from helium_mlx.engine import channels
@@ -98,8 +99,12 @@ def test_a_wait_that_is_cancelled_loses_no_chunk() -> None:
     channel, _ = make()
 
     async def main() -> GenerationChunk | None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(channel.get_async(), 0.01)
+        reader = asyncio.ensure_future(channel.get_async())
+        await asyncio.sleep(0)
+        assert len(channel._tasks) == 1
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
         channel.put(chunk(0))
         return await channel.get_async()
 
@@ -143,5 +148,5 @@ def test_cancelling_wakes_and_takes_no_lock() -> None:
     with channel._condition:
         canceller = threading.Thread(target=channel.cancel)
         canceller.start()
-        canceller.join(10)
+        canceller.join(LONGEST_WAIT)
     assert channel.cancelled and wakes.count == 1

@@ -3,13 +3,14 @@
 import gc
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
 import pytest
+from waiting import LONGEST_WAIT, wait_for
 
 import helium_mlx
 from helium_mlx import CheckpointError, EngineError, HeliumEngine
@@ -36,13 +37,6 @@ def alone(demo: Demo, prompt: object, **options: object) -> str:
     return cast(Callable[..., str], helium_mlx.generate)(*demo, prompt, **options)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 def active_memory() -> int:
     gc.collect()
     mx.synchronize()
@@ -56,6 +50,19 @@ def start(engine: HeliumEngine, requests: list[tuple[object, dict[str, object]]]
     streams = [stream(prompt, **options) for prompt, options in requests]
     engine.resume()
     return streams
+
+
+def go_round(engine: HeliumEngine, times: int) -> None:
+    """Have the worker go through its loop so many times, whether it has something to do or not."""
+    scheduler = engine._worker.scheduler
+    drop_cancelled = scheduler.drop_cancelled
+    # The first that is seen may have begun before.
+    for _ in range(times + 1):
+        seen = threading.Event()
+        scheduler.drop_cancelled = lambda seen=seen: (drop_cancelled(), seen.set())[0]
+        engine._worker.wake()
+        assert seen.wait(LONGEST_WAIT)
+    scheduler.drop_cancelled = drop_cancelled
 
 
 class Passes:
@@ -286,7 +293,7 @@ def test_a_slow_reader_holds_up_itself_alone(demo: Demo, own: dict[str, object])
         if not own:
             # With a place for one, it leaves that to others.
             assert engine.complete("A", max_tokens=12) == alone(demo, "A", max_tokens=12)
-        time.sleep(0.05)
+        go_round(engine, 10)
         assert 3 <= len(slow._channel._chunks) <= 4
         read = []
         for chunk in slow:
@@ -433,17 +440,34 @@ def test_a_pause_frees_memory_and_changes_no_token(demo: Demo, keep: bool) -> No
     assert active_memory() <= before + 10_000
 
 
-def test_a_pause_in_the_middle_of_prompts_changes_nothing(engine: HeliumEngine, demo: Demo) -> None:
-    for turns in range(4):
-        streams = start(engine, [(prompt * 4, {"max_tokens": 6}) for prompt in PROMPTS])
+@pytest.mark.parametrize("keep_caches", [False, True])
+def test_a_pause_in_the_middle_of_prompts_changes_nothing(
+    engine: HeliumEngine, demo: Demo, monkeypatch: pytest.MonkeyPatch, keep_caches: bool
+) -> None:
+    texts = [alone(demo, prompt * 4, max_tokens=6) for prompt in PROMPTS]
+    score = helium_mlx.score(*demo, "Es war einmal " * 12, prefill_step_size=16)
+    worker = engine._worker
+    due: dict[int, Future[Future[None]]] = {}
+
+    def pause(ids: mx.array) -> None:
+        # Asked for in a pass, it comes after the step that this pass belongs to.
+        paused = due.pop(len(passes.shapes), None)
+        if paused is not None:
+            paused.set_result(worker.call(lambda: worker.pause(keep_caches=keep_caches)))
+
+    passes = Passes(monkeypatch, pause)
+    for moment in (1, 2, 4, 7, 10):
+        paused = due[moment] = Future()
+        engine.pause()
+        passes.shapes.clear()
+        streams = [engine.stream(prompt * 4, max_tokens=6) for prompt in PROMPTS]
         scored = engine._queue_score("Es war einmal " * 12, 0)
-        time.sleep(0.01 * turns)
-        engine.pause(keep_caches=turns % 2 == 1)
         engine.resume()
-        assert [stream.result().text for stream in streams] == [
-            alone(demo, prompt * 4, max_tokens=6) for prompt in PROMPTS
-        ]
-        assert scored.result() == helium_mlx.score(*demo, "Es war einmal " * 12, prefill_step_size=16)
+        paused.result().result()
+        assert moment <= len(passes.shapes) < 16
+        engine.resume()
+        assert [stream.result().text for stream in streams] == texts
+        assert scored.result() == score
 
 
 class InPrompt:
@@ -457,16 +481,16 @@ class InPrompt:
 
         def embedding(module: HeliumModel, ids: mx.array) -> mx.array:
             if ids.shape == (1, 16):
-                assert self.steps != 3 or self._through.wait(30)
+                assert self.steps != 3 or self._through.wait(LONGEST_WAIT)
                 self.steps += 1
             if self.steps == 3:
                 self._reached.set()
-                assert self._go_on.wait(30)
+                assert self._go_on.wait(LONGEST_WAIT)
             return embed(module, ids)
 
         monkeypatch.setattr(HeliumModel, "embed", embedding)
         self.stream = cast(Callable[..., EngineStream], engine.stream)([1] * 161, max_tokens=4, ignore_eos=True, **own)
-        assert self._reached.wait(30)
+        assert self._reached.wait(LONGEST_WAIT)
 
     def steps_within(self, call: Callable[[], object]) -> int:
         """Return how many steps the prompt has run when a call is through that the worker got in the third."""
@@ -504,7 +528,7 @@ def test_a_pause_takes_a_step_in_the_prompt_of_an_unbatched_request(
     assert prompt.steps_within(engine.pause) == 3
     assert engine.is_paused
     assert mx.get_active_memory() < held - 6_000_000
-    time.sleep(0.05)
+    go_round(engine, 10)
     assert prompt.steps == 3
     late = engine.stream("A", max_tokens=4)
     engine.resume()

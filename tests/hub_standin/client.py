@@ -4,11 +4,17 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import pytest
 from processes import run_command
 
+from helium_mlx.files import hub_client
 from hub_standin.server import HubStandIn
+
+if TYPE_CHECKING:
+    from httpx2 import Request
 
 TOKEN = "hf_a_secret_that_is_never_printed"
 
@@ -41,6 +47,19 @@ class Clock:
         return getattr(time, name)
 
 
+def hasten_silence(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let limits of seconds pass in milliseconds where a stand-in is silent; others stay, however busy the machine."""
+    limit = hub_client._Limits.before
+
+    def before(limits: hub_client._Limits, request: "Request") -> None:
+        limit(limits, request)
+        if hub.is_silent_at(request.method, unquote(request.url.path)):
+            for kind in ("read", "write"):
+                request.extensions["timeout"][kind] /= 1000
+
+    monkeypatch.setattr(hub_client._Limits, "before", before)
+
+
 def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, home: Path, *, token: str | None = TOKEN) -> Clock:
     """Point the client of this process at a stand-in; return the clock by which it waits between tries."""
     from huggingface_hub import close_session, constants
@@ -55,6 +74,7 @@ def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, home: Path, *, token: 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     set_token(monkeypatch, token)
+    hasten_silence(hub, monkeypatch)
     clock = Clock()
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     monkeypatch.setattr("huggingface_hub.file_download.time", clock)

@@ -15,7 +15,7 @@ class Fault:
     `headers` are sent with that, or, where the request is done, over those of its answer; `body` and `edit`, which gets
     and gives back JSON, change what is answered, and `is_cut` closes the connection in the middle of it.
     `cut_after` closes the connection after so many bytes of the body. `lose_answer` does what was asked and closes the
-    connection then. `delay` waits so many seconds before anything else.
+    connection then. `is_silent` waits for the stand-in's `goes_on` before anything else.
     """
 
     method: str
@@ -28,15 +28,19 @@ class Fault:
     body: bytes | None = None
     edit: Callable[[Any], object] | None = None
     is_cut: bool = False
-    delay: float = 0
+    is_silent: bool = False
     times: int = 1
 
     def meets(self, method: str, path: str) -> bool:
         """Whether a request is to fail; it then counts."""
-        if not self.times or method != self.method or not re.search(self.path, path):
+        if not self.fits(method, path):
             return False
         self.times -= 1
         return True
+
+    def fits(self, method: str, path: str) -> bool:
+        """Whether a request would fail."""
+        return self.times > 0 and method == self.method and re.search(self.path, path) is not None
 
     def changed(self, body: bytes) -> bytes:
         """Return what is answered instead of a body."""

@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,9 @@ from hub_standin.faults import Fault
 from hub_standin.repository import Commit, ConflictError, Repository, is_lfs_file
 
 CHUNK = 1 << 14
+
+# So long, in seconds, a silent stand-in waits for `goes_on`: a client without a limit shall not wait for ever.
+LONGEST_SILENCE = 60
 
 
 @dataclass
@@ -61,7 +63,8 @@ class HubStandIn:
 
     `requests` are the paths asked for, `calls` the same with their methods, `received` the bytes of bodies by path and
     method, also of those cut off. `faults` are tried in order. `part_size` makes LFS ask for several parts a file.
-    `read_only` are tokens that may not write; `tokens` are those that there are, where that matters.
+    `read_only` are tokens that may not write; `tokens` are those that there are, where that matters. `goes_on` is for
+    a test to set: a silent fault then does what was asked.
     """
 
     def __init__(self, repositories: Mapping[str, Repository]) -> None:
@@ -78,6 +81,7 @@ class HubStandIn:
         self.refuses_uploads = False
         self.url = ""
         self.lock = threading.Lock()
+        self.goes_on = threading.Event()
 
     @property
     def uploaded(self) -> dict[str, dict[str, bytes]]:
@@ -87,6 +91,12 @@ class HubStandIn:
     def sent(self, method: str, path: str) -> int:
         """Return how many bytes of bodies came with a method to paths that hold a text."""
         return sum(size for (how, where), size in self.received.items() if how == method and path in where)
+
+    def is_silent_at(self, method: str, path: str) -> bool:
+        """Whether nothing is answered to a method at a path."""
+        with self.lock:
+            fault = next((fault for fault in self.faults if fault.fits(method, path)), None)
+        return fault is not None and fault.is_silent and not self.goes_on.is_set()
 
     def times(self, method: str, path: str) -> int:
         """Return how often a method came to paths that hold a text."""
@@ -305,6 +315,7 @@ def serve(repositories: Mapping[str, Repository | Path]) -> Iterator[HubStandIn]
     try:
         yield hub
     finally:
+        hub.goes_on.set()
         server.shutdown()
         server.server_close()
 
@@ -337,8 +348,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.requests.append(path)
             hub.calls.append((self.command, path))
             fault = next((fault for fault in hub.faults if fault.meets(self.command, path)), None)
-        if fault:
-            time.sleep(fault.delay)
+        if fault and fault.is_silent:
+            self.stand_in.goes_on.wait(LONGEST_SILENCE)
         body = self._body(path, None if fault is None else fault.cut_after)
         if fault and fault.status is not None:
             said = Answer.error(fault.status, message=fault.message)

@@ -2,12 +2,14 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hub_standin import Fault, HubStandIn, Repository, serve
 from hub_standin.client import TOKEN, Clock, set_token, use
+from waiting import wait_for
 
 import helium_mlx
 from helium_mlx.errors import UploadError, UsageError
@@ -188,20 +190,25 @@ def test_a_commit_whose_answer_got_lost_is_found(hub: HubStandIn, converted: Pat
 
 
 def test_a_slow_server_is_waited_for(hub: HubStandIn, converted: Path) -> None:
-    hub.faults = [Fault("PUT", "/lfs/", delay=0.2), Fault("POST", "/commit/", delay=0.2)]
-    prepare_session(timeout=10)
-    upload(converted, REPO)
+    hub.faults = [Fault("POST", "/commit/", is_silent=True)]
+    prepare_session(timeout=60_000)
+    with ThreadPoolExecutor() as pool:
+        report = pool.submit(upload, converted, REPO)
+        wait_for(lambda: hub.times("POST", "/commit/") == 1)
+        assert not report.done()
+        hub.goes_on.set()
+        report.result()
     assert commits(hub) == 1
 
 
 def test_a_silent_server_is_given_up_and_nothing_is_done_twice(hub: HubStandIn, converted: Path) -> None:
-    hub.faults = [Fault("POST", "/commit/", delay=0.6)]
-    prepare_session(timeout=0.3)
+    hub.faults = [Fault("POST", "/commit/", is_silent=True)]
+    prepare_session(timeout=60)
     with pytest.raises(UploadError, match=r"broke off \(.*timed out.*run the same command again"):
         upload(converted, REPO)
-    prepare_session(timeout=10)
-    while not commits(hub):
-        pass
+    assert commits(hub) == 0
+    hub.goes_on.set()
+    wait_for(lambda: commits(hub) == 1)
     assert upload(converted, REPO).is_unchanged
     assert commits(hub) == 1
 
@@ -226,8 +233,8 @@ def test_a_silent_server_is_given_up_and_nothing_is_done_twice(hub: HubStandIn, 
 def test_silence_is_given_up_whatever_was_asked(hub: HubStandIn, converted: Path, method: str, path: str) -> None:
     record = b'{"versions": {"helium_mlx": "0"}, "files": {}}'
     hub.repositories[REPO] = Repository.of_files({"conversion.json": record})
-    hub.faults = [Fault(method, path, delay=1, times=99)]
-    prepare_session(timeout=0.2)
+    hub.faults = [Fault(method, path, is_silent=True, times=99)]
+    prepare_session(timeout=60)
     branch = {"/branch/": "new", "/revision/": "v1"}.get(path)
     with pytest.raises(UploadError, match="was not reached or broke off"):
         upload(converted, REPO, revision=branch, create_pr=path == "/refs$")
@@ -236,8 +243,8 @@ def test_silence_is_given_up_whatever_was_asked(hub: HubStandIn, converted: Path
 
 
 def test_silence_at_a_new_repository_is_given_up(hub: HubStandIn, converted: Path) -> None:
-    hub.faults = [Fault("POST", "/repos/create", delay=1)]
-    prepare_session(timeout=0.2)
+    hub.faults = [Fault("POST", "/repos/create", is_silent=True)]
+    prepare_session(timeout=60)
     with pytest.raises(UploadError, match=r"broke off \(.*timed out"):
         upload(converted, REPO)
 
