@@ -222,7 +222,8 @@ def test_ctrl_c_ends_with_a_newline_and_130() -> None:
 
 def test_text_appears_as_it_is_made() -> None:
     command = [sys.executable, "-c", STUCK, "generate", *PROMPT, "-m", "50", "--ignore-eos"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=buffered)
     assert process.stdout is not None
     # Only a text that is held back is waited for so long.
     patience = threading.Timer(120, process.kill)
