@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,25 @@ from helium_mlx import convert as convert_function
 from helium_mlx.cli import COMMANDS
 
 PROMPT = ["--model", "demo", "--prompt", "Once upon a time"]
+
+# Runs a command that is stuck in its fortieth forward pass.
+STUCK = """
+import sys, time
+from helium_mlx.cli import main
+from helium_mlx.model.helium import HeliumForCausalLM
+
+next_logits, calls = HeliumForCausalLM.next_logits, 0
+
+def stuck(*arguments, **options):
+    global calls
+    calls += 1
+    while calls == 40:
+        time.sleep(0.01)
+    return next_logits(*arguments, **options)
+
+HeliumForCausalLM.next_logits = stuck
+sys.exit(main())
+"""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -187,7 +207,7 @@ def test_a_closed_pipe_is_silent() -> None:
 
 
 def test_ctrl_c_ends_with_a_newline_and_130() -> None:
-    command = [sys.executable, "-m", "helium_mlx", "generate", *PROMPT, "-m", "3900", "--ignore-eos"]
+    command = [sys.executable, "-c", STUCK, "generate", *PROMPT, "-m", "50", "--ignore-eos"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.read(1)
@@ -199,15 +219,19 @@ def test_ctrl_c_ends_with_a_newline_and_130() -> None:
 
 
 def test_text_appears_as_it_is_made() -> None:
-    command = [sys.executable, "-m", "helium_mlx", "generate", *PROMPT, "-m", "3000", "--ignore-eos"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", STUCK, "generate", *PROMPT, "-m", "50", "--ignore-eos"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=buffered)
     assert process.stdout is not None
-    process.stdout.read(10)
-    still_running = process.poll() is None
+    # Only a text that is held back is waited for so long.
+    patience = threading.Timer(120, process.kill)
+    patience.start()
+    shown = process.stdout.read(10)
+    patience.cancel()
     process.kill()
     process.wait()
     process.stdout.close()
-    assert still_running
+    assert len(shown) == 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
