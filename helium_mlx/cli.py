@@ -1,10 +1,10 @@
 """The script `helium-mlx`: each command is a module of the package, with a `main` of its own."""
 
+import argparse
 import importlib
 import sys
 
-from helium_mlx.errors import shown
-from helium_mlx.terminal import did_you_mean
+from helium_mlx.errors import did_you_mean, shown
 from helium_mlx.version import __version__
 
 # command -> what it does, one line for --help
@@ -15,8 +15,21 @@ COMMANDS = {
     "export": "export a checkpoint as a bundle that C++ and Swift can run",
     "upload": "publish a converted directory on the Hugging Face Hub",
     "benchmark": "measure speed and memory on this machine, beside mlx-lm",
+    "tokenize": "print the tokens of a text, with their ids",
     "selfcheck": "prove this machine's MLX backend against stored outputs of transformers",
 }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return one parser of all commands, for tools that read it: `shtab` makes a shell's completion of it."""
+    parser = argparse.ArgumentParser(prog="helium-mlx")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command")
+    for name, purpose in COMMANDS.items():
+        module = importlib.import_module(f"helium_mlx.{name}")
+        # argparse.ArgumentParser, which the options are copied into.
+        commands.add_parser(name, help=purpose, parents=[module.build_parser()], add_help=False)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

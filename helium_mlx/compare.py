@@ -25,7 +25,7 @@ def build_parser() -> CommandParser:
         "Measure how far a checkpoint is from its reference.",
         examples={
             "--reference kyutai/helium-1-preview-2b --candidate helium-2b-4bit": "what 4 bits change",
-            "--reference demo --candidate demo-4bit demo-8bit --text mine.txt --json": "two on a text of your own",
+            "--reference demo --candidate demo-4bit --candidate demo-8bit --text my.txt": "two, on your own text",
         },
     )
     parser.add_argument("--reference", required=True, metavar="A", help=SIDES)

@@ -21,7 +21,7 @@ Those about values are ValueErrors: UsageError, GenerationError, ArgumentError, 
 QuantizationError and ComparisonError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class HeliumError(Exception):
@@ -101,6 +101,21 @@ def one_line(text: str, limit: int = 500) -> str:
     """Return a text that a file's contents went into, without line breaks and the like, cut to `limit` characters."""
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the question after the nearest of what is known, to end a message with; empty if nothing is near."""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return which of the known words or flags is nearest to one that is not known; None if nothing is near."""
+    import difflib
+
+    names = {name.lstrip("-"): name for name in known}
+    near = difflib.get_close_matches(word.lstrip("-"), names, n=1)
+    return names[near[0]] if near else None
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

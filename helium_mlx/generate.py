@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from helium_mlx.checkpoint.config import DTYPES
-from helium_mlx.errors import GenerationError, OptionError
+from helium_mlx.errors import OptionError
 from helium_mlx.json_writer import to_json
 from helium_mlx.progress import Progress, note
 from helium_mlx.terminal import CommandParser, add_repository_options
@@ -137,8 +137,7 @@ def _generate(
     _require_together(prompt_file, output, prompt_cache, options)
     options["logit_bias"] = dict(logit_bias) or None
     _require_in_range(options)
-    # The shell's bytes are UTF-8, whatever the locale made of them.
-    text = _read_prompt() if prompt == "-" else os.fsencode(prompt or "").decode("utf-8", errors="replace")
+    text = _text_of(prompt or "")
     network, tokenizer = load(model, revision=revision, subfolder=subfolder, dtype=dtype)
     if prompt_file is not None:
         _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
@@ -300,11 +299,13 @@ def _complete_file(
     note(f"{report.written} completions of {report.generated_tokens} tokens{there}")
 
 
-def _read_prompt() -> str:
-    if sys.stdin is None:
-        raise GenerationError("standard input is closed; give the prompt with --prompt TEXT")
-    # UTF-8 whatever the locale says. `echo` and editors end with a newline that is not meant.
-    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+def _text_of(prompt: str) -> str:
+    if prompt != "-":
+        # The shell's bytes are UTF-8, whatever the locale made of them.
+        return os.fsencode(prompt).decode("utf-8", errors="replace")
+    from helium_mlx.files.text import read_standard_input
+
+    return read_standard_input("--prompt")
 
 
 def _print_json(chunks: "Iterator[GenerationChunk]") -> None:

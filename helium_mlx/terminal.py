@@ -9,11 +9,11 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import NoReturn, cast
 
-from helium_mlx.errors import HeliumError, UsageError, one_line
+from helium_mlx.errors import HeliumError, UsageError, did_you_mean, one_line
 from helium_mlx.process import interrupt_as_usual
 from helium_mlx.progress import close_bars, hidden
 
@@ -83,15 +83,6 @@ class CommandParser(argparse.ArgumentParser):
 
     def _nearest(self, flag: str) -> str:
         return did_you_mean(flag, [known for known in self._option_string_actions if known.startswith("--")])
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the question after the nearest of what is known, to end a message with; empty if nothing is near."""
-    import difflib
-
-    names = {name.lstrip("-"): name for name in known}
-    near = difflib.get_close_matches(word.lstrip("-"), names, n=1)
-    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = None, *, quiet: bool = False) -> int:

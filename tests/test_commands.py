@@ -1,6 +1,8 @@
+import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -440,3 +442,68 @@ def test_a_bad_field_of_a_prompt_file_is_named_as_a_field(tmp_path: Path) -> Non
     path.write_text('{"prompt": "A", "batch_size": 2}\n')
     said = run_command(*arguments).stderr
     assert """'batch_size' is not a field of a prompt; there are "prompt", "max_tokens", "id\"""" in said
+
+
+def test_a_misspelled_flag_or_command_is_answered_with_the_nearest() -> None:
+    cases = {
+        (
+            "generate",
+            "--promt",
+            "x",
+        ): "there is no option --promt; did you mean --prompt? See helium-mlx generate --help",
+        ("generat",): "there is no command 'generat'; did you mean generate?",
+        ("generate", "demo", "--prompt", "x"): "a model is given as --model demo; see",
+        ("compare", "a", "--reference", "a", "--candidate", "b"): "there is no place for the argument 'a'; see",
+        ("export", "--model", "demo", "--outptu=x"): "there is no option --outptu; did you mean --output?",
+        ("generate", "--prompt", "x", "-q"): "-q is --quantize of convert; --quiet leaves out",
+        ("generate", "--prompt", "x", "--verbose", "False"): "--quiet leaves them out",
+        ("convert", "--hf-path", "demo", "--trust-remote-code"): "no code of a checkpoint is ever run",
+    }
+    for arguments, said in cases.items():
+        result = run_command(*arguments)
+        assert result.returncode == 2 and said in result.stderr, result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_flags_of_mlx_lm_are_understood(tmp_path: Path) -> None:
+    convert = run_command(
+        "convert", "--model", "demo", "--mlx-path", str(tmp_path / "x"), "--quant-predicate", "mixed_4_6"
+    )
+    assert convert.returncode == 0, convert.stderr
+    flags = ["--temperature", "0.5", "--prompt-cache-file", str(tmp_path / "cache.safetensors"), "--seed", "1"]
+    generate = run_command("generate", *PROMPT, "-m", "2", *flags)
+    assert generate.returncode == 0, generate.stderr
+    assert (tmp_path / "cache.safetensors").exists()
+
+
+def test_a_folder_is_made_where_none_is_named(tmp_path: Path) -> None:
+    assert run_command("convert", "--hf-path", "demo", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "mlx_model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_quiet_and_examples_that_parse(command: str) -> None:
+    parser = importlib.import_module(f"helium_mlx.{command}").build_parser()
+    examples = [shlex.split(line, comments=False) for line in parser.examples]
+    assert len(examples) >= 2
+    for words in examples:
+        end = words.index("<") if "<" in words else len(words)
+        assert parser.parse_args([*words[:end], "--quiet"]).quiet is True
+    assert all(f"helium-mlx {command} {line}".rstrip() in parser.format_help() for line in parser.examples)
+
+
+def test_the_prompt_is_shown_before_its_continuation_on_a_terminal_only() -> None:
+    words = ["-m", "helium_mlx", "generate", *PROMPT, "-m", "2", "--quiet"]
+    echoed = on_terminal(*words)
+    assert echoed.startswith(f"\x1b[2m{PROMPT[-1]}\x1b[0m")
+    assert PROMPT[-1] not in on_terminal(*words, "--no-echo")
+    assert PROMPT[-1] not in run_command(*words[2:]).stdout
+    assert on_terminal(*words, env={**os.environ, "NO_COLOR": "1"}).startswith(PROMPT[-1])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shells_completion_knows_commands_and_flags(shell: str) -> None:
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(cli.build_parser(), shell=shell)
+    assert all(command in script for command in COMMANDS)
+    assert "--prompt-lookup" in script

@@ -15,7 +15,7 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from helium_mlx.errors import one_line
+from helium_mlx.errors import nearest, one_line
 from helium_mlx.files.hub_cache import COMMIT
 
 if TYPE_CHECKING:
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from httpx2 import Request, Response, SyncByteStream
+
+# Whose names are asked after where there is no such repository.
+_HELIUM_2B = "kyutai/helium-1-2b"
+REPOSITORIES = (
+    "kyutai/helium-1-preview-2b",
+    "mlx-community/helium-1-preview-2b-4bit",
+    _HELIUM_2B,
+    *(f"{_HELIUM_2B}-{name}" for name in ("books", "main", "science", "stem", "wiki")),
+    "kyutai/Sequential_Helium_6B",
+)
 
 DEFAULT_TIMEOUT = 300.0
 TIMEOUT_VARIABLE = "HELIUM_MLX_HUB_TIMEOUT"
@@ -243,6 +253,8 @@ def _refusal(error: BaseException, status: int, repo: str, writing: bool) -> str
     # Only what the server says; the client's own text has several lines, and says less than ours.
     said = legible(str(getattr(error, "server_message", None) or ""))
     answered = f"{status}, {said}" if said else str(status)
+    known = None if writing or repo in REPOSITORIES else nearest(repo, REPOSITORIES)
+    near = f" (near it: {known})" if known else ""
     again, page = _again(writing), f"{legible(constants.ENDPOINT)}/{repo}"
     if isinstance(error, GatedRepoError):
         login = "" if get_token() else ", and log in with `hf auth login`"
@@ -252,7 +264,7 @@ def _refusal(error: BaseException, status: int, repo: str, writing: bool) -> str
     if not get_token() and (status == 401 or isinstance(error, RepositoryNotFoundError)):
         return (
             f"the Hub has no such repository, or shows it only with a token, and there is none here ({answered}); "
-            "check the name, or log in with `hf auth login`"
+            f"check the name{near}, or log in with `hf auth login`"
         )
     if isinstance(error, RepositoryNotFoundError):
         status = 404
@@ -261,7 +273,8 @@ def _refusal(error: BaseException, status: int, repo: str, writing: bool) -> str
         400: f"the Hub refused what was sent ({answered})",
         401: f"the Hub does not accept the token ({answered}); log in with `hf auth login`, or set HF_TOKEN anew",
         403: f"the token may not {may} there ({answered}); take one with {access}, or another name",
-        404: f"the Hub has no such repository or revision, or the token may not see it ({answered}); check the name",
+        404: f"the Hub has no such repository or revision, or the token may not see it ({answered}); "
+        f"check the name{near}",
         409: f"the repository is being changed by somebody else ({answered}); {again}",
         412: f"the repository was changed by somebody else meanwhile ({answered}); {again}",
         429: f"the Hub asks for a pause ({answered}); wait some minutes, and {again}",

@@ -8,7 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from helium_mlx.files.untrusted import MalformedFile, UnreadableFile
+from helium_mlx.errors import HeliumError
+from helium_mlx.files.untrusted import FileProblem, MalformedFile, UnreadableFile
+
+_MAX_INPUT_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,22 @@ def read_text(name: str | Path, max_bytes: int) -> TextFile:
     return TextFile(text, hashlib.sha256(data).hexdigest())
 
 
+def read_standard_input(flag: str) -> str:
+    """Return what a command is given as `flag` through standard input: line ends are "\\n", the last one is left out.
+
+    Raises HeliumError for what `read_text` does not read.
+    """
+    try:
+        text = read_text("-", _MAX_INPUT_BYTES).text
+    except FileProblem as problem:
+        raise HeliumError(f"{flag} -: standard input {problem}") from None
+    # `echo` and editors end with a newline that is not meant.
+    return text.replace("\r\n", "\n").removesuffix("\n")
+
+
 def _read(name: str | Path, size: int) -> bytes:
     if str(name) == "-" and sys.stdin is None:
-        raise UnreadableFile("cannot be read (standard input is closed); name a file")
+        raise UnreadableFile("cannot be read (standard input is closed); give it otherwise")
     try:
         if str(name) == "-":
             return sys.stdin.buffer.read(size)

@@ -32,6 +32,23 @@ def test_what_the_server_says_is_in_one_line(status: int) -> None:
     assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("kyutai/helium-1-2b-sience", "kyutai/helium-1-2b-science"),
+        ("kyutai/helium-1-preview-2B", "kyutai/helium-1-preview-2b"),
+        ("mlx-community/helium-1-preview-4bit", "mlx-community/helium-1-preview-2b-4bit"),
+        ("somebody/else", None),
+        ("kyutai/helium-1-2b", None),
+    ],
+)
+def test_a_name_that_is_nearly_one_of_ours_is_answered_with_it(asked: str, near: str | None) -> None:
+    said = explained(answered(404), asked, writing=False)
+    assert (f"check the name (near it: {near})" if near else "check the name") in said
+    assert near or "near it" not in said
+    assert "near it" not in explained(answered(404), asked, writing=True)
+
+
 def test_without_words_of_the_server_the_status_is_said() -> None:
     assert "(403)" in explained(answered(403, None), "a/b", writing=True)
 
