@@ -654,7 +654,7 @@ def _use(rng: random.Random, source: Path, result: Path) -> None:
     if model is not None:
         # Every door through which ids of a text reach a model.
         list(stream_generate(model, tokenizer, "the file", max_tokens=2))
-        score(model, tokenizer, ["the file"])
+        score(model, tokenizer, "the file")
 
 
 def main() -> None:

@@ -97,6 +97,9 @@ class _Limits:
 
     def after(self, response: "Response") -> None:
         """Bound an answer that is not a file, and refuse names of files: the client writes to them without a look."""
+        if not response.headers.get("set-cookie", "").isascii():
+            # The client would fail to send it back, with every request from here on.
+            _forget_cookies()
         path = response.request.url.path
         if "/api/" in path and "resolve" not in path:
             response.stream = _bounded_stream()(response.stream, self.timeout)
@@ -104,6 +107,12 @@ class _Limits:
             value = response.headers.get(name)
             if value is not None and (not pattern.fullmatch(value) or ".." in value):
                 raise ValueError(f"the header {name} is {value!r}")
+
+
+def _forget_cookies() -> None:
+    from huggingface_hub import get_session
+
+    get_session().cookies.clear()
 
 
 class _Filter:
@@ -181,7 +190,7 @@ def client_errors() -> tuple[type[Exception], ...]:
 
     transport = _transport()
     own = (*errors.HfHubHTTPError.__bases__, errors.EntryNotFoundError, *_optional(errors, "XetDownloadError"))
-    misread = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+    misread = (ValueError, TypeError, AttributeError, LookupError, NameError, ArithmeticError, AssertionError)
     return (*own, transport.InvalidURL, transport.CookieConflict, RuntimeError, *misread)
 
 

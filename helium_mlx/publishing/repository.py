@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helium_mlx.errors import UploadError, one_line, shown, some
+from helium_mlx.errors import UploadError, shown, some
 from helium_mlx.files.hub_cache import COMMIT
 from helium_mlx.files.hub_client import hub_problems, legible
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object
@@ -168,7 +168,7 @@ def require_replaceable(repo: str, state: RemoteState, *, is_uploaded: bool, ove
     """Raise UploadError for a repository whose files no upload of helium_mlx put there."""
     if is_uploaded or overwrite or not state.files:
         return
-    held = one_line(some(sorted(state.files)))
+    held = legible(some(sorted(state.files)), 500)
     raise UploadError(
         f"{repo} holds {held}, which no upload of helium_mlx put there; choose another name, or say --overwrite, "
         "which replaces files of the same names and the weights, and leaves the rest"

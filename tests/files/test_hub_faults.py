@@ -273,6 +273,8 @@ def require_one_line_or_success(capfd: pytest.CaptureFixture[str], status: int, 
 def test_hubs_drawn_at_random_give_a_checkpoint_or_one_line(
     hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # None of them is silent.
+    monkeypatch.setenv("HELIUM_MLX_HUB_TIMEOUT", "60")
     for number in range(FIRST, FIRST + HUBS):
         rng = random.Random(number)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / f"cache{number}"))
@@ -288,9 +290,13 @@ def test_hubs_drawn_at_random_give_a_checkpoint_or_one_line(
 
 
 def test_hubs_drawn_at_random_hold_an_upload_or_give_one_line(
-    hub: HubStandIn, converted: Path, capfd: pytest.CaptureFixture[str]
+    hub: HubStandIn, converted: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # The stand-in closes the connection where a client that it misled sends what it does not know.
+    monkeypatch.setattr("socketserver.BaseServer.handle_error", lambda *_: None)
     arguments = ["--path", str(converted), "--repo", REPO]
+    # None of them is silent.
+    monkeypatch.setenv("HELIUM_MLX_HUB_TIMEOUT", "60")
     for number in range(FIRST, FIRST + HUBS):
         rng = random.Random(number)
         hub.repositories = {REPO: Repository.empty()} if rng.random() < 0.7 else {}
@@ -402,6 +408,31 @@ def test_a_page_that_never_ends_is_left(
     link = {"Link": f'<{hub.url}/api/models/{REPO}/tree/main?cursor=x>; rel="next"'}
     hub.faults = [Fault("GET", "/tree/", headers=link, times=10**9)]
     assert "more than 20 files" in error_of(capfd, upload_main(["--path", str(converted), "--repo", REPO]))
+
+
+def test_a_cookie_that_cannot_be_sent_back_is_forgotten(hub: HubStandIn, capfd: pytest.CaptureFixture[str]) -> None:
+    hub.faults = [Fault("GET", INFO, status=418, headers={"Set-Cookie": "a=é"})]
+    assert "418" in error_of(capfd, download())
+    assert download() == 0
+
+
+def test_a_large_file_that_was_not_asked_for_is_one_line(
+    hub: HubStandIn, converted: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def renamed(answer: dict[str, Any]) -> object:
+        return {**answer, "objects": [{**answer["objects"][0], "oid": "another"}]}
+
+    hub.repositories[REPO] = Repository.empty()
+    hub.faults = [Fault("POST", "/objects/batch", times=999, edit=renamed)]
+    status = upload_main(["--path", str(converted), "--repo", REPO])
+    assert "answered what no Hub does" in error_of(capfd, status)
+
+
+def test_a_file_of_the_hubs_that_is_named_as_the_token_is_not_shown(
+    hub: HubStandIn, converted: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories[REPO] = Repository.of_files({TOKEN: b"", "x\x1b[2J": b""})
+    assert "holds ***, x" in error_of(capfd, upload_main(["--path", str(converted), "--repo", REPO]))
 
 
 def test_an_answer_that_is_too_long_is_left(
