@@ -198,7 +198,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*__all__, "__version__"])
 
 
 sys.modules[__name__].__class__ = _Package

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, SupportsIndex, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Generic, Literal, NoReturn, SupportsIndex, TypeAlias, TypeVar, cast, overload
 
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.kyutai_config import inferred_values
@@ -59,11 +59,13 @@ _SETTABLE = (
 
 Side: TypeAlias = Literal["left", "right"]
 Ids: TypeAlias = "SupportsIndex | Iterable[SupportsIndex] | mx.array"
-Encoded: TypeAlias = "list[int] | list[list[int]] | mx.array"
+Padding: TypeAlias = "bool | Literal['longest', 'max_length', 'do_not_pad']"
+Truncation: TypeAlias = "bool | Literal['longest_first', 'do_not_truncate']"
+Encoded = TypeVar("Encoded", "list[int]", "list[list[int]]", "mx.array")
 
 
 @dataclass(frozen=True, eq=False)
-class BatchEncoding(Mapping[str, Encoded]):
+class BatchEncoding(Mapping[str, Encoded], Generic[Encoded]):
     """What calling the tokenizer gives: a mapping, for `model(**encoding)`, whose keys are attributes too."""
 
     input_ids: Encoded
@@ -80,7 +82,7 @@ class BatchEncoding(Mapping[str, Encoded]):
     def __len__(self) -> int:
         return len(self.__dataclass_fields__)
 
-    def to(self, device: object) -> "BatchEncoding":
+    def to(self, device: object) -> "BatchEncoding[Encoded]":
         """Return the encoding itself: MLX's arrays are on no device of their own."""
         return self
 
@@ -341,17 +343,38 @@ class HeliumTokenizer:
             raise TokenizerError(f"the vocabulary has no piece {tokens!r}; encode() splits a text into those it has")
         return index
 
+    @overload
+    def __call__(
+        self, text: str | Sequence[str], *, add_special_tokens: bool = True, padding: Padding = False,
+        padding_side: Side | None = None, truncation: Truncation = False, max_length: int | None = None,
+        return_tensors: Literal["mlx"],
+    ) -> "BatchEncoding[mx.array]": ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, padding: Padding = False,
+        padding_side: Side | None = None, truncation: Truncation = False, max_length: int | None = None,
+        return_tensors: None = None,
+    ) -> BatchEncoding[list[int]]: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, text: Sequence[str], *, add_special_tokens: bool = True, padding: Padding = False,
+        padding_side: Side | None = None, truncation: Truncation = False, max_length: int | None = None,
+        return_tensors: None = None,
+    ) -> BatchEncoding[list[list[int]]]: ...  # fmt: skip
+
     def __call__(
         self,
         text: str | Sequence[str],
         *,
         add_special_tokens: bool = True,
-        padding: bool | Literal["longest", "max_length", "do_not_pad"] = False,
+        padding: Padding = False,
         padding_side: Side | None = None,
-        truncation: bool | Literal["longest_first", "do_not_truncate"] = False,
+        truncation: Truncation = False,
         max_length: int | None = None,
         return_tensors: Literal["mlx"] | None = None,
-    ) -> BatchEncoding:
+    ) -> "BatchEncoding[mx.array] | BatchEncoding[list[int]] | BatchEncoding[list[list[int]]]":
         """Encode one text or several, as lists or, with `return_tensors="mlx"`, as int32 arrays of shape (B, L).
 
         `padding` pads to the longest, or with "max_length" to `max_length` ids, on `padding_side` (None: the
@@ -523,7 +546,7 @@ def _without_arrays(ids: Ids) -> SupportsIndex | Iterable[SupportsIndex]:
     return cast("SupportsIndex | Iterable[SupportsIndex]", ids if tolist is None else tolist())
 
 
-def _as_arrays(rows: list[list[int]], masks: list[list[int]]) -> BatchEncoding:
+def _as_arrays(rows: list[list[int]], masks: list[list[int]]) -> "BatchEncoding[mx.array]":
     lengths = sorted({len(row) for row in rows})
     if len(lengths) != 1 or lengths == [0]:
         raise TokenizerError(
