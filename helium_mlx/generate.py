@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from helium_mlx.checkpoint.config import DTYPES
-from helium_mlx.errors import OptionError
+from helium_mlx.errors import OptionError, TokenizerError
 from helium_mlx.json_writer import to_json
 from helium_mlx.progress import Progress, note
 from helium_mlx.terminal import CommandParser, add_repository_options
@@ -69,20 +69,34 @@ def build_parser() -> CommandParser:
         "--repetition-context-size", type=int, help="tokens that are penalized (default: prompt and output, whole)"
     )
     parser.add_argument(
-        "--logit-bias", type=_bias, action="append", default=[], metavar="ID=VALUE", help="added to a token's logit"
+        "--logit-bias",
+        type=_bias,
+        action="append",
+        default=[],
+        metavar="TOKEN=VALUE",
+        help="added to a token's logit; its id or text",
     )
     parser.add_argument(
         "--ban",
-        type=int,
+        type=_token,
         action="append",
         default=[],
         dest="banned_ids",
-        metavar="ID",
-        help="never generate this token",
+        metavar="TOKEN",
+        help="never generate this token, an id or a text that is one token",
     )
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
     parser.add_argument("--stop", action="append", default=[], help="stop before this text; may be given repeatedly")
     parser.add_argument("--ignore-eos", action="store_true", help="continue after an end-of-stream token")
+    parser.add_argument(
+        "--extra-eos",
+        "--extra-eos-token",
+        type=_token,
+        action="append",
+        default=[],
+        metavar="TOKEN",
+        help="end at this token too, an id or a text that is one token; may be given repeatedly",
+    )
     parser.add_argument("--max-kv-size", type=int, help="tokens that the cache keeps: the first and the last ones")
     parser.add_argument("--kv-bits", type=int, help="quantize the cache to so many bits: 8, 6, 5 or 4")
     parser.add_argument("--kv-group-size", type=int, default=64, help="cache values that share a scale (default: 64)")
@@ -111,12 +125,18 @@ def main(argv: list[str] | None = None) -> int:
     return build_parser().run(argv, _generate)
 
 
-def _bias(text: str) -> tuple[int, float]:
-    token, _, value = text.partition("=")
+def _bias(text: str) -> tuple[int | str, float]:
+    token, _, value = text.rpartition("=")
     try:
-        return int(token), float(value)
+        return _token(token), float(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not ID=VALUE, such as 17=-2.5") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN=VALUE, such as 17=-2.5 or 'the=1'") from None
+
+
+def _token(text: str) -> int | str:
+    if not text:
+        raise ValueError
+    return int(text) if text.isascii() and text.lstrip("-").isdigit() else text
 
 
 def _generate(
@@ -129,16 +149,21 @@ def _generate(
     prompt_file: str | None,
     output: str | None,
     prompt_cache: str | None,
-    logit_bias: list[tuple[int, float]],
+    logit_bias: list[tuple[int | str, float]],
+    banned_ids: list[int | str],
     **options: object,
 ) -> None:
     from helium_mlx.model.loading import load
 
     _require_together(prompt_file, output, prompt_cache, options)
-    options["logit_bias"] = dict(logit_bias) or None
+    # Those that are texts are known when the tokenizer is.
+    options["logit_bias"] = {token: value for token, value in logit_bias if isinstance(token, int)} or None
+    options["banned_ids"] = [token for token in banned_ids if isinstance(token, int)]
     _require_in_range(options)
     text = _text_of(prompt or "")
     network, tokenizer = load(model, revision=revision, subfolder=subfolder, dtype=dtype)
+    options["logit_bias"] = {_id("--logit-bias", token, tokenizer): value for token, value in logit_bias} or None
+    options["banned_ids"] = [_id("--ban", token, tokenizer) for token in banned_ids]
     if prompt_file is not None:
         _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
         return
@@ -149,6 +174,15 @@ def _generate(
         _complete_samples(network, tokenizer, text, **options)  # pyright: ignore[reportArgumentType]
     else:
         _complete(network, tokenizer, text, prompt_cache, **options)  # pyright: ignore[reportArgumentType]
+
+
+def _id(flag: str, token: int | str, tokenizer: "HeliumTokenizer") -> int:
+    if isinstance(token, int):
+        return token
+    try:
+        return tokenizer.one_token(token)
+    except TokenizerError as error:
+        raise OptionError(f"{flag}: {error}") from None
 
 
 def _require_together(

@@ -51,11 +51,11 @@ _CANCEL_LOOK = 0.02
 class HeliumEngine:
     """A model on a thread of its own. Every method may be called from any thread.
 
-    `path_or_repo`, `revision` and `dtype` are `load`'s. At most `batch_size` requests run at a time; the others wait in
-    the order in which they came. `buffer` chunks are computed ahead of a reader, who then holds up its own request
-    only. `memory_limit` caps the bytes of weights plus caches: a request that could never fit is refused at the call
-    with the figures, one that does not fit beside the others waits for them. MLX keeps at most `cache_limit` bytes of
-    free buffers beside that while an engine is open; on Metal, memory is wired meanwhile.
+    `path_or_repo`, `revision`, `subfolder` and `dtype` are `load`'s. At most `batch_size` requests run at a time; the
+    others wait in the order in which they came. `buffer` chunks are computed ahead of a reader, who then holds up its
+    own request only. `memory_limit` caps the bytes of weights plus caches: a request that could never fit is refused at
+    the call with the figures, one that does not fit beside the others waits for them. MLX keeps at most `cache_limit`
+    bytes of free buffers beside that while an engine is open; on Metal, memory is wired meanwhile.
 
     Making one loads the model and waits for it (from asyncio: `await asyncio.to_thread(HeliumEngine, path)`). Raises
     what `load` raises, GenerationError for sizes out of range, EngineMemoryError for weights over `memory_limit`,
@@ -67,6 +67,7 @@ class HeliumEngine:
         path_or_repo: str | Path,
         *,
         revision: str | None = None,
+        subfolder: str | None = None,
         dtype: str | mx.Dtype | None = None,
         batch_size: int = 16,
         prefill_step_size: int = 512,
@@ -84,6 +85,7 @@ class HeliumEngine:
         self._worker = EngineWorker(
             path_or_repo,
             revision=revision,
+            subfolder=subfolder,
             dtype=dtype,
             batch_size=batch_size,
             prefill_step_size=prefill_step_size,
@@ -108,6 +110,7 @@ class HeliumEngine:
         banned_ids: Collection[int] = (),
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        extra_eos: int | str | Sequence[int | str] = (),
         logprobs: int = 0,
         max_kv_size: int | None = None,
         kv_bits: int | None = None,
@@ -123,8 +126,8 @@ class HeliumEngine:
         worker.require_usable()
         options = CompletionOptions(
             temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
-            max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, logprobs=logprobs, max_kv_size=max_kv_size,
-            kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+            max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
+            max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
         )  # fmt: skip
         # Empty, it is a plain value too.
         cache = options.make_cache(worker.model) if options.unbatched else None

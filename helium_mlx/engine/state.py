@@ -45,6 +45,7 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "banned_ids": (list,),
     "stop": (list,),
     "ignore_eos": (bool,),
+    "extra_eos": (list,),
     "logprobs": (int,),
 }
 
@@ -62,6 +63,7 @@ def save_state(
     """
     given = asdict(request.options)
     given |= {"banned_ids": sorted(request.options.banned_ids), "stop": list(request.options.stop or ())}
+    given |= {"extra_eos": list(request.options.extra_eos)}
     record = {
         "version": VERSION,
         "prompt": request.prompt,
@@ -108,6 +110,9 @@ def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: Hel
         raise MalformedFile(f"its version is {shown(record.get('version'))}, and this program reads {VERSION}")
     prompt, generated = _ids(record, "prompt", model), _ids(record, "generated", model)
     options = record.get("options")
+    if isinstance(options, dict):
+        # Older files lack it.
+        options = {"extra_eos": [], **options}
     if not isinstance(options, dict) or set(options) != set(_OPTIONS):
         raise MalformedFile(f"its options are {shown(options)}")
     for name, kinds in _OPTIONS.items():

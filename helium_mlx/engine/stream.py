@@ -19,7 +19,8 @@ from helium_mlx.option_values import path_of, require_switch
 class EngineCompletion:
     """A request that has ended. `text` and `tokens`, an eos included, are this stream's.
 
-    `generated_tokens` counts those too that came before the request was saved, if it was.
+    `generated_tokens` counts those too that came before the request was saved, if it was. `stop_string` is the one that
+    ended the text, None where none did.
     """
 
     text: str
@@ -27,6 +28,7 @@ class EngineCompletion:
     finish_reason: FinishReason
     prompt_tokens: int
     generated_tokens: int
+    stop_string: str | None = None
 
 
 # Writes a request with that number to a file, with its cache or without.
@@ -153,4 +155,5 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
             finish_reason=reason or "cancelled",
             prompt_tokens=len(self._request.prompt),
             generated_tokens=len(self._request.generated) + len(self.tokens),
+            stop_string=self._read[-1].stop_string if self._read else None,
         )

@@ -49,6 +49,7 @@ class EngineWorker:
         path_or_repo: str | Path,
         *,
         revision: str | None,
+        subfolder: str | None,
         dtype: str | mx.Dtype | None,
         batch_size: int,
         prefill_step_size: int,
@@ -59,7 +60,7 @@ class EngineWorker:
         self.tokenizer: HeliumTokenizer
         self.scheduler: Scheduler
         self.is_paused = False
-        self._source = (path_or_repo, revision, dtype)
+        self._source = (path_or_repo, revision, subfolder, dtype)
         self._directory: Path
         self._fingerprint: dict[str, str]
         self._batch_size = batch_size
@@ -155,8 +156,8 @@ class EngineWorker:
             self._loaded.set_exception(error or EngineError("the engine was closed while it loaded"))
 
     def _load(self) -> None:
-        path_or_repo, revision, dtype = self._source
-        self._directory = resolve(path_or_repo, revision=revision)
+        path_or_repo, revision, subfolder, dtype = self._source
+        self._directory = resolve(path_or_repo, revision=revision, subfolder=subfolder)
         checkpoint = open_checkpoint(self._directory)
         self.tokenizer = HeliumTokenizer.from_pretrained(self._directory)
         # Before they are read: what is over the limit shall not make the system swap.

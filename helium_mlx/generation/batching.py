@@ -66,7 +66,10 @@ NOT_YET = NotYet()
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion that has ended. `tokens` are the generated ones, an eos included; `sample` counts from 0."""
+    """A completion that has ended. `tokens` are the generated ones, an eos included; `sample` counts from 0.
+
+    `stop_string` is the one that ended the text, None where none did.
+    """
 
     index: int
     sample: int
@@ -76,6 +79,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     generated_tokens: int
+    stop_string: str | None = None
 
 
 def batch_generate(
@@ -97,6 +101,7 @@ def batch_generate(
     banned_ids: Collection[int] = (),
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
+    extra_eos: int | str | Sequence[int | str] = (),
     prefill_step_size: int = 512,
 ) -> Generator[Completion, None, None]:
     """Yield the completions of `prompts`, each when it ends; options are those of `stream_generate`.
@@ -114,7 +119,7 @@ def batch_generate(
     """
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
-        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos,
+        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos,
     )  # fmt: skip
     return complete_batch(
         model, tokenizer, prompts, options, batch_size=batch_size, samples=samples, prefill_step_size=prefill_step_size
@@ -272,6 +277,7 @@ class _CompletionRow(BatchRow):
             finish_reason=self.reason,
             prompt_tokens=len(self.request.prompt),
             generated_tokens=len(self.tokens),
+            stop_string=self.text_of.stop_string,
         )
 
 

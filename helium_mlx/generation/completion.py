@@ -4,7 +4,6 @@ Stop strings are found in the text, not in the tokens: one may begin and end ins
 shown, but a stop string may name them, as in transformers.
 """
 
-import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -13,13 +12,10 @@ import mlx.core as mx
 
 from helium_mlx.errors import OptionError, shown
 from helium_mlx.model.sound_logits import unsound
+from helium_mlx.tokenizer.string_search import require_few, string_table
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 FinishReason = Literal["stop", "length", "eos", "cancelled"]
-
-# What a request may bring: the tables of so many take a few milliseconds and megabytes to make.
-MAX_STOP_STRINGS = 1000
-MAX_STOP_CHARACTERS = 20_000
 
 
 @dataclass(frozen=True)
@@ -75,48 +71,6 @@ def ranked(ids: mx.array, logprobs: mx.array) -> list[dict[int, float]]:
     return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
 
 
-class _StopTable:
-    """Aho and Corasick's automaton: finds any of many strings in a text, in time that does not depend on their number.
-
-    A state is the longest end of the text that a stop string begins with, `depth` its length, and `longest` the longest
-    stop string that ends there, if one does.
-    """
-
-    def __init__(self, strings: tuple[str, ...]) -> None:
-        self._following: list[dict[str, int]] = [{}]
-        self.depth = [0]
-        self.longest: list[str | None] = [None]
-        for string in strings:
-            self.longest[self._added(string)] = string
-        self._shorter = [0] * len(self.depth)
-        states = list(self._following[0].values())
-        for state in states:
-            for character, following in self._following[state].items():
-                shorter = self._shorter[following] = self.step(self._shorter[state], character)
-                self.longest[following] = self.longest[following] or self.longest[shorter]
-                states.append(following)
-
-    def _added(self, string: str) -> int:
-        state = 0
-        for character in string:
-            if character not in self._following[state]:
-                self._following[state][character] = len(self.depth)
-                self._following.append({})
-                self.depth.append(self.depth[state] + 1)
-                self.longest.append(None)
-            state = self._following[state][character]
-        return state
-
-    def step(self, state: int, character: str) -> int:
-        """Return the state after one more character."""
-        while state and character not in self._following[state]:
-            state = self._shorter[state]
-        return self._following[state].get(character, 0)
-
-
-_stop_table = functools.lru_cache(maxsize=32)(_StopTable)
-
-
 class StopStrings:
     """Passes streamed text on, holding back an end that could be the start of a stop string.
 
@@ -130,14 +84,9 @@ class StopStrings:
                 f"stop is {shown(stop)}; it must be text of at least one character, several of them, or None"
             )
         self.stop = tuple(strings)
-        characters = sum(map(len, self.stop))
-        if len(self.stop) > MAX_STOP_STRINGS or characters > MAX_STOP_CHARACTERS:
-            raise OptionError(
-                f"stop has {len(self.stop)} strings of {characters} characters in all; at most {MAX_STOP_STRINGS} of "
-                f"{MAX_STOP_CHARACTERS} are looked for: give fewer"
-            )
+        require_few("stop", self.stop)
         self.found: str | None = None
-        self._table = _stop_table(self.stop)
+        self._table = string_table(self.stop)
         self._state = 0
         # An entry for each character since the state's beginning, empty where the character is not to be shown.
         self._held: list[str] = []
@@ -153,9 +102,9 @@ class StopStrings:
         start = len(self._held) + len(text)
         for end, character in enumerate(text, start=len(self._held) + 1):
             self._state = self._table.step(self._state, character)
-            string = self._table.longest[self._state]
-            if string is not None and end - len(string) < start:
-                start, self.found = end - len(string), string
+            place = self._table.longest[self._state]
+            if place is not None and end - len(self.stop[place]) < start:
+                start, self.found = end - len(self.stop[place]), self.stop[place]
         self._held += text if visible else [""] * len(text)
         if self.found is None:
             start = len(self._held) - self._table.depth[self._state]

@@ -8,8 +8,8 @@ else each line is a prompt as it stands, quotes included. A line of JSON is the 
 all but `prompt` optional. A prompt's index is the number of its line, counted from 0; empty lines are skipped.
 A result, `sample` only where several were asked for and `id` where one came:
 
-    {"index": 0, "sample": 0, "id": ..., "text": ..., "finish_reason": ..., "prompt_tokens": N, "generated_tokens": N,
-     "digest": ..., "model": ...}
+    {"index": 0, "sample": 0, "id": ..., "text": ..., "finish_reason": ..., "stop_string": ...,
+     "prompt_tokens": N, "generated_tokens": N, "digest": ..., "model": ...}
 
 `digest` is of the prompt and the options that shape its completion, `model` of config, weights, tokenizer and dtype (as
 in `prompt_cache.fingerprint_of`, which samples the weights), wherever the model lies. An output file that exists is
@@ -350,7 +350,9 @@ def _shaping(options: CompletionOptions, samples: int) -> dict[str, object]:
     """Return what shapes a completion, however it was spelled: a text or a list of one, a set or a list, 1 or 1.0."""
     values = {"samples": samples, "max_tokens": options.max_tokens, **vars(options)}
     values |= {"logit_bias": sorted((options.logit_bias or {}).items()), "banned_ids": sorted(options.banned_ids)}
-    return {name: value for name, value in values.items() if name not in ("logprobs", *UNBATCHED_OPTIONS)}
+    # What asks for nothing is left out where an older version did not know it.
+    left_out = ("logprobs", *UNBATCHED_OPTIONS, *([] if options.extra_eos else ["extra_eos"]))
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def result_fields(completion: Completion, *, several: bool, own: dict[str, object] | None = None) -> dict[str, object]:
@@ -361,6 +363,7 @@ def result_fields(completion: Completion, *, several: bool, own: dict[str, objec
         **(own or {}),
         "text": completion.text,
         "finish_reason": completion.finish_reason,
+        "stop_string": completion.stop_string,
         "prompt_tokens": completion.prompt_tokens,
         "generated_tokens": completion.generated_tokens,
     }

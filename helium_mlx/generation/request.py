@@ -4,12 +4,14 @@ The public functions make `CompletionOptions` of their arguments; solo runs, bat
 hand a `CompletionRequest` on. Both are plain values, so that they may go from thread to thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import mlx.core as mx
 
 from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.errors import OptionError, TokenizerError, shown
 from helium_mlx.generation.completion import CompletionText, StopStrings
 from helium_mlx.generation.prompts import Prompt, room_after, tokens_of_prompt
 from helium_mlx.generation.sampling import Sampler, SamplingOptions, banned_tokens, fresh_seed
@@ -19,8 +21,11 @@ from helium_mlx.kv_cache.memory import cache_bytes
 from helium_mlx.kv_cache.rotating import MAX_SIZE
 from helium_mlx.kv_cache.storage import require_bits, require_group_size
 from helium_mlx.model.helium import HeliumForCausalLM
-from helium_mlx.option_values import require_switch, require_whole
+from helium_mlx.option_values import plain, require_switch, require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+# More would hold up every step.
+MAX_EXTRA_EOS = 1000
 
 # What batches lack: the options that need a cache of the completion's own, each with the value that asks for nothing.
 UNBATCHED_OPTIONS: dict[str, object] = {"max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "prompt_lookup": 0}
@@ -36,6 +41,7 @@ class CompletionOptions(SamplingOptions):
     max_tokens: int = 256
     stop: str | Sequence[str] | None = ()
     ignore_eos: bool = False
+    extra_eos: int | str | Sequence[int | str] = ()
     logprobs: int = 0
     max_kv_size: int | None = None
     kv_bits: int | None = None
@@ -48,6 +54,7 @@ class CompletionOptions(SamplingOptions):
             "max_tokens": require_whole("max_tokens", self.max_tokens, 1),
             "stop": StopStrings(self.stop).stop,
             "ignore_eos": require_switch("ignore_eos", self.ignore_eos),
+            "extra_eos": _tokens_named(self.extra_eos),
             "logprobs": require_whole("logprobs", self.logprobs, 0, allowed="from 0 to the model's vocab_size"),
             "prompt_lookup": require_whole("prompt_lookup", self.prompt_lookup, 0),
         }
@@ -73,6 +80,15 @@ class CompletionOptions(SamplingOptions):
         most = config.vocab_size
         require_whole("logprobs", self.logprobs, 0, most, allowed=f"from 0 to vocab_size = {most}")
         banned_tokens(self, most, self.reserved_ids(tokenizer))
+        self.eos_ids(tokenizer)
+
+    def eos_ids(self, tokenizer: HeliumTokenizer) -> frozenset[int]:
+        """Return the tokens that end the text. Raises OptionError for an `extra_eos` that is not one token."""
+        try:
+            extra = [tokenizer.one_token(token) for token in cast("Sequence[int | str]", self.extra_eos)]
+        except TokenizerError as error:
+            raise OptionError(f"extra_eos: {error}") from None
+        return frozenset(extra if self.ignore_eos else [*tokenizer.eos_token_ids, *extra])
 
     def reserved_ids(self, tokenizer: HeliumTokenizer) -> frozenset[int]:
         """Return the reserved ids of a tokenizer, which are not drawn; where nothing is drawn there is no need."""
@@ -94,6 +110,19 @@ class CompletionOptions(SamplingOptions):
         )
 
 
+def _tokens_named(given: object) -> tuple[int | str, ...]:
+    """Return one token or several, each an id or a text. Raises OptionError for anything else."""
+    given = plain(given)
+    tokens = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping)) else [given]
+    if len(tokens) > MAX_EXTRA_EOS:
+        raise OptionError(f"extra_eos has {len(tokens)} tokens; expected at most {MAX_EXTRA_EOS}")
+    checked = [token if isinstance(token, str) else plain(token) for token in tokens]
+    for token in checked:
+        if not isinstance(token, str) and (type(token) is not int or token < 0):
+            raise OptionError(f"extra_eos has {shown(token)}; expected ids of tokens, 0 or more, or their texts")
+    return tuple(cast("list[int | str]", checked))
+
+
 @dataclass(frozen=True)
 class CompletionRequest:
     """A prompt and its options. `count` is how many tokens may come in all, `generated` those that have already."""
@@ -110,8 +139,7 @@ class CompletionRequest:
 
     def text_of(self, tokenizer: HeliumTokenizer) -> CompletionText:
         """Return what turns tokens into text, after those that were generated already."""
-        eos = frozenset() if self.options.ignore_eos else frozenset(tokenizer.eos_token_ids)
-        text_of = CompletionText(tokenizer, StopStrings(self.options.stop), eos)
+        text_of = CompletionText(tokenizer, StopStrings(self.options.stop), self.options.eos_ids(tokenizer))
         for token in self.generated:
             text_of.add(token, is_last=False)
         return text_of

@@ -52,6 +52,7 @@ def stream_generate(
     banned_ids: Collection[int] = (),
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
+    extra_eos: int | str | Sequence[int | str] = (),
     logprobs: int = 0,
     cache: list[KVCache] | None = None,
     cached_tokens: Sequence[int] = (),
@@ -70,7 +71,8 @@ def stream_generate(
 
     `temperature` 0 is greedy. `logit_bias` is added to the logits of the ids it names; `banned_ids` are not generated,
     and while sampling, nor are the tokenizer's reserved ids, but for those that `logit_bias` names. `stop` strings end
-    the text before they appear in it. `logprobs` asks for that many alternatives a token. `cache` holds what precedes
+    the text before they appear in it; so do the model's eos, unless `ignore_eos`, and the tokens of `extra_eos`, ids or
+    texts that are one token each. `logprobs` asks for that many alternatives a token. `cache` holds what precedes
     the prompt; afterwards it also holds the prompt and every token but the last, however the run ended; until then no
     other run can have it. A cache does not know its tokens: `cached_tokens` tells them, all or none, to the repetition
     penalty and to prompt lookup. Without a cache, `max_kv_size` makes a cache that keeps the first token and the last
@@ -87,8 +89,8 @@ def stream_generate(
     """
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
-        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, logprobs=logprobs, max_kv_size=max_kv_size,
-        kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
+        max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
     )  # fmt: skip
     return _stream(
         model, tokenizer, prompt, options, cache=cache, cached_tokens=cached_tokens,
@@ -113,6 +115,7 @@ def generate(
     banned_ids: Collection[int] = (),
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
+    extra_eos: int | str | Sequence[int | str] = (),
     logprobs: int = 0,
     cache: list[KVCache] | None = None,
     cached_tokens: Sequence[int] = (),
@@ -134,8 +137,8 @@ def generate(
     """
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
-        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, logprobs=logprobs, max_kv_size=max_kv_size,
-        kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+        max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
+        max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
     )  # fmt: skip
     if isinstance(prompt, (list, tuple)) and not (prompt and holds_ids(prompt)):
         # A single prompt starts without it.

@@ -29,6 +29,7 @@ from helium_mlx.model.interfaces import GenerativeModel, Streamer
 from helium_mlx.model.logits_processing import LogitsProcessors, is_one_of
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_whole
+from helium_mlx.tokenizer.string_search import require_few, string_table
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 
@@ -195,24 +196,36 @@ class StopSequences:
         if stop_strings and not isinstance(tokenizer, HeliumTokenizer):
             came = "none came" if tokenizer is None else f"{type(tokenizer).__name__} came"
             raise GenerationError(f"stop_strings need the tokenizer, a HeliumTokenizer; {came}: tokenizer=tokenizer")
+        require_few("stop_strings", stop_strings)
         self.tokenizer = tokenizer
-        self.stops = [string.encode() for string in stop_strings]
-        self.longest = max(map(len, self.stops), default=0)
+        stops = tuple(string.encode() for string in stop_strings)
+        self.longest = max(map(len, stops), default=0)
+        self._table = string_table(stops)
+        # One a row, of all tokens but those of the next step; a row's prompt counts.
+        self._states: list[int] | None = None
 
     def unfinished(self, step: DecodedStep) -> mx.array:
         """Return which rows continue, (B,), those that a stop string has just ended taken out."""
-        if not self.stops:
+        if not self.longest:
             return step.unfinished
-        rows = cast(list[list[int]], step.ids[:, -self.longest :].tolist())
-        return step.unfinished & mx.array([not self._stopped(row) for row in rows])
+        if self._states is None:
+            # A token has a byte at least.
+            before = cast(list[list[int]], step.ids[:, -self.longest - 1 : -1].tolist())
+            self._states = [self._after(0, tokens)[0] for tokens in before]
+        last = cast(list[int], step.ids[:, -1].tolist())
+        found = [self._after(state, [token]) for state, token in zip(self._states, last, strict=True)]
+        self._states = [state for state, _ in found]
+        return step.unfinished & mx.array([not is_stopped for _, is_stopped in found])
 
-    def _stopped(self, row: list[int]) -> bool:
+    def _after(self, state: int, tokens: list[int]) -> tuple[int, bool]:
+        """Return the state after some tokens, and whether a stop string has ended in them."""
         assert self.tokenizer is not None
-        *before, last = [self.tokenizer.token_bytes(token) for token in row]
-        text = b"".join([*before, last])
-        start = len(text) - len(last)
-        # The match has to end after `start`.
-        return any(text.find(stop, max(0, start - len(stop) + 1)) >= 0 for stop in self.stops)
+        is_stopped = False
+        for token in tokens:
+            for byte in self.tokenizer.token_bytes(token):
+                state = self._table.step(state, byte)
+                is_stopped |= self._table.longest[state] is not None
+        return state, is_stopped
 
 
 def _decode(batch: BatchDecoder, stops: StopSequences, streamer: Streamer | None, *, ahead: bool) -> mx.array:

@@ -34,9 +34,9 @@ from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.errors import CheckpointError, TokenizerError, shown
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.local_paths import published
-from helium_mlx.files.names import TOKENIZER_CONFIG_FILE
+from helium_mlx.files.names import TOKENIZER_CONFIG_FILE, companion_files, relative_name
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object, require_file
-from helium_mlx.tokenizer.declared import ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, read_declared
+from helium_mlx.tokenizer.declared import read_declared
 from helium_mlx.tokenizer.detokenizer import WORD_SEPARATOR, Piece, StreamingDetokenizer
 from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES, JsonVocabulary, SentencePieceVocabulary
 
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
-
-_COMPANION_FILES = (JSON_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE)
 
 _RESERVED_PIECE = re.compile(r"<\|im_sp_\d+\|>")
 
@@ -113,12 +111,15 @@ class HeliumTokenizer:
         self.truncation_side: Side = "right"
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> "HeliumTokenizer":
-        """Read the tokenizer of a checkpoint directory, a Hub repository, or "demo".
+    def from_pretrained(
+        cls, path_or_repo: str | Path, *, revision: str | None = None, subfolder: str | None = None
+    ) -> "HeliumTokenizer":
+        """Read the tokenizer of a checkpoint directory, a Hub repository, or "demo", or of a subfolder of one.
 
         Raises TokenizerError for a missing or malformed file, and for ids in the configs that the vocabulary lacks.
         """
-        directory = Path(path_or_repo) if Path(path_or_repo).is_dir() else _directory_of(path_or_repo, revision)
+        plain = subfolder is None and Path(path_or_repo).is_dir()
+        directory = Path(path_or_repo) if plain else _directory_of(path_or_repo, revision, subfolder)
         if not directory.is_dir():
             raise TokenizerError(f"{directory} is not a directory; name one that holds {JSON_FILE} and config.json")
         model_files = _sentencepiece_files(directory)
@@ -132,11 +133,12 @@ class HeliumTokenizer:
             )
         ids = _read_model_ids(directory)
         _check_model_ids(ids, vocabulary.size, directory)
-        companions = [directory / name for name in _COMPANION_FILES if os.path.lexists(directory / name)]
-        for path in (*companions, *model_files):
-            is_tokenizer = path.name == JSON_FILE or path in model_files
-            _require_readable(path, MAX_TOKENIZER_BYTES if is_tokenizer else MAX_JSON_BYTES)
-        tokenizer = cls(vocabulary, ids, [*companions, *model_files])
+        own = [directory / JSON_FILE] if os.path.lexists(directory / JSON_FILE) else []
+        own += model_files
+        files = [*own, *companion_files(directory)]
+        for path in files:
+            _require_readable(path, MAX_TOKENIZER_BYTES if path in own else MAX_JSON_BYTES)
+        tokenizer = cls(vocabulary, ids, files)
         # An id that is added to every text fails here, not at the first prompt.
         tokenizer.encode("")
         return tokenizer
@@ -343,6 +345,25 @@ class HeliumTokenizer:
             raise TokenizerError(f"the vocabulary has no piece {tokens!r}; encode() splits a text into those it has")
         return index
 
+    def one_token(self, token: int | str) -> int:
+        """Return the id of a token that is given as its id, its piece, or a text that is one token.
+
+        Raises TokenizerError for an id that the model lacks, and for a text of several tokens or none.
+        """
+        if not isinstance(token, str):
+            return self._checked([token])[0]
+        index = self._vocabulary.index(token)
+        if index is not None:
+            return index
+        ids = self.encode(token, add_special_tokens=False)
+        if len(ids) != 1:
+            pieces = ", ".join(shown(self._vocabulary.token(each)) for each in ids[:4])
+            raise TokenizerError(
+                f"{shown(token)} is {len(ids)} tokens{f' ({pieces})' if ids else ''}; expected a text that is one, or "
+                "an id"
+            )
+        return ids[0]
+
     @overload
     def __call__(
         self, text: str | Sequence[str], *, add_special_tokens: bool = True, padding: Padding = False,
@@ -351,7 +372,7 @@ class HeliumTokenizer:
     ) -> "BatchEncoding[mx.array]": ...  # fmt: skip
 
     @overload
-    def __call__(
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
         self, text: str, *, add_special_tokens: bool = True, padding: Padding = False,
         padding_side: Side | None = None, truncation: Truncation = False, max_length: int | None = None,
         return_tensors: None = None,
@@ -439,7 +460,8 @@ class HeliumTokenizer:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for source in self._files:
-                target = directory / source.name
+                target = directory / relative_name(source, self._files[0].parent)
+                target.parent.mkdir(exist_ok=True)
                 if not (target.exists() and target.samefile(source)):
                     _copy(source, target)
                 saved.append(str(target))
@@ -530,12 +552,12 @@ def without_prefixes(text: str, prefix: str) -> str:
     return text[start:]
 
 
-def _directory_of(path_or_repo: str | Path, revision: str | None) -> Path:
+def _directory_of(path_or_repo: str | Path, revision: str | None, subfolder: str | None) -> Path:
     # Imported here: it brings the models in, which a tokenizer alone does not need.
     from helium_mlx.files.hub import resolve
 
     try:
-        return resolve(path_or_repo, revision=revision)
+        return resolve(path_or_repo, revision=revision, subfolder=subfolder)
     except CheckpointError as error:
         raise TokenizerError(str(error)) from None
 
@@ -584,7 +606,11 @@ def _read_model_ids(directory: Path) -> _ModelIds:
     """Read the ids; like transformers' generation, take `generation_config.json`'s eos where it has one."""
     config = _read_config(directory)
     generation_path = directory / "generation_config.json"
-    generation = _read_object(generation_path) if os.path.lexists(generation_path) else {}
+    try:
+        generation = read_json_object(generation_path) if os.path.lexists(generation_path) else {}
+    except FileProblem:
+        # As in transformers, the config alone then says when text ends; loading and converting warn of it.
+        generation = {}
     where = directory / "config.json"
     bos = _ids_of(where, "bos_token_id", config.get("bos_token_id", generation.get("bos_token_id")))
     eos_of = generation if generation.get("eos_token_id") is not None else config

@@ -164,6 +164,10 @@ class JsonVocabulary:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        skipped = self.special_ids if skip_special_tokens else frozenset[int]()
+        if all(index in skipped or self.token(index) is None for index in ids):
+            # Decoders that strip a text's end panic where there is nothing.
+            return ""
         with _named_failures(f"{self._path} cannot decode ids"):
             text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         if _REPLACEMENT not in text or isinstance(self._decoder, dict):

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from helium_mlx.errors import GenerationError
 from helium_mlx.generation import completion
-from helium_mlx.generation.completion import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, StopStrings
+from helium_mlx.generation.completion import StopStrings
+from helium_mlx.tokenizer.string_search import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 
 
 def run(stop: list[str], pieces: list[str]) -> tuple[list[str], bool]:
