@@ -1,5 +1,6 @@
 """A Hub that misbehaves, in both directions: one line, status 1, no token, nothing half-written, and an end."""
 
+import copy
 import json
 import os
 import random
@@ -231,12 +232,12 @@ def spoilt(rng: random.Random, value: object) -> object:
                 places.append((here, key))
                 waiting.append(below)
         if not places or rng.random() < 0.1:
-            return rng.choice(NONSENSE)
+            return copy.deepcopy(rng.choice(NONSENSE))
         here, key = rng.choice(places)
         if isinstance(here, dict) and rng.random() < 0.25:
             del here[key]
         else:
-            here[key] = rng.choice(NONSENSE)
+            here[key] = copy.deepcopy(rng.choice(NONSENSE))
     return value
 
 
