@@ -95,10 +95,14 @@ def _is_whole(directory: Path) -> bool:
     has_tokenizer = (directory / "tokenizer.json").exists() or any(directory.glob("tokenizer*.model"))
     if not has_tokenizer:
         return False
+    if not (directory / CONFIG_FILE).exists():
+        # Kyutai's only file, which other names of ours are not.
+        others = {path.name for path in directory.glob("*.safetensors")} - {WEIGHTS_FILE}
+        return bool(others) and not (directory / INDEX_FILE).exists()
     if (directory / WEIGHTS_FILE).exists():
         return True
     if not (directory / INDEX_FILE).exists():
-        return not (directory / CONFIG_FILE).exists() and any(directory.glob("*.safetensors"))
+        return False
     shards = _shards(directory / INDEX_FILE)
     return all((directory / name).exists() for name in shards)
 
@@ -108,6 +112,8 @@ def _fetch(repo: str, revision: str, name: str, subfolder: str | None) -> Path:
     listing, prefix = _listing(repo, revision), f"{subfolder}/" if subfolder else ""
     snapshot = snapshot_at(repo, listing.commit)
     inside = {path.removeprefix(prefix) for path in listing.sizes if path.startswith(prefix)}
+    if not listing.sizes:
+        raise HubProblem(f"{repo}: the Hub lists no files in it at {name}; check the name, or leave the revision out")
     if not inside:
         raise HubProblem(f"{repo}: there is no subfolder {subfolder} in it at {name}; check its name")
     wanted = {prefix + path for path in inside if is_checkpoint_file(path)}

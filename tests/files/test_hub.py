@@ -186,6 +186,25 @@ def test_one_file_comes_before_older_shards_in_the_cache_too(here: Holding, tmp_
     assert names(directory) == demo_files().keys() | {"model.safetensors.index.json"}
 
 
+def test_a_cached_commit_without_its_config_is_completed(here: Holding) -> None:
+    hub = here(demo_files())
+    hub.faults = [Fault("GET", f"/api/models/{REPO}", edit=without_config)]
+    directory = resolve(REPO)
+    assert not (directory / "config.json").exists()
+    assert resolve(REPO) == directory
+    assert (directory / "config.json").exists()
+
+
+def without_config(answer: dict[str, list[dict[str, object]]]) -> object:
+    return answer | {"siblings": [file for file in answer["siblings"] if file["rfilename"] != "config.json"]}
+
+
+def test_a_repository_without_files_is_said_to_be_that(here: Holding) -> None:
+    here({})
+    with pytest.raises(CheckpointError, match="the Hub lists no files in it at main"):
+        resolve(REPO)
+
+
 def test_a_directory_of_links_to_files_of_the_cache_is_a_checkpoint(here: Holding, tmp_path: Path) -> None:
     here(demo_files())
     (tmp_path / "mine").mkdir()
