@@ -383,8 +383,14 @@ def test_whoever_leaves_cancels(engine: HeliumEngine, leave: Callable[[HeliumEng
 
 
 def test_a_stream_can_be_closed_beside_others(engine: HeliumEngine, demo: Demo) -> None:
+    engine.pause()
     streams = [engine.stream(prompt, max_tokens=20) for prompt in PROMPTS]
+    begun = engine.stream(PROMPTS[1], max_tokens=3000, ignore_eos=True)
     streams[1].close()
+    engine.resume()
+    next(begun)
+    begun.close()
+    assert begun.result().finish_reason == "cancelled"
     assert streams[1].result().text == ""
     for place in (0, 2, 3, 4):
         assert streams[place].result().text == helium_mlx.generate(*demo, PROMPTS[place], max_tokens=20)
