@@ -24,6 +24,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Share the whole suite among a process for each core; a run of chosen files, `-n`, and `--pdb` are as they say."""
+    if "PYTEST_XDIST_WORKER" in os.environ or hasattr(config, "workerinput"):
+        # One of those processes, which is not to share its part again.
+        return
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.usepdb
     if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
         config.option.numprocesses = os.cpu_count() or 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scripted_checkpoints import bytes_of, write_scripted_checkpoint
 
 import helium_mlx
-from helium_mlx import HeliumEngine, HeliumForCausalLM, HeliumTokenizer, TextStreamer
+from helium_mlx import HeliumEngine, HeliumForCausalLM, HeliumTokenizer, OptionError, TextStreamer
 from helium_mlx.generation.batching import batch_generate
 from helium_mlx.generation.completion import CompletionText, StopStrings
 
@@ -149,3 +149,65 @@ def test_a_stream_is_what_its_tokens_decode_to_before_the_first_stop_string(data
     else:
         assert whole.startswith(text + str(found))
         assert found in stop
+
+
+# --- tokens that end a text besides eos
+
+
+@pytest.fixture(scope="module")
+def story() -> Loaded:
+    return helium_mlx.load("demo", dtype="float32")
+
+
+def outcome(result: object) -> tuple[object, ...]:
+    return tuple(getattr(result, name) for name in ("text", "finish_reason", "stop_string", "generated_tokens"))
+
+
+def test_an_extra_eos_ends_every_kind_of_completion(story: Loaded) -> None:
+    chunks = list(helium_mlx.stream_generate(*story, "Once upon a time", max_tokens=60))
+    place = next(i for i, chunk in enumerate(chunks) if "." in chunk.text)
+    before = "".join(chunk.text for chunk in chunks[:place])
+    expected = (before, "eos", None, place + 1)
+    for extra in (".", [chunks[place].token], [".", "</s>"]):
+        options = {"max_tokens": 60, "extra_eos": extra}
+        streamed = list(helium_mlx.stream_generate(*story, "Once upon a time", **options))  # pyright: ignore[reportArgumentType]
+        assert "".join(chunk.text for chunk in streamed) == before
+        assert (streamed[-1].finish_reason, len(streamed)) == ("eos", place + 1)
+        [completion] = batch_generate(*story, ["Once upon a time"], **options)  # pyright: ignore[reportArgumentType]
+        assert outcome(completion) == expected
+    with HeliumEngine("demo", dtype="float32") as engine:
+        found = engine.stream("Once upon a time", max_tokens=60, extra_eos=".").result()
+        assert outcome(found) == expected
+
+
+def test_an_extra_eos_ends_a_text_whose_eos_is_ignored(story: Loaded) -> None:
+    options = {"max_tokens": 60, "ignore_eos": True}
+    plain = [chunk.token for chunk in helium_mlx.stream_generate(*story, "Once", **options)]  # pyright: ignore[reportArgumentType]
+    ended = [chunk.token for chunk in helium_mlx.stream_generate(*story, "Once", extra_eos=plain[9], **options)]  # pyright: ignore[reportArgumentType]
+    assert ended == plain[: plain.index(plain[9]) + 1]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("a boy", r"extra_eos: 'a boy' is \d tokens"),
+        ([10**7], "extra_eos: "),
+        ([-1], "extra_eos has -1; expected ids of tokens, 0 or more, or their texts"),
+        ([True], "extra_eos has True; expected"),
+        ([2.5], "extra_eos has 2.5; expected"),
+        (None, "extra_eos has None; expected"),
+        ([2] * 1001, "extra_eos has 1001 tokens; expected at most 1000"),
+    ],
+)
+def test_what_is_no_token_is_refused_as_extra_eos(story: Loaded, extra: object, said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        helium_mlx.generate(*story, "A", extra_eos=extra)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_completion_says_which_stop_string_ended_it(story: Loaded) -> None:
+    options = {"max_tokens": 40, "stop": ["never", "boy"]}
+    [completion] = batch_generate(*story, ["Once upon a time"], **options)  # pyright: ignore[reportArgumentType]
+    with HeliumEngine("demo", dtype="float32") as engine:
+        found = engine.stream("Once upon a time", **options).result()  # pyright: ignore[reportArgumentType]
+    assert completion.stop_string == found.stop_string == "boy"
+    assert completion.finish_reason == found.finish_reason == "stop"

@@ -17,7 +17,7 @@ from tiny_checkpoints import CaseLoader
 import helium_mlx
 from helium_mlx import GenerationConfig, HeliumForCausalLM, HeliumTokenizer
 from helium_mlx.checkpoint.generation_config import NAMES
-from helium_mlx.errors import ArgumentError, GenerationError, HeliumError
+from helium_mlx.errors import ArgumentError, GenerationError, HeliumError, OptionError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.generate_options import REFUSED
@@ -550,6 +550,12 @@ def test_a_cache_that_holds_the_whole_prompt_is_refused(model: HeliumForCausalLM
         generate(model, mx.array([[*PROMPT, 7]]), past_key_values=cache, max_new_tokens=2, use_cache=False)
     with pytest.raises(ArgumentError, match="past_key_values holds 1 rows"):
         generate(model, mx.array([[*PROMPT, 7]] * 2), past_key_values=cache, max_new_tokens=2)
+
+
+def test_more_stop_strings_than_are_looked_for_are_refused(model: HeliumForCausalLM) -> None:
+    tokenizer = HeliumTokenizer.from_pretrained("demo")
+    with pytest.raises(OptionError, match="stop_strings has 1001 strings of 1001 characters in all; at most 1000"):
+        generate(model, mx.array([PROMPT]), max_new_tokens=2, stop_strings=["x"] * 1001, tokenizer=tokenizer)
 
 
 WARNED: dict[str, tuple[dict[str, object], str]] = {

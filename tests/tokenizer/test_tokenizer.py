@@ -628,7 +628,7 @@ def test_a_cut_file_is_named(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "config.json", "generation_config.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "config.json"])
 def test_a_file_that_cannot_be_read_is_named(
     json_directory: Path, model_directory: Path, tmp_path: Path, name: str
 ) -> None:
@@ -679,12 +679,62 @@ def test_ids_that_do_not_fit_are_named(
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "holds a list"), ("\xff", "is not JSON")])
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_a_malformed_config_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_a_malformed_config_is_named(tmp_path: Path, text: str, message: str) -> None:
     samples.write_json_checkpoint(tmp_path)
-    (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(TokenizerError, match=f"{name} {message}"):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(TokenizerError, match=f"config.json {message}"):
         HeliumTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", None], ids=["cut", "list", "not UTF-8", "folder"])
+def test_beside_an_unreadable_generation_config_the_config_says_when_text_ends(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    samples.write_json_checkpoint(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    eos = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    assert HeliumTokenizer.from_pretrained(tmp_path).eos_token_ids == (eos,)
+
+
+def test_chat_templates_are_saved_with_the_tokenizer(tmp_path: Path) -> None:
+    source = samples.write_json_checkpoint(tmp_path / "source")
+    (source / "additional_chat_templates").mkdir()
+    written = {"chat_template.jinja": "{{ a }}", "additional_chat_templates/rag.jinja": "{{ b }}"}
+    for name, text in written.items():
+        (source / name).write_text(text)
+    HeliumTokenizer.from_pretrained(source).save_pretrained(tmp_path / "saved")
+    assert {name: (tmp_path / "saved" / name).read_text() for name in written} == written
+
+
+def test_a_tokenizer_may_lie_in_a_subfolder(tmp_path: Path) -> None:
+    inner = samples.write_json_checkpoint(tmp_path / "variants" / "one")
+    found = HeliumTokenizer.from_pretrained(tmp_path, subfolder="variants/one")
+    assert found.encode("the file") == HeliumTokenizer.from_pretrained(inner).encode("the file")
+
+
+def test_nothing_decodes_to_nothing_whatever_the_decoder_strips(tmp_path: Path) -> None:
+    decoder = {
+        "type": "Sequence",
+        "decoders": [{"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 0, "stop": 1}],
+    }
+    tokenizer = HeliumTokenizer.from_pretrained(rewrite_json(tmp_path, {"decoder": decoder}))
+    assert tokenizer.decode([]) == tokenizer.decode([tokenizer.bos_token_id]) == ""
+    assert "file" in tokenizer.decode(tokenizer.encode("the file"))
+
+
+def test_a_token_is_named_by_id_piece_or_text(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        piece = tokenizer.convert_ids_to_tokens(tokenizer.encode("the")[1])
+        index = tokenizer.convert_tokens_to_ids(piece)
+        assert tokenizer.one_token(index) == tokenizer.one_token(piece) == index
+        assert tokenizer.one_token("</s>") == tokenizer.eos_token_id
+        with pytest.raises(TokenizerError, match=r"'the the' is \d+ tokens \(.*\); expected a text that is one"):
+            tokenizer.one_token("the the")
+        with pytest.raises(TokenizerError, match="expected a text that is one"):
+            tokenizer.one_token("")
+        with pytest.raises(TokenizerError):
+            tokenizer.one_token(10**6)
 
 
 @pytest.mark.parametrize(
