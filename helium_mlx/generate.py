@@ -85,6 +85,11 @@ def build_parser() -> CommandParser:
         metavar="TOKEN",
         help="never generate this token, an id or a text that is one token",
     )
+    parser.add_argument(
+        "--ignore-chat-template",
+        action="store_true",
+        help="continue the text as it is, without a remark, where the checkpoint has a chat template",
+    )
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
     parser.add_argument("--stop", action="append", default=[], help="stop before this text; may be given repeatedly")
     parser.add_argument("--ignore-eos", action="store_true", help="continue after an end-of-stream token")
@@ -151,6 +156,7 @@ def _generate(
     prompt_cache: str | None,
     logit_bias: list[tuple[int | str, float]],
     banned_ids: list[int | str],
+    ignore_chat_template: bool,
     **options: object,
 ) -> None:
     from helium_mlx.model.loading import load
@@ -167,6 +173,10 @@ def _generate(
     if prompt_file is not None:
         _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
         return
+    if tokenizer.has_chat_template and not ignore_chat_template:
+        note("the checkpoint's chat template is not applied: the text is continued as it is (--ignore-chat-template)")
+    if options["num_samples"] != 1 and options["temperature"] == 0:
+        note("the samples will be equal, since the temperature is 0; --temp 0.8 draws them")
     warning = tokenizer.trailing_space_warning(text)
     if warning:
         note(warning)
@@ -257,7 +267,7 @@ def _complete(
         cached_tokens=tokens[:held],
         max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
-        on_progress=Progress("Prompt") if len(tokens) - held > prefill_step_size else None,
+        on_progress=_prompt_progress(len(tokens) - held, prefill_step_size),
         **options,  # pyright: ignore[reportArgumentType]
     )
     if memory:
@@ -273,6 +283,15 @@ def _complete(
         chunks.close()
         if stored is not None:
             stored.store(cache, tokens + generated)
+
+
+def _prompt_progress(tokens: int, step_size: int) -> Progress | None:
+    """Return what shows how far a prompt of several steps is, from before the first on."""
+    if tokens <= step_size:
+        return None
+    progress = Progress("Prompt")
+    progress(0, tokens)
+    return progress
 
 
 def _noting(chunks: "Iterator[GenerationChunk]", tokens: list[int]) -> "Iterator[GenerationChunk]":
@@ -355,9 +374,12 @@ def _print_object(values: dict[str, object]) -> None:
 
 def _print_text(chunks: "Iterator[GenerationChunk]", *, prompt: str, guesses: bool) -> None:
     chunk = None
-    if prompt and sys.stdout.isatty():
+    shows_prompt = prompt and sys.stdout.isatty()
+    if shows_prompt:
         print(prompt if "NO_COLOR" in os.environ else f"\x1b[2m{prompt}\x1b[0m", end="", flush=True)
     for chunk in chunks:
+        if shows_prompt and chunk.generated_tokens == 1 and chunk.leading_space:
+            print(end=" ")
         print(chunk.text, end="", flush=True)
     print(flush=True)
     if chunk and guesses:

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from processes import on_terminal, run_command, run_python
 from helium_mlx import cli
 from helium_mlx import convert as convert_function
 from helium_mlx.cli import COMMANDS
+from helium_mlx.files.hub import DEMO_DIRECTORY
 
 PROMPT = ["--model", "demo", "--prompt", "Once upon a time"]
 
@@ -507,3 +509,38 @@ def test_a_shells_completion_knows_commands_and_flags(shell: str) -> None:
     script = shtab.complete(cli.build_parser(), shell=shell)
     assert all(command in script for command in COMMANDS)
     assert "--prompt-lookup" in script
+
+
+def test_a_chat_template_is_remarked_on_and_not_applied(tmp_path: Path) -> None:
+    directory = shutil.copytree(DEMO_DIRECTORY, tmp_path / "tuned")
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    arguments = ["generate", "--model", str(directory), "--prompt", "Once", "-m", "3"]
+    remarked = run_command(*arguments)
+    assert "chat template is not applied" in remarked.stderr
+    assert remarked.stdout == run_command("generate", *arguments[3:], "--model", "demo").stdout
+    for flag in ("--ignore-chat-template", "--quiet"):
+        assert "chat template" not in run_command(*arguments, flag).stderr
+
+
+def test_equal_samples_are_said_to_be_so() -> None:
+    arguments = ["generate", *PROMPT, "-m", "2", "--num-samples", "2"]
+    assert "the samples will be equal" in run_command(*arguments).stderr
+    assert "equal" not in run_command(*arguments, "--temp", "0.5").stderr
+
+
+def test_tokens_are_named_by_their_texts() -> None:
+    greedy = run_command("generate", *PROMPT, "-m", "1", "--json")
+    first = json.loads(greedy.stdout)
+    for word in ("the", str(first["token"])):
+        banned = run_command("generate", *PROMPT, "-m", "12", "--ban", word, "--json")
+        tokens = [json.loads(line)["token"] for line in banned.stdout.splitlines()]
+        index = (
+            first["token"]
+            if word.isdigit()
+            else json.loads(run_command("tokenize", "--model", "demo", "--text", word, "--json").stdout)["ids"][1]
+        )
+        assert index not in tokens and len(tokens) == 12
+    ended = run_command("generate", *PROMPT, "-m", "60", "--extra-eos", ".", "--json")
+    assert json.loads(ended.stdout.splitlines()[-1])["finish_reason"] == "eos"
+    refused = run_command("generate", *PROMPT, "--logit-bias", "a boy=3")
+    assert (refused.returncode, refused.stderr.startswith("error: --logit-bias: 'a boy' is ")) == (2, True)

@@ -100,7 +100,9 @@ class Expected:
 def verify(
     directory: Path, source: Checkpoint, expected: Expected, *, on_progress: OnProgress | None = None
 ) -> dict[str, object]:
-    """Compare `directory` with its source; return each check's figure. `on_progress(done, total)` counts steps.
+    """Compare `directory` with its source; return each check's figure.
+
+    `on_progress(done, total)` counts blocks of rows.
 
     Raises CheckpointError, one line that names the check and the figure, for the first check that fails.
     """
@@ -110,16 +112,19 @@ def verify(
     if result.architecture == "ForCausalLM":
         figures["eos_token_id"] = _check_eos(result)
     tokenizer = HeliumTokenizer.from_pretrained(directory)
-    report = _counter(len(result.tensors) + 2 + (SMOKE_TOKENS if "eos_token_id" in figures else 0), on_progress)
+    smoke_tokens = SMOKE_TOKENS if "eos_token_id" in figures else 0
+    # The weights, a pass over the prompts, and one a token; then the source's pass.
+    blocks = _n_blocks(result) * (2 + smoke_tokens) + _n_blocks(source)
+    report = _counter(blocks, on_progress)
     figures["weights"] = _check_weights(source, result, expected, report)
-    with streamed_model(result) as model:
+    with streamed_model(result, on_block=report) as model:
         ids, cache = prompt_ids(tokenizer), _small_cache(model)
         outputs = _outputs(model, ids, cache)
-        report()
-        figures["logits"] = _check_outputs(source, ids, outputs, expected)
-        report()
+        figures["logits"] = _check_outputs(source, ids, outputs, expected, report)
         if isinstance(model, HeliumForCausalLM):
-            figures["greedy"] = _check_greedy(model, cache, outputs, tokenizer, report)
+            figures["greedy"] = _check_greedy(model, cache, outputs, tokenizer)
+    if on_progress:
+        on_progress(blocks, blocks)
     return figures
 
 
@@ -167,11 +172,17 @@ def _counter(total: int, on_progress: OnProgress | None) -> Callable[[], None]:
     done = count(1)
 
     def report() -> None:
-        step = next(done)
+        # An embedding is no part of a pass, and a precision that moves much takes another one: both are estimates.
+        step = min(next(done), total - 1)
         if on_progress:
             on_progress(step, total)
 
     return report
+
+
+def _n_blocks(checkpoint: Checkpoint) -> int:
+    places = places_of(checkpoint)
+    return sum(1 for name in places for _ in row_blocks_of(checkpoint, places, name))
 
 
 def _check_weights(
@@ -182,11 +193,10 @@ def _check_weights(
     worst, where = 0.0, ""
     for name in result_places:
         blocks = row_blocks_of(result, result_places, name)
-        figures = [
-            _compared(block, data, _source_block(source, source_places, block), expected.dtype)
-            for block, data in read_ahead(blocks)
-        ]
-        report()
+        figures: list[_Compared] = []
+        for block, data in read_ahead(blocks):
+            figures.append(_compared(block, data, _source_block(source, source_places, block), expected.dtype))
+            report()
         if not figures:
             continue  # scales and biases, looked at beside their codes
         error = _require_sound(name, figures, expected, len(result_places[name][1].shape))
@@ -328,15 +338,18 @@ def _outputs(model: HeliumPreTrainedModel, ids: mx.array, cache: list[KVCache] |
     return mx.concatenate([classifier(row[None], use_cache=False).logits for row in ids])
 
 
-def _check_outputs(source: Checkpoint, ids: mx.array, outputs: mx.array, expected: Expected) -> dict[str, object]:
-    with streamed_model(source) as model:
+def _check_outputs(
+    source: Checkpoint, ids: mx.array, outputs: mx.array, expected: Expected, report: Callable[[], None]
+) -> dict[str, object]:
+    with streamed_model(source, on_block=report) as model:
         reference = _outputs(model, ids)
     error, bound = _relative_error(outputs, reference), _logits_bound(expected)
     same_best = (outputs.argmax(axis=-1) == reference.argmax(axis=-1)).astype(mx.float32).mean().item()
     figures: dict[str, object] = {"relative_error": round(error, 6), "usual": bound, "same_best": same_best}
     if error <= bound:
         return figures
-    with streamed_model(source, converted=Converted(expected.settings, expected.dtype, converted_parts)) as model:
+    how = Converted(expected.settings, expected.dtype, converted_parts)
+    with streamed_model(source, converted=how, on_block=report) as model:
         plain = _outputs(model, ids)
     if not expected.is_plain:
         _require_no_worse(error, _relative_error(plain, reference))
@@ -375,7 +388,6 @@ def _check_greedy(
     cache: list[KVCache],
     logits: mx.array,
     tokenizer: HeliumTokenizer,
-    report: Callable[[], None],
 ) -> list[str]:
     """Continue from the prompts, the best token each time; return the texts."""
     steps = []
@@ -385,5 +397,4 @@ def _check_greedy(
             raise CheckpointError("greedy text: every token has the same logit")
         steps.append(last.argmax(axis=-1))
         logits = model(steps[-1][:, None], past_key_values=cache).logits
-        report()
     return [tokenizer.decode(cast(list[int], row)) for row in mx.stack(steps, axis=1).tolist()]  # pyright: ignore

@@ -20,7 +20,7 @@ class EngineCompletion:
     """A request that has ended. `text` and `tokens`, an eos included, are this stream's.
 
     `generated_tokens` counts those too that came before the request was saved, if it was. `stop_string` is the one that
-    ended the text, None where none did.
+    ended the text, None where none did; `leading_space` is a chunk's.
     """
 
     text: str
@@ -29,6 +29,7 @@ class EngineCompletion:
     prompt_tokens: int
     generated_tokens: int
     stop_string: str | None = None
+    leading_space: bool = False
 
 
 # Writes a request with that number to a file, with its cache or without.
@@ -156,4 +157,5 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
             prompt_tokens=len(self._request.prompt),
             generated_tokens=len(self._request.generated) + len(self.tokens),
             stop_string=self._read[-1].stop_string if self._read else None,
+            leading_space=bool(self._read) and self._read[-1].leading_space,
         )

@@ -133,6 +133,7 @@ class EngineRow(BatchRow):
             generation_tps=(new - 1) / seconds if new else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
             stop_string=self.text_of.stop_string,
+            leading_space=self.text_of.leading_space,
         )
 
 

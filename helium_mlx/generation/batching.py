@@ -68,7 +68,7 @@ NOT_YET = NotYet()
 class Completion:
     """A completion that has ended. `tokens` are the generated ones, an eos included; `sample` counts from 0.
 
-    `stop_string` is the one that ended the text, None where none did.
+    `stop_string` is the one that ended the text, None where none did; `leading_space` is a chunk's.
     """
 
     index: int
@@ -80,6 +80,7 @@ class Completion:
     prompt_tokens: int
     generated_tokens: int
     stop_string: str | None = None
+    leading_space: bool = False
 
 
 def batch_generate(
@@ -278,6 +279,7 @@ class _CompletionRow(BatchRow):
             prompt_tokens=len(self.request.prompt),
             generated_tokens=len(self.tokens),
             stop_string=self.text_of.stop_string,
+            leading_space=self.text_of.leading_space,
         )
 
 

@@ -26,8 +26,9 @@ class GenerationChunk:
     temperature and filters, and None and empty unless `logprobs` was asked for. Speeds are tokens a second;
     `peak_memory` is MLX's, in gigabytes (1e9 bytes). `from_draft` says that prompt lookup had guessed the token;
     `drafted_tokens` and `accepted_tokens` count what it has guessed so far, and what of that became text.
-    `finish_reason` is None until the last chunk, and `stop_string` unless one ended the text. A run cancelled in its
-    prompt has one chunk, whose token is -1.
+    `finish_reason` is None until the last chunk, and `stop_string` unless one ended the text. `leading_space` says of
+    the whole completion that it begins a word: its text leaves out the space that parts it from the prompt. A run
+    cancelled in its prompt has one chunk, whose token is -1.
     """
 
     text: str
@@ -44,6 +45,7 @@ class GenerationChunk:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     stop_string: str | None = None
+    leading_space: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,12 @@ class CompletionText:
         self.detokenizer = tokenizer.detokenizer()
         self.stops = stops
         self.eos = eos
+        self._first: int | None = None
+
+    @property
+    def leading_space(self) -> bool:
+        """Whether a space that the text leaves out stands between the prompt and it; False before the first token."""
+        return self._first is not None and self.tokenizer.begins_word(self._first)
 
     @property
     def stop_string(self) -> str | None:
@@ -135,6 +143,7 @@ class CompletionText:
 
     def add(self, token: int, *, is_last: bool) -> tuple[str, FinishReason | None]:
         """Return the text that can be shown with this token, and the reason if it was the end."""
+        self._first = token if self._first is None else self._first
         reason: FinishReason | None = "length" if is_last else None
         text, stopped = "", False
         if token in self.eos:

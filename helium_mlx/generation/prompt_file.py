@@ -8,8 +8,8 @@ else each line is a prompt as it stands, quotes included. A line of JSON is the 
 all but `prompt` optional. A prompt's index is the number of its line, counted from 0; empty lines are skipped.
 A result, `sample` only where several were asked for and `id` where one came:
 
-    {"index": 0, "sample": 0, "id": ..., "text": ..., "finish_reason": ..., "stop_string": ...,
-     "prompt_tokens": N, "generated_tokens": N, "digest": ..., "model": ...}
+    {"index": 0, "sample": 0, "id": ..., "text": ..., "leading_space": ..., "finish_reason": ...,
+     "stop_string": ..., "prompt_tokens": N, "generated_tokens": N, "digest": ..., "model": ...}
 
 `digest` is of the prompt and the options that shape its completion, `model` of config, weights, tokenizer and dtype (as
 in `prompt_cache.fingerprint_of`, which samples the weights), wherever the model lies. An output file that exists is
@@ -362,6 +362,7 @@ def result_fields(completion: Completion, *, several: bool, own: dict[str, objec
         **({"sample": completion.sample} if several else {}),
         **(own or {}),
         "text": completion.text,
+        "leading_space": completion.leading_space,
         "finish_reason": completion.finish_reason,
         "stop_string": completion.stop_string,
         "prompt_tokens": completion.prompt_tokens,

@@ -416,6 +416,7 @@ class CompletionRun:
             drafted_tokens=self.decoding.drafted,
             accepted_tokens=self._accepted,
             stop_string=self.text_of.stop_string,
+            leading_space=self.text_of.leading_space,
         )
 
 

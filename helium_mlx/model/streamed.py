@@ -48,13 +48,18 @@ class Converted:
 
 
 @contextmanager
-def streamed_model(checkpoint: Checkpoint, *, converted: Converted | None = None) -> Iterator[HeliumPreTrainedModel]:
-    """Give the model of a checkpoint, computing in float32, for as long as the context lasts."""
+def streamed_model(
+    checkpoint: Checkpoint, *, converted: Converted | None = None, on_block: Callable[[], None] = lambda: None
+) -> Iterator[HeliumPreTrainedModel]:
+    """Give the model of a checkpoint, computing in float32, for as long as the context lasts.
+
+    `on_block` is called for each block of a matrix that has been multiplied.
+    """
     places = places_of(checkpoint)
     linears: list[StreamedLinear] = []
 
     def linear(*paths: str) -> StreamedLinear:
-        linears.append(StreamedLinear(checkpoint, places, paths, converted))
+        linears.append(StreamedLinear(checkpoint, places, paths, converted, on_block))
         return linears[-1]
 
     model = MODEL_CLASSES[checkpoint.architecture](checkpoint.config)
@@ -90,11 +95,17 @@ class StreamedLinear:
     source: Iterator[tuple[RowBlock, dict[str, bytes]]]
 
     def __init__(
-        self, checkpoint: Checkpoint, places: Places, paths: tuple[str, ...], converted: Converted | None
+        self,
+        checkpoint: Checkpoint,
+        places: Places,
+        paths: tuple[str, ...],
+        converted: Converted | None,
+        on_block: Callable[[], None],
     ) -> None:
         self.blocks = [block for path in paths for block in row_blocks_of(checkpoint, places, f"{path}.weight")]
         self._biases = [places[f"{path}.bias"] for path in paths if f"{path}.bias" in places]
         self._converted = converted
+        self._on_block = on_block
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return the products with `x` (..., columns), evaluated, float32 (..., rows)."""
@@ -109,6 +120,7 @@ class StreamedLinear:
             mx.async_eval(products[-1])
             if len(products) > 2 * len(streams):
                 mx.eval(products[-1 - 2 * len(streams)])
+            self._on_block()
         output = mx.concatenate(products, axis=-1)
         if self._biases:
             biases = [_in_dtype(reader.read(info), self._converted) for reader, info in self._biases]

@@ -16,14 +16,6 @@ from typing import cast
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import CheckpointError, one_line
 from helium_mlx.files.hub_cache import snapshot_of
-from helium_mlx.files.names import (
-    CHAT_TEMPLATE_FILE,
-    CHAT_TEMPLATES_DIRECTORY,
-    LEGACY_CHAT_TEMPLATE_FILE,
-    TOKENIZER_CONFIG_FILE,
-    companion_files,
-    relative_name,
-)
 from helium_mlx.files.untrusted import (
     MAX_DEPTH,
     MAX_JSON_BYTES,
@@ -35,6 +27,7 @@ from helium_mlx.files.untrusted import (
     require_file,
 )
 from helium_mlx.model_card.record import CARD_FILE, CONVERSION_FILE, recorded_hashes
+from helium_mlx.tokenizer.declared import has_chat_template
 
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*")
 NOTICE_FILE = "NOTICE"
@@ -135,7 +128,7 @@ def read_source(
     is_under_gemma_terms = bool(terms) or "gemma" in _as_list(kept.get("license"))
     is_under_gemma_terms |= family is not None and family.is_under_gemma_terms
     return Source(
-        repository, is_exact, family, kept, terms, is_under_gemma_terms, problem, _has_chat_template(directory)
+        repository, is_exact, family, kept, terms, is_under_gemma_terms, problem, has_chat_template(directory)
     )
 
 
@@ -246,18 +239,6 @@ def _card(folder: Path) -> tuple[Metadata, str, str | None]:
     if not isinstance(metadata, dict):
         return {}, text, _ILLEGIBLE
     return {str(key): value for key, value in metadata.items()}, text[found.end() :], None
-
-
-def _has_chat_template(directory: Path) -> bool:
-    names = {relative_name(path, directory) for path in companion_files(directory)}
-    if names & {CHAT_TEMPLATE_FILE, LEGACY_CHAT_TEMPLATE_FILE} or any(
-        name.startswith(f"{CHAT_TEMPLATES_DIRECTORY}/") for name in names
-    ):
-        return True
-    try:
-        return bool(read_json_object(directory / TOKENIZER_CONFIG_FILE).get("chat_template"))
-    except FileProblem:
-        return False
 
 
 def _is_plain(value: object) -> bool:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import cast
 
 from helium_mlx.errors import TokenizerError, shown
-from helium_mlx.files.names import TOKENIZER_CONFIG_FILE
+from helium_mlx.files.names import (
+    CHAT_TEMPLATE_FILE,
+    CHAT_TEMPLATES_DIRECTORY,
+    LEGACY_CHAT_TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    companion_files,
+    relative_name,
+)
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 
 SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
@@ -108,6 +115,19 @@ def _added_tokens(path: Path, special: set[str]) -> list[DeclaredToken]:
         if content
     ]
     return sorted(found, key=lambda token: cast(int, token.id))
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Return whether a template for chats came with a tokenizer: Helium has none, a model tuned from it may."""
+    names = {relative_name(path, directory) for path in companion_files(directory)}
+    if names & {CHAT_TEMPLATE_FILE, LEGACY_CHAT_TEMPLATE_FILE} or any(
+        name.startswith(f"{CHAT_TEMPLATES_DIRECTORY}/") for name in names
+    ):
+        return True
+    try:
+        return bool(read_json_object(directory / TOKENIZER_CONFIG_FILE).get("chat_template"))
+    except FileProblem:
+        return False
 
 
 def _in_order(path: Path, numbered: object) -> Iterable[tuple[int, object]]:

@@ -36,7 +36,7 @@ from helium_mlx.files.atomic import write_json
 from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import TOKENIZER_CONFIG_FILE, companion_files, relative_name
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object, require_file
-from helium_mlx.tokenizer.declared import read_declared
+from helium_mlx.tokenizer.declared import has_chat_template, read_declared
 from helium_mlx.tokenizer.detokenizer import WORD_SEPARATOR, Piece, StreamingDetokenizer
 from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES, JsonVocabulary, SentencePieceVocabulary
 
@@ -345,6 +345,11 @@ class HeliumTokenizer:
             raise TokenizerError(f"the vocabulary has no piece {tokens!r}; encode() splits a text into those it has")
         return index
 
+    def begins_word(self, index: int) -> bool:
+        """Return whether a text that begins with this id leaves out the space before it, as its decoder has it."""
+        is_spaced = self.token_bytes(index).startswith(b" ")
+        return is_spaced and not self.decode([index], skip_special_tokens=False).startswith(" ")
+
     def one_token(self, token: int | str) -> int:
         """Return the id of a token that is given as its id, its piece, or a text that is one token.
 
@@ -430,8 +435,18 @@ class HeliumTokenizer:
         return BatchEncoding(rows[0], masks[0]) if isinstance(text, str) else BatchEncoding(rows, masks)
 
     def apply_chat_template(self, *_args: object, **_kwargs: object) -> NoReturn:
-        """Raise TokenizerError: Helium is a base model and has no chat template."""
+        """Raise TokenizerError: Helium has no chat template, and that of a model tuned from it is not applied here."""
+        if self.has_chat_template:
+            raise TokenizerError(
+                "the chat template that came with this tokenizer is not applied here; have transformers render it "
+                "(apply_chat_template(..., tokenize=False)), and give the text"
+            )
         raise TokenizerError("Helium is a base model without a chat template; give a text for it to continue")
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether a template for chats came with it; nothing here applies one."""
+        return has_chat_template(self._files[0].parent)
 
     def trailing_space_warning(self, prompt: str) -> str | None:
         """Return a line to show the user if the prompt ends in a space that becomes a token of its own, else None.

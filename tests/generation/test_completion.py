@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_checkpoints import bytes_of, write_scripted_checkpoint
+from tokenizers import Tokenizer
 
 import helium_mlx
 from helium_mlx import HeliumEngine, HeliumForCausalLM, HeliumTokenizer, OptionError, TextStreamer
+from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.generation.batching import batch_generate
 from helium_mlx.generation.completion import CompletionText, StopStrings
 
@@ -211,3 +213,24 @@ def test_a_completion_says_which_stop_string_ended_it(story: Loaded) -> None:
         found = engine.stream("Once upon a time", **options).result()  # pyright: ignore[reportArgumentType]
     assert completion.stop_string == found.stop_string == "boy"
     assert completion.finish_reason == found.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a", "Once upon a t", "Il était une f", "A\n", "Es war einmal"])
+def test_the_text_with_the_space_that_it_leaves_out_is_the_whole_decoded(story: Loaded, prompt: str) -> None:
+    model, tokenizer = story
+    chunks = list(helium_mlx.stream_generate(model, tokenizer, prompt, max_tokens=9))
+    tokens = [chunk.token for chunk in chunks]
+    [completion] = batch_generate(model, tokenizer, [prompt], max_tokens=9)
+    with HeliumEngine("demo", dtype="float32") as engine:
+        found = engine.stream(prompt, max_tokens=9).result()
+    # The tokenizers library decodes prompt and completion together.
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    reference = Tokenizer.from_file(str(DEMO_DIRECTORY / "tokenizer.json"))
+    before, whole = reference.decode(ids), reference.decode([*ids, *tokens])
+    for text, leading_space in (
+        ("".join(chunk.text for chunk in chunks), chunks[0].leading_space),
+        (completion.text, completion.leading_space),
+        (found.text, found.leading_space),
+    ):
+        assert f"{before}{' ' if leading_space else ''}{text}" == whole
+    assert len({chunk.leading_space for chunk in chunks}) == 1
