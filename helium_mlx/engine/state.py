@@ -63,7 +63,7 @@ def save_state(
     """
     given = asdict(request.options)
     given |= {"banned_ids": sorted(request.options.banned_ids), "stop": list(request.options.stop or ())}
-    given |= {"extra_eos": list(request.options.extra_eos)}
+    given |= {"extra_eos": list(cast("Sequence[int | str]", request.options.extra_eos))}
     record = {
         "version": VERSION,
         "prompt": request.prompt,

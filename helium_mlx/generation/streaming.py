@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, overload
 
 import mlx.core as mx
 
@@ -29,7 +29,39 @@ from helium_mlx.option_values import OnProgress, require_call, require_whole, to
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
     from helium_mlx.generation.prompt_lookup import LookupDecoding
+
+    class _Options(TypedDict, total=False):
+        """What `generate` takes beside the prompt, for its overloads."""
+
+        max_tokens: int
+        temperature: float
+        top_p: float
+        top_k: int
+        min_p: float
+        repetition_penalty: float
+        repetition_context_size: int | None
+        seed: int | None
+        logit_bias: Mapping[int, float] | None
+        banned_ids: Collection[int]
+        stop: str | Sequence[str] | None
+        ignore_eos: bool
+        extra_eos: int | str | Sequence[int | str]
+        logprobs: int
+        cache: list[KVCache] | None
+        cached_tokens: Sequence[int]
+        max_kv_size: int | None
+        kv_bits: int | None
+        kv_group_size: int
+        prefill_step_size: int
+        prompt_lookup: int
+        cancel: threading.Event | None
+        on_progress: OnProgress | None
+        batch_size: int
+        samples: int
+
 
 # How often MLX's cache of free buffers is emptied: growing key-value caches leave one of every size.
 TOKENS_PER_CLEARING = 256
@@ -98,10 +130,28 @@ def stream_generate(
     )  # fmt: skip
 
 
+@overload
 def generate(
     model: HeliumForCausalLM,
     tokenizer: HeliumTokenizer,
-    prompt: str | Sequence[int] | mx.array,
+    prompt: "str | Sequence[int] | mx.array",
+    **options: "Unpack[_Options]",
+) -> str: ...
+
+
+@overload
+def generate(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompt: "list[str] | list[list[int]]",
+    **options: "Unpack[_Options]",
+) -> list[str]: ...
+
+
+def generate(
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    prompt: str | Sequence[Prompt] | Sequence[int] | mx.array,
     *,
     max_tokens: int = 256,
     temperature: float = 0.0,
@@ -128,7 +178,7 @@ def generate(
     on_progress: OnProgress | None = None,
     batch_size: int = 16,
     samples: int = 1,
-) -> str:
+) -> str | list[str]:
     """Return the completion of `prompt`; takes what `stream_generate` takes.
 
     Of a list of prompts, return a list, computed together (`batching.py`), at most `batch_size` rows at a time, and
@@ -152,12 +202,11 @@ def generate(
             model, tokenizer, prompts, options, batch_size=batch_size, samples=samples,
             prefill_step_size=prefill_step_size,
         )  # fmt: skip
-        # A list, for what the signature does not name.
-        return cast(str, [each.text for each in sorted(completions, key=lambda each: (each.index, each.sample))])
+        return [each.text for each in sorted(completions, key=lambda each: (each.index, each.sample))]
     if samples != 1:
         raise GenerationError(f"samples is {shown(samples)}, and a single prompt came; give a list: [prompt]")
     chunks = _stream(
-        model, tokenizer, prompt, options, cache=cache, cached_tokens=cached_tokens,
+        model, tokenizer, cast("Prompt | mx.array", prompt), options, cache=cache, cached_tokens=cached_tokens,
         prefill_step_size=prefill_step_size, cancel=cancel, on_progress=on_progress,
     )  # fmt: skip
     return "".join(chunk.text for chunk in chunks)

@@ -203,7 +203,7 @@ def test_an_extra_eos_ends_a_text_whose_eos_is_ignored(story: Loaded) -> None:
 )
 def test_what_is_no_token_is_refused_as_extra_eos(story: Loaded, extra: object, said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        helium_mlx.generate(*story, "A", extra_eos=extra)  # pyright: ignore[reportArgumentType]
+        helium_mlx.generate(*story, "A", extra_eos=extra)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_a_completion_says_which_stop_string_ended_it(story: Loaded) -> None:

@@ -1,10 +1,12 @@
+from collections.abc import Hashable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helium_mlx.errors import GenerationError
-from helium_mlx.generation import completion
 from helium_mlx.generation.completion import StopStrings
+from helium_mlx.tokenizer import string_search
 from helium_mlx.tokenizer.string_search import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 
 
@@ -82,15 +84,15 @@ def test_text_that_is_not_visible_counts_and_is_not_shown() -> None:
 
 def test_the_time_does_not_grow_with_the_number_of_stop_strings(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 0
-    step = completion._StopTable.step
+    step = string_search.StringTable.step
 
-    def counting(self: completion._StopTable, state: int, character: str) -> int:
+    def counting(self: string_search.StringTable, state: int, element: Hashable) -> int:
         nonlocal steps
         steps += 1
-        return step(self, state, character)
+        return step(self, state, element)
 
     many = StopStrings([f"{number:03}END" for number in range(MAX_STOP_STRINGS)])
-    monkeypatch.setattr(completion._StopTable, "step", counting)
+    monkeypatch.setattr(string_search.StringTable, "step", counting)
     for _ in range(50):
         many.add("0123456789")
     assert steps == 500

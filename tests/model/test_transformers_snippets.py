@@ -98,7 +98,7 @@ def test_the_auto_names_are_the_classes_themselves() -> None:
 
 def test_what_transformers_would_do_and_mlx_does_not_is_refused() -> None:
     with pytest.raises(TokenizerError, match=r"return_tensors is 'pt'; expected None \(lists\) or 'mlx'"):
-        AutoTokenizer.from_pretrained("demo")("x", return_tensors="pt")  # pyright: ignore[reportArgumentType]
+        AutoTokenizer.from_pretrained("demo")("x", return_tensors="pt")  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(TokenizerError, match="clean_up_tokenization_spaces is True"):
         AutoTokenizer.from_pretrained("demo").batch_decode([[1]], clean_up_tokenization_spaces=True)
     with pytest.raises(ArgumentError, match="device_map is 'cuda:1'"):

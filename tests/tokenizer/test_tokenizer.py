@@ -342,7 +342,7 @@ def test_a_call_on_one_text_is_its_encoding(from_json: HeliumTokenizer) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_masked_and_on_the_side_asked_for(from_json: HeliumTokenizer, side: str) -> None:
-    encoding = from_json(["the", "the file"], padding=True, padding_side=side, return_tensors="mlx")  # pyright: ignore[reportArgumentType]
+    encoding = from_json(["the", "the file"], padding=True, padding_side=side, return_tensors="mlx")  # pyright: ignore[reportArgumentType, reportCallIssue]
     short, long = from_json.encode("the"), from_json.encode("the file")
     ids, mask = encoding.input_ids, encoding.attention_mask
     assert isinstance(ids, mx.array)
@@ -470,13 +470,13 @@ def test_a_call_that_cannot_be_met_is_named(
     from_json: HeliumTokenizer, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(TokenizerError, match=message):
-        from_json(["the", "the file"], **options)  # pyright: ignore[reportArgumentType]
+        from_json(["the", "the file"], **options)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @pytest.mark.parametrize("text", [None, 3, b"the", {"text": "the"}])
 def test_what_is_not_texts_is_not_called_with(from_json: HeliumTokenizer, text: object) -> None:
     with pytest.raises(TokenizerError, match=r"cannot encode .* expected a string or several"):
-        from_json(text)  # pyright: ignore[reportArgumentType]
+        from_json(text)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_cleaning_up_is_refused(from_json: HeliumTokenizer, tmp_path: Path) -> None:
