@@ -60,7 +60,8 @@ class EngineWorker:
         self.tokenizer: HeliumTokenizer
         self.scheduler: Scheduler
         self.is_paused = False
-        self._source = (path_or_repo, revision, subfolder, dtype)
+        self._source = (path_or_repo, revision, subfolder)
+        self._dtype = dtype
         self._directory: Path
         self._fingerprint: dict[str, str]
         self._batch_size = batch_size
@@ -156,14 +157,14 @@ class EngineWorker:
             self._loaded.set_exception(error or EngineError("the engine was closed while it loaded"))
 
     def _load(self) -> None:
-        path_or_repo, revision, subfolder, dtype = self._source
+        path_or_repo, revision, subfolder = self._source
         self._directory = resolve(path_or_repo, revision=revision, subfolder=subfolder)
         checkpoint = open_checkpoint(self._directory)
         self.tokenizer = HeliumTokenizer.from_pretrained(self._directory)
         # Before they are read: what is over the limit shall not make the system swap.
-        MemoryBudget(self._memory_limit, weight_bytes(checkpoint, dtype), 0).require_weights()
+        MemoryBudget(self._memory_limit, weight_bytes(checkpoint, self._dtype), 0).require_weights()
         self._limits.set()
-        self.model = load_model(checkpoint, dtype=dtype)
+        self.model = load_model(checkpoint, dtype=self._dtype)
         each = bytes_per_token(self.model.config, dtype=self.model.dtype)
         self._fingerprint = fingerprint_of(self.model, self.tokenizer)
         self.scheduler = Scheduler(
@@ -221,7 +222,7 @@ class EngineWorker:
         """Load the weights again. Raises CheckpointError, and stays paused, if they cannot be had or are others."""
         if not self.is_paused:
             return
-        model = load_model(self._directory, dtype=self._source[2])
+        model = load_model(self._directory, dtype=self._dtype)
         if fingerprint_of(model, self.tokenizer) != self._fingerprint:
             raise CheckpointError(f"{self._directory}: was changed while the engine was paused; make a new engine")
         self._limits.set()
