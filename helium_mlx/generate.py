@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from helium_mlx.checkpoint.config import DTYPES
-from helium_mlx.errors import OptionError, TokenizerError
+from helium_mlx.errors import OptionError, TokenizerError, shown
 from helium_mlx.json_writer import to_json
 from helium_mlx.progress import Progress, note
 from helium_mlx.terminal import CommandParser, add_repository_options
@@ -134,14 +135,14 @@ def _bias(text: str) -> tuple[int | str, float]:
     token, _, value = text.rpartition("=")
     try:
         return _token(token), float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN=VALUE, such as 17=-2.5 or 'the=1'") from None
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not TOKEN=VALUE, such as 17=-2.5 or 'the=1'") from None
 
 
 def _token(text: str) -> int | str:
     if not text:
-        raise ValueError
-    return int(text) if text.isascii() and text.lstrip("-").isdigit() else text
+        raise argparse.ArgumentTypeError("a token is empty; expected an id, or a text that is one token")
+    return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text
 
 
 def _generate(

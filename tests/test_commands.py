@@ -381,7 +381,29 @@ def test_a_warm_prompt_cache_changes_no_text_under_a_penalty(tmp_path: Path) -> 
 def test_a_bias_that_is_none_is_wrong_usage() -> None:
     result = run_command("generate", *PROMPT, "--logit-bias", "abc")
     assert result.returncode == 2
-    assert "'abc' is not ID=VALUE" in result.stderr
+    assert "'abc' is not TOKEN=VALUE" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "said"),
+    [
+        ("--extra-eos=", 2, "a token is empty; expected an id, or a text that is one token"),
+        ("--ban=", 2, "a token is empty"),
+        ("--logit-bias==1", 2, "'=1' is not TOKEN=VALUE"),
+        ("--extra-eos=a boy", 2, "--extra-eos: 'a boy' is 3 tokens"),
+        ("--extra-eos=--5", 2, "--extra-eos: '--5' is"),
+        ("--extra-eos=-5", 2, "--extra-eos has -5; expected ids of tokens"),
+        (f"--ban={'9' * 5000}", 2, "--ban: '999"),
+        ("--extra-eos=\udcff", 2, "lone surrogate"),
+        ("--ban=\udcff", 2, "lone surrogate"),
+    ],
+)
+def test_what_is_no_token_is_refused_in_one_short_line(given: str, status: int, said: str) -> None:
+    result = run_command("generate", *PROMPT, "--quiet", given)
+    [line] = result.stderr.splitlines()
+    assert (result.returncode, result.stdout) == (status, "")
+    assert said in line
+    assert len(line) < 400
 
 
 def test_prompt_lookup_reports_what_it_guessed() -> None:

@@ -233,13 +233,7 @@ class HeliumTokenizer:
         """
         if not isinstance(text, str):
             raise TokenizerError(f"cannot encode {type(text).__name__} {text!r}; expected a string")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise TokenizerError(
-                f"the text has the lone surrogate {text[error.start]!a} at position {error.start}, which no tokenizer "
-                "can express; read it as UTF-8 with errors='replace'"
-            ) from error
+        _require_utf8(text)
         if not add_special_tokens:
             return self._known(self._vocabulary.encode(text, add_special_tokens=False))
         if self._spelled_bos:
@@ -340,9 +334,12 @@ class HeliumTokenizer:
         """Return the id of one piece, or of each. Raises TokenizerError for a piece that there is not."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
+        _require_utf8(tokens)
         index = self._vocabulary.index(tokens)
         if index is None:
-            raise TokenizerError(f"the vocabulary has no piece {tokens!r}; encode() splits a text into those it has")
+            raise TokenizerError(
+                f"the vocabulary has no piece {shown(tokens)}; encode() splits a text into those it has"
+            )
         return index
 
     def begins_word(self, index: int) -> bool:
@@ -357,6 +354,7 @@ class HeliumTokenizer:
         """
         if not isinstance(token, str):
             return self._checked([token])[0]
+        _require_utf8(token)
         index = self._vocabulary.index(token)
         if index is not None:
             return index
@@ -557,6 +555,16 @@ def _choice(name: str, value: object, switches: Mapping[bool, str], others: tupl
     if isinstance(value, str) and value in words:
         return value
     raise TokenizerError(f"{name} is {shown(value)}; expected True, False, {', '.join(map(repr, words))}")
+
+
+def _require_utf8(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"the text has the lone surrogate {text[error.start]!a} at position {error.start}, which no tokenizer "
+            "can express; read it as UTF-8 with errors='replace'"
+        ) from error
 
 
 def without_prefixes(text: str, prefix: str) -> str:

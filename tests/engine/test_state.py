@@ -1,5 +1,6 @@
 """A generation is saved and resumed, by another engine, with the same tokens; nothing else is taken for one."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import helium_mlx
 from helium_mlx import CheckpointError, GenerationError, HeliumEngine
-from helium_mlx.engine.state import RECORD
+from helium_mlx.engine.state import DIGEST, RECORD
 from helium_mlx.engine.stream import EngineStream
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model.helium import HeliumForCausalLM
@@ -33,6 +34,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "banned_ids": [444, 12],
     },
     "stopped": {"max_tokens": 60, "stop": ["qu", "."], "logprobs": 1},
+    "ended by another token": {"max_tokens": 60, "ignore_eos": True, "extra_eos": [".", ","]},
 }
 
 
@@ -154,13 +156,17 @@ def saved(engine: HeliumEngine, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-def rewritten(saved: Path, path: Path, change: Callable[[dict[str, object]], object]) -> Path:
-    """Write the file anew with its record changed, the rest as it was."""
+def rewritten(
+    saved: Path, path: Path, change: Callable[[dict[str, object]], object], *, is_signed: bool = False
+) -> Path:
+    """Write the file, one without a cache if its hash is to fit, anew with its record changed, the rest as it was."""
     length = int.from_bytes(saved.read_bytes()[:8], "little")
     header, data = json.loads(saved.read_bytes()[8 : 8 + length]), saved.read_bytes()[8 + length :]
     record = json.loads(header["__metadata__"][RECORD])
     change(record)
     header["__metadata__"][RECORD] = json.dumps(record, separators=(",", ":"))
+    if is_signed:
+        header["__metadata__"][DIGEST] = hashlib.sha256(header["__metadata__"][RECORD].encode()).hexdigest()
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
@@ -169,6 +175,19 @@ def rewritten(saved: Path, path: Path, change: Callable[[dict[str, object]], obj
 def test_a_file_written_anew_as_it_was_is_taken(engine: HeliumEngine, saved: Path, tmp_path: Path) -> None:
     path = rewritten(saved, tmp_path / "same", lambda record: None)
     assert engine.continue_stream(path).result().generated_tokens == 9
+
+
+def test_a_file_from_before_there_was_extra_eos_is_taken(engine: HeliumEngine, tmp_path: Path) -> None:
+    stream = engine.stream("A", max_tokens=9, ignore_eos=True)
+    next(stream)
+    stream.save(tmp_path / "state", with_cache=False)
+    path = rewritten(
+        tmp_path / "state",
+        tmp_path / "older",
+        lambda record: cast("dict[str, object]", record["options"]).pop("extra_eos"),
+        is_signed=True,
+    )
+    assert engine.continue_stream(path).result().tokens == stream.result().tokens[1:]
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, object]], object], str]] = {
@@ -182,6 +201,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, object]], object], str]] = {
     "a seed": (lambda record: cast("dict[str, object]", record["options"]).update(seed=2**64), "seed is"),
     "a bias": (lambda record: cast("dict[str, object]", record["options"]).update(logit_bias={"x": 1}), "logit_bias"),
     "a stop": (lambda record: cast("dict[str, object]", record["options"]).update(stop=[1]), "stop is"),
+    "a token": (
+        lambda record: cast("dict[str, object]", record["options"]).update(extra_eos=[1.5]),
+        "extra_eos has 1.5",
+    ),
     "no max_tokens": (lambda record: record.pop("max_tokens"), "its max_tokens is None, after 2"),
     "max_tokens reached": (lambda record: record.update(max_tokens=2), "its max_tokens is 2"),
     "another prompt": (lambda record: record.update(prompt=[1, 2]), "its cache is of other tokens"),

@@ -198,6 +198,7 @@ def test_missing_samples_are_done_and_no_others(demo: Demo, prompts: Path, tmp_p
 FOREIGN: dict[str, dict[str, object]] = {
     "another limit": {"max_tokens": 5},
     "a stop string": {"stop": "."},
+    "a token that ends a text": {"extra_eos": "."},
     "a temperature": {"temperature": 0.5},
     "a seed": {"seed": 1},
     "more samples": {"samples": 2},

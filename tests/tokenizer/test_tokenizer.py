@@ -573,6 +573,20 @@ def test_a_chat_template_is_refused_with_a_reason(from_json: HeliumTokenizer) ->
         from_json.apply_chat_template([{"role": "user", "content": "the"}], tokenize=False)
 
 
+def test_half_of_a_character_is_no_token_and_named(from_json: HeliumTokenizer, from_model: HeliumTokenizer) -> None:
+    for tokenizer in (from_json, from_model):
+        for ask in (tokenizer.one_token, tokenizer.convert_tokens_to_ids, tokenizer.encode):
+            with pytest.raises(TokenizerError, match=r"lone surrogate '\\udcff' at position 1"):
+                ask("a\udcff")
+
+
+def test_a_long_piece_that_there_is_not_is_not_quoted_whole(from_json: HeliumTokenizer) -> None:
+    for ask in (from_json.one_token, from_json.convert_tokens_to_ids):
+        with pytest.raises(TokenizerError) as caught:
+            ask("the" * 5000)
+        assert len(str(caught.value)) < 300
+
+
 def test_saving_copies_the_files_byte_for_byte(json_directory: Path, model_directory: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "new" / "target"
     source.mkdir()

@@ -23,13 +23,20 @@ using Clock = std::chrono::steady_clock;
 // Buffers of sizes that no longer come up pile up otherwise.
 constexpr std::int32_t kTokensPerClearing = 256;
 
-// Each is looked for at every token.
+// What a request may bring, as in Python: the tables of so many take a few milliseconds and megabytes to make.
 constexpr std::size_t kMostStopStrings = 1000;
+constexpr std::size_t kMostStopCharacters = 20'000;
+
 // In the place of a token where no text should be made of the logits. No vocabulary has so many.
 constexpr std::uint32_t kUnsound = 0xFFFFFFFF;
 
 double seconds_between(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double>(end - start).count();
+}
+
+std::size_t count_characters(const std::string& text) {
+  const auto begins = [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; };
+  return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), begins));
 }
 
 // Turns the tokens of a completion into text, and says when it ends and why.
@@ -107,9 +114,13 @@ void check(const GenerationOptions& options) {
     throw Error(HELIUM_ERROR_ARGUMENT,
                 "max_tokens is " + std::to_string(options.max_tokens) + "; it must be at least 1");
   }
-  if (options.stops.size() > kMostStopStrings) {
-    throw Error(HELIUM_ERROR_ARGUMENT, "there are " + std::to_string(options.stops.size()) + " stop strings; at most " +
-                                           std::to_string(kMostStopStrings) + " are looked for: give fewer");
+  std::size_t characters = 0;
+  for (const std::string& stop : options.stops) characters += count_characters(stop);
+  if (options.stops.size() > kMostStopStrings || characters > kMostStopCharacters) {
+    throw Error(HELIUM_ERROR_ARGUMENT, "there are " + std::to_string(options.stops.size()) + " stop strings of " +
+                                           std::to_string(characters) + " characters in all; at most " +
+                                           std::to_string(kMostStopStrings) + " of " +
+                                           std::to_string(kMostStopCharacters) + " are looked for: give fewer");
   }
   for (const std::string& stop : options.stops) {
     if (stop.empty() || !is_utf8(stop)) {

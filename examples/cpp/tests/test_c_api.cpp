@@ -145,6 +145,17 @@ TEST(c_api, wrong_arguments_are_refused_with_a_message) {
   refused(kPrompt, options);
   options.stop = stops + 2;
   refused(kPrompt, options);
+  const std::vector<const char*> many(1001, "a");
+  options.stop = many.data();
+  options.stop_count = many.size();
+  const std::string bound = " characters in all; at most 1000 of 20000 are looked for: give fewer";
+  EXPECT_EQUAL(refused(kPrompt, options), "there are 1001 stop strings of 1001" + bound);
+  std::string characters;
+  for (int i = 0; i < 20'001; ++i) characters += "é";
+  const char* large = characters.c_str();
+  options.stop = &large;
+  options.stop_count = 1;
+  EXPECT_EQUAL(refused(kPrompt, options), "there are 1 stop strings of 20001" + bound);
   EXPECT_EQUAL(helium_generate(nullptr, kPrompt, nullptr, nullptr, nullptr, nullptr, nullptr), HELIUM_ERROR_ARGUMENT);
   EXPECT_EQUAL(std::string(helium_error_message()), "model is NULL; it is needed");
   EXPECT_EQUAL(helium_generate(model.handle, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr),

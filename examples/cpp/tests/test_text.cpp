@@ -1,4 +1,7 @@
 // UTF-8, word characters, detokenizers and stop strings: what text passes through on its way out.
+#include <algorithm>
+#include <cstddef>
+#include <random>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -143,6 +146,47 @@ TEST(text, a_stop_string_is_found_across_parts_and_not_shown) {
   EXPECT_EQUAL(stopped({"aab"}, {"aa", "ab"}), "|a|!");
   EXPECT_EQUAL(stopped({"né"}, {"n", "é"}), "||!");
   EXPECT_EQUAL(stopped({}, {"a", "b"}), "a|b|");
+}
+
+// What a slow, obvious search gives: a part at a time, the earliest stop string of those that have come whole.
+std::string searched(const std::vector<std::string>& stops, const std::vector<std::string>& parts) {
+  std::string held, result;
+  for (const std::string& part : parts) {
+    held += part;
+    std::size_t first = std::string::npos, keep = 0;
+    for (const std::string& stop : stops) {
+      first = std::min(first, held.find(stop));
+      for (std::size_t n = 1; n < stop.size() && n <= held.size(); ++n) {
+        if (held.compare(held.size() - n, n, stop, 0, n) == 0) keep = std::max(keep, n);
+      }
+    }
+    if (first != std::string::npos) return result + held.substr(0, first) + "|!";
+    result += held.substr(0, held.size() - keep) + "|";
+    held.erase(0, held.size() - keep);
+  }
+  return result + held;
+}
+
+TEST(text, stop_strings_are_found_as_a_slow_search_finds_them) {
+  std::mt19937 random(1);
+  const auto word = [&](std::size_t most) {
+    std::string result;
+    for (std::size_t n = 1 + random() % most; n > 0; --n) result += "abc"[random() % 3];
+    return result;
+  };
+  for (int trial = 0; trial < 20'000; ++trial) {
+    std::vector<std::string> stops, parts;
+    for (std::size_t n = random() % 6; n > 0; --n) stops.push_back(word(6));
+    for (std::size_t n = random() % 10; n > 0; --n) parts.push_back(word(3));
+    std::string found = stopped(stops, parts);
+    // After the end come empty parts.
+    if (found.back() == '!') found = found.substr(0, found.find_last_not_of("|!") + 1) + "|!";
+    std::string expected = searched(stops, parts);
+    if (!expected.empty() && expected.back() == '!') {
+      expected = expected.substr(0, expected.find_last_not_of("|!") + 1) + "|!";
+    }
+    EXPECT_EQUAL(found, expected);
+  }
 }
 
 TEST(text, what_is_not_visible_counts_in_a_stop_string_and_is_not_shown) {
