@@ -1,6 +1,6 @@
 """What every plot shares: the check of its file's name, before a long measurement, and the empty drawing.
 
-matplotlib is not required: `pip install 'helium-mlx[plot]'`.
+matplotlib is not required; the extra `plot` brings it.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def check_plot(path: str) -> None:
     if not Path(path).parent.is_dir():
         raise UsageError(f"--plot is {path}, and there is no directory {Path(path).parent}; make it first")
     if find_spec("matplotlib") is None:
-        raise HeliumError("--plot needs matplotlib; install it with: pip install 'helium-mlx[plot]'")
+        raise HeliumError("--plot needs matplotlib; install it with: pip install matplotlib")
 
 
 @contextmanager

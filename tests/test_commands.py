@@ -566,3 +566,14 @@ def test_tokens_are_named_by_their_texts() -> None:
     assert json.loads(ended.stdout.splitlines()[-1])["finish_reason"] == "eos"
     refused = run_command("generate", *PROMPT, "--logit-bias", "a boy=3")
     assert (refused.returncode, refused.stderr.startswith("error: --logit-bias: 'a boy' is ")) == (2, True)
+
+
+def test_convert_py_without_its_packages_says_what_to_install(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "convert.py"
+    copied = shutil.copy(script, tmp_path)
+    # Isolated, without site-packages: a Python that has nothing installed.
+    bare = subprocess.run([sys.executable, "-I", "-S", copied, "--help"], capture_output=True, text=True, check=False)
+    assert bare.returncode == 1
+    assert re.fullmatch(
+        r"error: the package helium_mlx is not installed for .*; in this folder run: pip install \.\n", bare.stderr
+    )
