@@ -122,7 +122,7 @@ def convert(
 
     An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
     was written and compares it with the source before that (see `conversion/verification.py`). `on_progress(done,
-    total)` counts bytes written, `on_allocation(done, total)` stages of layers in which modules are measured for
+    total)` counts bytes written, `on_allocation(done, total)` products that measure modules for
     `target_bpw`, `on_verification(done, total)` blocks of rows that were looked through.
 
     `measure` compares the result with its source (see `comparison/comparison.py`; minutes for 2 billion parameters) and

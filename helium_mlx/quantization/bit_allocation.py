@@ -14,7 +14,7 @@ Last, bits are dealt out: from the smallest setting of all, one after the other 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -74,7 +74,7 @@ def allocate(
     """Choose the settings of each module of a causal LM for at most `target_bpw` bits per weight, all tensors counted.
 
     `rounding` is how the modules will be rounded, `dtype` that of scales, biases and what is not quantized.
-    `on_progress(done, total)` counts stages of layers.
+    `on_progress(done, total)` counts products of a weight with a token.
 
     Raises QuantizationError for a target below what the smallest setting takes, or above what the largest does, and
     CheckpointError for weights that are not finite.
@@ -167,6 +167,7 @@ class _Measurement:
         self._rounded = {EMBEDDING: rounded_table.stream(measured)}
         self._errors: dict[str, _Errors] = {}
         self.sensitivities: dict[str, float] = {}
+        self._on_products: Callable[[int], None] = lambda products: None
 
     def choices(self, on_progress: OnProgress | None = None) -> dict[str, list[Choice]]:
         """Run everything through the model; return what each module could be."""
@@ -175,14 +176,24 @@ class _Measurement:
         for stream in (self._fit, self._source, self._rounded[EMBEDDING]):
             self._layers.begin(stream)
         stages = list(self._layers.stages())
-        for done, stage in enumerate(stages, start=1):
-            self._pass(stage)
-            if on_progress:
-                on_progress(done, len(stages) + 1)
-        self._measure_head()
         if on_progress:
-            on_progress(len(stages) + 1, len(stages) + 1)
+            self._on_products = _counter(self._n_products(stages), on_progress)
+        for stage in stages:
+            self._pass(stage)
+        self._measure_head()
         return {path: self._choices_of(path) for path in self._shapes}
+
+    def _n_products(self, stages: Sequence[Stage]) -> int:
+        """Return how many products of a weight with a token of a stream will be computed."""
+        products, n_streams = 0, len(self._rounded)
+        for stage in stages:
+            # All that were rounded before, the source twice, and one for each of the stage's own.
+            products += self._size(stage.paths) * (n_streams + 2 + len(stage.paths))
+            n_streams += len(stage.paths)
+        return products + self._size([self._layers.head_path]) * (n_streams + 1)
+
+    def _size(self, paths: Iterable[str]) -> int:
+        return sum(math.prod(self._shapes[path]) for path in paths)
 
     def _pass(self, stage: Stage) -> None:
         weights = {path: self._layers.weight(path) for path in stage.paths}
@@ -192,9 +203,11 @@ class _Measurement:
         begun = {path: Stream(self._source.hidden, self._source.inputs) for path in stage.paths}
         for stream in (*self._rounded.values(), self._fit, self._source):
             self._layers.advance(stream, stage, weights)
+            self._on_products(self._size(stage.paths))
         for path, stream in begun.items():
             alone = {path: self._plain(weights[path], _measured_settings(weights[path]))}
             self._layers.advance(stream, stage, weights | alone)
+            self._on_products(self._size(stage.paths))
         self._rounded |= begun
 
     def _measure_head(self) -> None:
@@ -213,6 +226,7 @@ class _Measurement:
                 divergences[name].add(logits, stream.rows @ own.T)
             if path != EMBEDDING:
                 divergences[path].add(logits, self._source.rows @ plain.T)
+            self._on_products(weight.size * (len(self._rounded) + 1))
         self.sensitivities = {name: divergences[name].mean for name in self._shapes}
 
     def _importances(self) -> tuple[mx.array, mx.array]:
@@ -248,6 +262,18 @@ class _Measurement:
         if self._rounding == "nearest":
             return self._plain(weight, settings)
         return dequantized(fitted(weight, settings, self._dtype, importance=importance), settings)
+
+
+def _counter(total: int, on_progress: OnProgress) -> Callable[[int], None]:
+    done = 0
+
+    def count(products: int) -> None:
+        nonlocal done
+        done += products
+        on_progress(done, total)
+
+    on_progress(0, total)
+    return count
 
 
 def _measured_settings(weight: mx.array) -> QuantizationSettings:
