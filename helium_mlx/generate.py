@@ -260,6 +260,7 @@ def _complete(
         cache, held = stored.prepare(tokens)
         if held:
             note(f"Prompt cache: {held} of {len(tokens)} tokens")
+    progress = Progress("Prompt") if len(tokens) - held > prefill_step_size else None
     chunks = stream_generate(
         model,
         tokenizer,
@@ -268,11 +269,14 @@ def _complete(
         cached_tokens=tokens[:held],
         max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
-        on_progress=_prompt_progress(len(tokens) - held, prefill_step_size),
+        on_progress=progress,
         **options,  # pyright: ignore[reportArgumentType]
     )
     if memory:
         note(memory)
+    if progress is not None:
+        # Its first step may take a while.
+        progress(0, len(tokens) - held)
     generated: list[int] = []
     try:
         shown = _noting(chunks, generated)
@@ -284,15 +288,6 @@ def _complete(
         chunks.close()
         if stored is not None:
             stored.store(cache, tokens + generated)
-
-
-def _prompt_progress(tokens: int, step_size: int) -> Progress | None:
-    """Return what shows how far a prompt of several steps is, from before the first on."""
-    if tokens <= step_size:
-        return None
-    progress = Progress("Prompt")
-    progress(0, tokens)
-    return progress
 
 
 def _noting(chunks: "Iterator[GenerationChunk]", tokens: list[int]) -> "Iterator[GenerationChunk]":

@@ -35,7 +35,7 @@ from helium_mlx.errors import CheckpointError, TokenizerError, shown
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import TOKENIZER_CONFIG_FILE, companion_files, relative_name
-from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_json_object, require_file
+from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, UnreadableFile, read_json_object, require_file
 from helium_mlx.tokenizer.declared import has_chat_template, read_declared
 from helium_mlx.tokenizer.detokenizer import WORD_SEPARATOR, Piece, StreamingDetokenizer
 from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES, JsonVocabulary, SentencePieceVocabulary
@@ -631,6 +631,8 @@ def _read_model_ids(directory: Path) -> _ModelIds:
     generation_path = directory / "generation_config.json"
     try:
         generation = read_json_object(generation_path) if os.path.lexists(generation_path) else {}
+    except UnreadableFile as problem:
+        raise TokenizerError(f"{generation_path} {problem}") from None
     except FileProblem:
         # As in transformers, the config alone then says when text ends; loading and converting warn of it.
         generation = {}

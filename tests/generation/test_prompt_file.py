@@ -104,7 +104,8 @@ def test_results_are_the_solo_runs(demo: Demo, prompts: Path, tmp_path: Path) ->
     assert run(demo, prompts, output) == PromptFileReport(5, 0, 20)
     for record, index in zip(sorted_records(output), INDICES, strict=True):
         text = helium_mlx.generate(*demo, LINES[index], max_tokens=4, ignore_eos=True)
-        assert list(record) == ["index", "text", "finish_reason", "prompt_tokens", "generated_tokens", *MADE_BY]
+        shown = ["text", "leading_space", "finish_reason", "stop_string"]
+        assert list(record) == ["index", *shown, "prompt_tokens", "generated_tokens", *MADE_BY]
         assert (record["index"], record["text"], record["finish_reason"]) == (index, text, "length")
         assert record["prompt_tokens"] == len(demo[1].encode(LINES[index]))
         assert record["generated_tokens"] == 4

@@ -642,7 +642,7 @@ def test_a_cut_file_is_named(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "config.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "config.json", "generation_config.json"])
 def test_a_file_that_cannot_be_read_is_named(
     json_directory: Path, model_directory: Path, tmp_path: Path, name: str
 ) -> None:
@@ -700,13 +700,10 @@ def test_a_malformed_config_is_named(tmp_path: Path, text: str, message: str) ->
         HeliumTokenizer.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", None], ids=["cut", "list", "not UTF-8", "folder"])
-def test_beside_an_unreadable_generation_config_the_config_says_when_text_ends(
-    tmp_path: Path, content: bytes | None
-) -> None:
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"], ids=["cut", "list", "not UTF-8"])
+def test_beside_an_unreadable_generation_config_the_config_says_when_text_ends(tmp_path: Path, content: bytes) -> None:
     samples.write_json_checkpoint(tmp_path)
-    path = tmp_path / "generation_config.json"
-    path.mkdir() if content is None else path.write_bytes(content)
+    (tmp_path / "generation_config.json").write_bytes(content)
     eos = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
     assert HeliumTokenizer.from_pretrained(tmp_path).eos_token_ids == (eos,)
 
