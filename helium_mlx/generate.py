@@ -171,11 +171,11 @@ def _generate(
     network, tokenizer = load(model, revision=revision, subfolder=subfolder, dtype=dtype)
     options["logit_bias"] = {_id("--logit-bias", token, tokenizer): value for token, value in logit_bias} or None
     options["banned_ids"] = [_id("--ban", token, tokenizer) for token in banned_ids]
+    if tokenizer.has_chat_template and not ignore_chat_template:
+        note("the checkpoint's chat template is not applied: the text is continued as it is (--ignore-chat-template)")
     if prompt_file is not None:
         _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
         return
-    if tokenizer.has_chat_template and not ignore_chat_template:
-        note("the checkpoint's chat template is not applied: the text is continued as it is (--ignore-chat-template)")
     if options["num_samples"] != 1 and options["temperature"] == 0:
         note("the samples will be equal, since the temperature is 0; --temp 0.8 draws them")
     warning = tokenizer.trailing_space_warning(text)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+# MLX's CPU backend compiles kernels into the folder for temporary files, and one process may open what another is still
+# writing there: each of several has its own.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    own = Path(tempfile.gettempdir(), f"helium_mlx-tests-{os.getuid()}-{worker}")
+    own.mkdir(mode=0o700, exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(own)
 
 # A shell's background job ignores these, and so would the processes that tests start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -35,9 +35,11 @@ def default_model() -> str:
 def tell(prompt: str, model: str, max_tokens: int) -> None:
     """Stream to standard output."""
     with HeliumEngine(model) as engine:
-        print(prompt, end=" ", flush=True)
+        print(prompt, end="", flush=True)
         for chunk in engine.stream(prompt, max_tokens=max_tokens):
-            print(chunk.text, end="", flush=True)
+            # A text that begins a word leaves out the space before it; one that goes on with a word has none.
+            space = " " if chunk.leading_space and chunk.generated_tokens == 1 else ""
+            print(space + chunk.text, end="", flush=True)
         print()
 
 

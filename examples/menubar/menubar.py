@@ -68,7 +68,9 @@ class ContinueApp(rumps.App):
             return
         completion, self.completion, self.stream = self.completion, None, None
         try:
-            text = f"{self.prompt} {completion.result().text}"
+            result = completion.result()
+            # A text that begins a word leaves out the space before it.
+            text = f"{self.prompt}{' ' if result.leading_space else ''}{result.text}"
         except HeliumError as error:
             rumps.alert("Helium", str(error))
             return
