@@ -53,9 +53,9 @@ def test_no_context_that_fits_is_one_line(tmp_path: Path) -> None:
         draw(str(tmp_path / "speed.svg"), FIGURES[:1], against=None, caption="")
 
 
-def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plotting, "find_spec", lambda name: None)
-    with pytest.raises(HeliumError, match=r"pip install 'helium-mlx\[plot\]'"):
+    with pytest.raises(HeliumError, match=r"pip install matplotlib"):
         check_plot(str(tmp_path / "speed.svg"))
 
 
