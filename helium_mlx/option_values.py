@@ -80,7 +80,8 @@ def token_ids(name: str, ids: object, vocab_size: int) -> list[int]:
     to_list = getattr(ids, "tolist", None)
     listed = to_list() if callable(to_list) else ids
     if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes, bytearray, Mapping, set, frozenset)):
-        raise GenerationError(f"{name} is {shown(ids)}; give a flat sequence of token ids")
+        or_text = "a text, or " if name in ("prompt", "text") else ""
+        raise GenerationError(f"{name} is {shown(ids)}; give {or_text}a flat sequence of token ids")
     tokens = [plain(token) for token in cast("Iterable[object]", listed)]
     for token in tokens:
         if type(token) is not int or not 0 <= token < vocab_size:

@@ -96,6 +96,8 @@ def _labels(names: Sequence[str]) -> list[str]:
 
 def documents_of(texts: Mapping[str, str | Sequence[str]]) -> list[Document]:
     """Return documents from the text, or the texts, of each language. Raises ComparisonError where there is none."""
+    if not isinstance(texts, Mapping):
+        raise ComparisonError(f"texts is {shown(texts)}; give a mapping of languages, or other names, to texts")
     documents = [
         Document(language, text)
         for language, given in texts.items()
@@ -104,7 +106,7 @@ def documents_of(texts: Mapping[str, str | Sequence[str]]) -> list[Document]:
     for document in documents:
         if not isinstance(document.text, str):
             raise ComparisonError(
-                f"a text of {shown(document.language)} is a {type(document.text).__name__}, no string"
+                f"a text of {shown(document.language)} is a {type(document.text).__name__}, not a string"
             )
         if not document.text.strip():
             raise ComparisonError(f"a text of {shown(document.language)} is empty; leave it out")

@@ -483,6 +483,12 @@ def test_a_list_of_prompts_gives_a_list(demo: Demo) -> None:
         helium_mlx.generate(model, tokenizer, prompts, max_kv_size=30)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("prompt", [None, 3, {"prompt": "x"}])
+def test_what_is_no_prompt_is_refused_with_what_is(demo: Demo, prompt: object) -> None:
+    with pytest.raises(GenerationError, match=r"^prompt is .*; give a text, or a flat sequence of token ids$"):
+        helium_mlx.generate(*demo, prompt)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 def test_generate_says_that_it_returns_a_text_or_a_list_of_them() -> None:
     signature = inspect.signature(helium_mlx.generate)
     assert signature.return_annotation == str | list[str]
