@@ -73,7 +73,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _convert(**options: object) -> None:
     from helium_mlx.conversion.conversion import convert
-    from helium_mlx.publishing.progress import upload_progress
 
     _require_usable(options)
     report = convert(
@@ -82,7 +81,7 @@ def _convert(**options: object) -> None:
         on_allocation=Progress("Measuring modules"),
         on_verification=Progress("Verifying"),
         on_comparison=Progress("Comparing"),
-        on_upload=upload_progress() if options["upload_repo"] else None,
+        on_upload=Progress("Uploading", unit="B") if options["upload_repo"] else None,
     )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from helium_mlx.errors import shown, some
 from helium_mlx.files.hub_client import DEFAULT_TIMEOUT, TIMEOUT_VARIABLE, prepare_session
-from helium_mlx.progress import note
-from helium_mlx.publishing.progress import upload_progress
+from helium_mlx.progress import Progress, note
 from helium_mlx.terminal import CommandParser
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def _upload(*, timeout: float | None, **options: object) -> None:
 
     if timeout is not None:
         prepare_session(timeout=timeout)
-    report = upload(**options, on_progress=upload_progress())  # pyright: ignore[reportArgumentType]
+    report = upload(**options, on_progress=Progress("Uploading", unit="B"))  # pyright: ignore[reportArgumentType]
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if report.left_out:

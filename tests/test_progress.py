@@ -117,3 +117,17 @@ def test_every_command_can_be_quiet(tmp_path: Path) -> None:
 def test_nothing_that_draws_is_loaded_where_nothing_is_drawn() -> None:
     code = "import sys\nfrom helium_mlx.progress import Progress\nProgress('x')(1, 2)\nassert 'tqdm' not in sys.modules"
     assert run_code(code).returncode == 0
+
+
+def test_an_upload_is_one_bar_that_moves_within_a_file(tmp_path: Path) -> None:
+    from helium_mlx import convert
+
+    convert("demo", str(tmp_path / "converted"), dtype="float32")
+    with serve({}) as hub:
+        home = environment(hub.url, tmp_path / "home")
+        words = ("upload", "--path", str(tmp_path / "converted"), "--repo", REPO)
+        given = on_terminal("-m", "helium_mlx", *words, env=home, cwd=tmp_path)
+    lines = [line for line in screen(given) if line]
+    assert re.fullmatch(r"Uploading: 100% \|█+\| [\d.]+M/[\d.]+M [\d.]+.?B/s \S+<\S+", lines[0]), given
+    assert sum("%" in line for line in lines) == 1, given
+    assert widest(given.rpartition("%")[0]) <= 80

@@ -19,6 +19,7 @@ from helium_mlx.files.hub_client import HubProblem, hub_problems
 from helium_mlx.files.hub_push import hub_api
 from helium_mlx.model_card.record import CARD_FILE, recorded_hashes
 from helium_mlx.option_values import OnProgress
+from helium_mlx.publishing.progress import addition_of, told_by_xet, without_bars
 from helium_mlx.publishing.publication import LocalFile, Publication, is_publishable, publication
 from helium_mlx.publishing.repository import (
     RemoteState,
@@ -95,8 +96,8 @@ def upload(
     Sent is what differs from what is there, in one commit to the branch `revision` (main; made if need be) or, with
     `create_pr`, to a new pull request. Files of an earlier upload that are not part of this one are removed in it. A
     repository that holds anything else is left alone without `overwrite`. Then names and hashes are read back.
-    `dry_run` only looks, and needs no token for public repositories. `on_progress(done, total)` counts bytes, a file at
-    a time. The token is that of `hf auth login` or `HF_TOKEN`.
+    `dry_run` only looks, and needs no token for public repositories. `on_progress(done, total)` counts bytes. The token
+    is that of `hf auth login` or `HF_TOKEN`.
 
     Raises UploadError or UsageError, one line, and is safe to be called again then.
     """
@@ -106,6 +107,25 @@ def upload(
         return _Upload(contents, repo, revision, private, create_pr, overwrite, on_progress).run(dry_run=dry_run)
     except HubProblem as problem:
         raise UploadError(str(problem)) from None
+
+
+class _Sent:
+    """Counts the bytes of an upload: those of files that have arrived, and of the one on its way."""
+
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self.total = total
+        self.arrived = 0
+        self._on_progress = on_progress
+
+    def on_bytes(self, done: int) -> None:
+        """Tell of `done` bytes of the next file."""
+        if self._on_progress:
+            self._on_progress(min(self.arrived + done, self.total), self.total)
+
+    def have_arrived(self, size: int) -> None:
+        """Count files of so many bytes."""
+        self.arrived += size
+        self.on_bytes(0)
 
 
 def require_ready(repo: str, *, verify: bool) -> None:
@@ -205,7 +225,7 @@ class _Upload:
         self, api: "HfApi", state: RemoteState, changed: list[LocalFile], stale: list[str]
     ) -> tuple[str, str | None]:
         """Make repository and branch if need be, send the files and commit them; return commit and pull request."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub import CommitOperationDelete
 
         with hub_problems(self.repo, writing=True):
             if state.head is None:
@@ -214,11 +234,12 @@ class _Upload:
                 api.create_branch(self.repo, branch=self.revision, exist_ok=True)
         if not changed and not stale:
             return remote_head(api, self.repo, self.revision), None
+        sent = _Sent(sum(file.size for file in changed), self.on_progress)
         additions = [
-            CommitOperationAdd(file.name, file.content)
+            addition_of(file.name, file.content, sent.on_bytes)
             for file in sorted(changed, key=lambda file: file.size, reverse=True)
         ]
-        self._send_large_files(api, additions)
+        self._send_large_files(api, additions, sent)
         try:
             return self._commit(api, [*additions, *(CommitOperationDelete(name) for name in stale)], state.head)
         except HubProblem as problem:
@@ -247,19 +268,18 @@ class _Upload:
                 raise ValueError(f"the commit is {shown(commit.oid)}")
             return commit.oid, f"refs/pr/{commit.pr_num}" if commit.pr_num is not None else None
 
-    def _send_large_files(self, api: "HfApi", additions: "list[CommitOperationAdd]") -> None:
+    def _send_large_files(self, api: "HfApi", additions: "list[CommitOperationAdd]", sent: "_Sent") -> None:
         """Send the contents of those that are for LFS or Xet; small ones travel in the commit."""
-        done, total = 0, sum(addition.upload_info.size for addition in additions)
         weights = [addition for addition in additions if addition.path_in_repo.endswith(".safetensors")]
         others = [addition for addition in additions if addition not in weights]
         for group in (*([one] for one in weights), others):
-            with hub_problems(self.repo, writing=True):
+            # Of several the client counts the files, and Xet the bytes of all.
+            hook = told_by_xet(sent.on_bytes) if len(group) == 1 else without_bars()
+            with hub_problems(self.repo, writing=True), hook:
                 api.preupload_lfs_files(
                     self.repo, group, revision=self.revision, create_pr=self.create_pr, free_memory=False
                 )
-            done += sum(addition.upload_info.size for addition in group)
-            if self.on_progress:
-                self.on_progress(done, total)
+            sent.have_arrived(sum(addition.upload_info.size for addition in group))
 
     def _landed(self, api: "HfApi", stale: list[str]) -> str | None:
         """Return the branch's head if it holds the upload although the answer to the commit got lost."""

@@ -95,7 +95,7 @@ sys.exit(status)
 IN_FORKS = """
 import json, os, signal, sys, tempfile
 import tokenizers, yaml
-import helium_mlx.publishing.progress
+import helium_mlx.progress
 from helium_mlx.conversion import conversion, verification
 
 def become(words, files):

@@ -1,11 +1,12 @@
 import io
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from helium_mlx.files.hub_client import prepare_session
-from helium_mlx.publishing.progress import upload_progress
+from helium_mlx.publishing.progress import told_by_xet
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +51,15 @@ def test_the_clients_log_lines_lose_the_token(monkeypatch: pytest.MonkeyPatch) -
     assert shown.getvalue() == "*** and more\n"
 
 
-def test_progress_is_ours_in_a_log_and_the_clients_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
-    assert upload_progress() is not None
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert upload_progress() is None
+def test_xet_tells_of_its_bytes_and_draws_nothing() -> None:
+    reporting = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting")
+    drawn, told = reporting.XetUploadProgressReporter, []
+    with told_by_xet(told.append):
+        # As the client makes, calls and closes it.
+        progress = reporting.XetUploadProgressReporter()
+        progress.update_progress(SimpleNamespace(total_bytes_completed=7), {})
+        progress.update_progress(SimpleNamespace(total_bytes_completed="none"), {})
+        progress.update_progress(None)
+        progress.close()
+    assert told == [7, 0]
+    assert reporting.XetUploadProgressReporter is drawn
