@@ -15,7 +15,7 @@ What is measured stands in `diagnostics/measures.py`, what is done in the measur
 import os
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import cast
@@ -101,15 +101,20 @@ def _fields(figure: Figure) -> dict[str, object]:
 
 def table(report: Report, model: str, against: str | None) -> list[str]:
     """Return the lines of a Markdown table, and one for each row that was left out or measured once."""
-    lines = [f"| {model} | helium_mlx | {against or '-'} | ratio |", "|--|--|--|--|"]
+    columns = [model, "helium_mlx", *([against, "ratio"] if against else [])]
+    lines = [_row(columns), "|--" * len(columns) + "|"]
     for figure in report.figures:
-        ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        lines.append(
-            f"| {figure.name}, {figure.unit} | {_spread(figure.values)} | {_spread(figure.baseline)} | {ratio} |"
-        )
+        row = [f"{figure.name}, {figure.unit}", _spread(figure.values)]
+        if against:
+            row += [_spread(figure.baseline), "" if figure.ratio is None else f"{figure.ratio:.2f}"]
+        lines.append(_row(row))
     notes = [f"Left out: {reason}" for reason in report.left_out]
     notes += [f"Measured once: {reason}" for reason in report.measured_once]
     return [*lines, "", *notes] if notes else lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _machine() -> dict[str, object]:

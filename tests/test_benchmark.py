@@ -166,6 +166,15 @@ def test_the_table_has_a_row_a_figure() -> None:
     ]
 
 
+def test_a_program_alone_has_no_empty_columns() -> None:
+    report = Report([Figure(DECODE, 1024, "tokens/s", True, [300.0], [])], 1e9, [], [])
+    assert table(report, "demo", None) == [
+        "| demo | helium_mlx |",
+        "|--|--|",
+        "| decode at context 1,024, tokens/s | 300 |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("context", "limit", "wanted", "expected"),
     [(16, 4096, 100, 100), (4000, 4096, 100, 96), (4080, 4096, 100, 16), (4081, 4096, 100, 0), (5, 40, 6, 6),
