@@ -64,14 +64,16 @@ def _upload(*, timeout: float | None, **options: object) -> None:
         print("\n".join(_listing(report)))
     else:
         print(report.url)
+    if report.unasked:
+        print(f"warning: what is there already is not known: {report.unasked}", file=sys.stderr)
     note(_summary(report))
 
 
 def _listing(report: "UploadReport") -> list[str]:
-    """Return a line for each file: what would be done, SHA-256, bytes, name."""
+    """Return a line for each file: its bytes, what would be done, SHA-256, name."""
     width = max(len(str(file.size)) for file in report.files)
-    lines = [f"{'send' if f.is_sent else 'same':6}  {f.sha256}  {f.size:>{width}}  {f.name}" for f in report.files]
-    return lines + [f"remove  {'':64}  {'':{width}}  {name}" for name in report.removed]
+    lines = [f"{f.size:>{width}}  {'send' if f.is_sent else 'same':6}  {f.sha256}  {f.name}" for f in report.files]
+    return lines + [f"{'':{width}}  remove  {'':64}  {name}" for name in report.removed]
 
 
 def _summary(report: "UploadReport") -> str:
@@ -82,7 +84,11 @@ def _summary(report: "UploadReport") -> str:
     removed = f", {len(report.removed)} of an earlier upload removed" if report.removed else ""
     figures = f"{sent} of {len(report.files)} files, {report.sent_bytes / 1e6:.1f} MB{removed}"
     if report.dry_run:
-        return f"{where}: would send {figures}{' to a new repository' if report.is_new else ''}; nothing was sent"
+        kind = "private" if report.is_private else "public"
+        to = f" to a {'new ' if report.is_new else ''}{kind} repository"
+        if report.unasked:
+            to = f", to a {kind} repository if it is new"
+        return f"{where}: would send {figures}{to}; nothing was sent"
     return f"{where}: {figures}; read back, names and hashes are those of the directory"
 
 

@@ -102,10 +102,29 @@ def test_a_dry_run_lists_files_sizes_and_hashes(
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
     assert {row[3] for row in rows} == {path.name for path in converted.iterdir()}
-    assert ["send", "model.safetensors"] in [[row[0], row[3]] for row in rows]
-    assert all(len(row[1]) == 64 and row[2].isdigit() for row in rows)
-    assert "nothing was sent" in err
+    assert ["send", "model.safetensors"] in [[row[1], row[3]] for row in rows]
+    assert all(row[0].isdigit() and len(row[2]) == 64 for row in rows)
+    assert "to a new public repository; nothing was sent" in err
     assert hub_here.repositories == {}
+
+
+def test_a_dry_run_says_whether_the_repository_is_public(
+    hub_here: HubStandIn, converted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--path", str(converted), "--repo", REPO, "--dry-run"]
+    assert main([*arguments, "--private"]) == 0
+    assert "to a new private repository" in capsys.readouterr().err
+
+
+def test_a_dry_run_without_the_hub_lists_what_there_is(
+    hub_here: HubStandIn, converted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_here.faults = [Fault("GET", "/api/models/", status=500, message="out of order", times=99)]
+    assert main(["--path", str(converted), "--repo", REPO, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert {line.split()[3] for line in out.splitlines()} == {path.name for path in converted.iterdir()}
+    assert "warning: what is there already is not known: " in err and "out of order" in err
+    assert "to a public repository if it is new; nothing was sent" in err
 
 
 def test_what_is_left_out_is_said_in_one_line(

@@ -59,6 +59,7 @@ class UploadReport:
     `commit` holds all files, and is None in a dry run; `pull_request` is its reference where one was asked for.
     `sent_bytes` are those of the files that differ from the Hub's; fewer cross the network where it has their contents.
     `removed` are files of an earlier upload that are not part of this one, `left_out` what lies beside the checkpoint.
+    `unasked` is why the Hub did not answer a dry run, which then takes the repository for an empty one.
     """
 
     repo: str
@@ -73,6 +74,8 @@ class UploadReport:
     sent_bytes: int
     dry_run: bool
     warnings: tuple[str, ...]
+    is_private: bool = False
+    unasked: str | None = None
 
     @property
     def is_unchanged(self) -> bool:
@@ -96,8 +99,8 @@ def upload(
     Sent is what differs from what is there, in one commit to the branch `revision` (main; made if need be) or, with
     `create_pr`, to a new pull request. Files of an earlier upload that are not part of this one are removed in it. A
     repository that holds anything else is left alone without `overwrite`. Then names and hashes are read back.
-    `dry_run` only looks, and needs no token for public repositories. `on_progress(done, total)` counts bytes. The token
-    is that of `hf auth login` or `HF_TOKEN`.
+    `dry_run` only looks, and needs no token for public repositories, nor an answer of the Hub. `on_progress(done,
+    total)` counts bytes. The token is that of `hf auth login` or `HF_TOKEN`.
 
     Raises UploadError or UsageError, one line, and is safe to be called again then.
     """
@@ -182,7 +185,13 @@ class _Upload:
 
     def run(self, *, dry_run: bool) -> UploadReport:
         api = hub_api(needs_token=not dry_run)
-        state = remote_state(api, self.repo, self.revision)
+        try:
+            state = remote_state(api, self.repo, self.revision)
+        except HubProblem as problem:
+            if not dry_run:
+                raise
+            nothing = RemoteState(None, False, False, {})
+            return replace(self._report(api, nothing, [*self.contents.files], []), unasked=str(problem))
         self._require_acceptable(state)
         record = previous_record(api, self.repo, state)
         require_replaceable(self.repo, state, is_uploaded=record is not None, overwrite=self.overwrite)
@@ -325,4 +334,5 @@ class _Upload:
             sent_bytes=sum(file.size for file in changed),
             dry_run=commit is None,
             warnings=self.contents.warnings,
+            is_private=self.private if state.head is None else state.is_private,
         )
