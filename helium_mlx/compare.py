@@ -1,18 +1,21 @@
 """The command `compare`: how far checkpoints are from their reference. `python -m helium_mlx.compare --help`.
 
-The table is Markdown, with a row a language; KL is in nats a token, and what stands after "±" is a standard error.
+The table has a row a language and fits a terminal of 80 columns; `--wide` prints every figure, in Markdown.
 """
 
 import sys
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.comparison.report import ComparisonReport
-from helium_mlx.comparison.tables import summary, table
+from helium_mlx.comparison.tables import candidate_table, layer_table
 from helium_mlx.errors import UsageError
 from helium_mlx.json_writer import to_json
-from helium_mlx.progress import Progress
+from helium_mlx.progress import Progress, note
+from helium_mlx.table import WIDTH
 from helium_mlx.terminal import CommandParser
 
 SIDES = "checkpoint directory, Hub repository, 'demo', or mlx-lm:NAME for what mlx-lm opens"
@@ -46,11 +49,12 @@ def build_parser() -> CommandParser:
         "--languages",
         nargs="+",
         metavar="LANG",
-        help="of the package's own text only these (default: en fr de it pt es)",
+        help="of the package's own text only these (default: en fr de it pt es); the demo is compared on its stories",
     )
     parser.add_argument("--window", type=int, metavar="N", help="tokens run at once, BOS included (default: 512)")
     parser.add_argument("--batch-size", type=int, default=4, help="windows run together (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype that both compute in (default: the wider of their own)")
+    parser.add_argument("--wide", action="store_true", help="print every figure, in Markdown tables of any width")
     parser.add_argument("--json", action="store_true", help="print one JSON object a candidate instead of tables")
     parser.add_argument(
         "--update-card", action="store_true", help="write the table into the card of B, a directory that convert made"
@@ -73,6 +77,7 @@ def _compare(
     candidates: list[str],
     text: list[str] | None,
     languages: list[str] | None,
+    wide: bool,
     json: bool,
     plot: str | None,
     update_card: bool,
@@ -91,7 +96,7 @@ def _compare(
         check_plot(plot)
     for candidate in candidates if update_card else []:
         card_quality.require_card(candidate)
-    documents = bundled_documents(languages) if text is None else documents_of_files(text)
+    documents = bundled_documents(languages, reference=reference) if text is None else documents_of_files(text)
     reports: list[ComparisonReport] = []
     for report in compare_all(
         reference,
@@ -101,25 +106,41 @@ def _compare(
         on_progress=Progress("Comparing"),
         **options,  # pyright: ignore[reportArgumentType]
     ):
+        for sentence in report.notes:
+            note(f"note: {sentence}")
+        lines = [to_json(asdict(report))] if json else _lines(report, reports, wide=wide, several=len(candidates) > 1)
+        print("\n".join(lines), flush=True)
         reports.append(report)
-        _print(report, as_json=json, is_first=len(reports) == 1)
         if update_card:
             card_quality.update_card(Path(report.candidate.name), report)
     if len(reports) > 1 and not json:
-        print("\n" + "\n".join(summary(reports)))
+        table = candidate_table([(report.candidate, report) for report in reports], wide=wide)
+        print("\n".join(["", *(table.markdown() if wide else table.plain())]))
     if plot is not None:
         from helium_mlx.comparison.plot import draw
 
         draw(plot, reports)
 
 
-def _print(report: ComparisonReport, *, as_json: bool, is_first: bool) -> None:
-    for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
-    if as_json:
-        print(to_json(asdict(report)), flush=True)
-        return
-    print(("" if is_first else "\n") + "\n".join(table(report)), flush=True)
+def _lines(report: ComparisonReport, before: Sequence[ComparisonReport], *, wide: bool, several: bool) -> list[str]:
+    """Return what is printed of a report after others: A, the text and the headings only where they are new."""
+    reference, candidate, extent = (
+        textwrap.fill(line, WIDTH, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
+        for line in report.described()
+    )
+    table = report.table(wide=wide)
+    if not several:
+        lines = [reference, candidate, extent, "", *(table.markdown() if wide else table.plain())]
+    elif wide:
+        lines = [*([""] if before else [reference, extent, ""]), candidate, "", *table.markdown()]
+    else:
+        is_new = not before or before[-1].perplexity_unit != report.perplexity_unit
+        lines = [*([] if before else [reference, extent]), *(["", *table.headings()] if is_new else [])]
+        lines += [candidate, *table.lines()]
+    if report.layers:
+        layers = layer_table(report.layers)
+        lines += ["", *(layers.markdown() if wide else layers.plain())]
+    return lines
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import pytest
 from compared_checkpoints import write_pair
 
 from helium_mlx import ComparisonReport, cli
-from helium_mlx.compare import build_parser, main
+from helium_mlx.compare import _lines, build_parser, main
 from helium_mlx.comparison import comparison
-from helium_mlx.comparison.report import ComparedModel, LanguageFigures, OwnText
-from helium_mlx.comparison.tables import summary, table
+from helium_mlx.comparison.figures import ComparedModel, LanguageFigures, OwnText
+from helium_mlx.comparison.tables import candidate_table
+from helium_mlx.comparison.text import STORIES, TEXTS_DIRECTORY
 
 Pair = tuple[str, str]
 
@@ -48,86 +49,153 @@ def run(pair: Pair, *flags: str) -> int:
     return main(["--reference", pair[0], "--candidate", pair[1], *flags])
 
 
-def test_the_table_is_aligned_markdown() -> None:
-    assert table(REPORT) == [
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> list[str]:
+    """Return what the command prints of `REPORT`, with `--candidate` as often as `flags` say."""
+    reports = [REPORT] * (1 + flags.count("--candidate"))
+    monkeypatch.setattr(comparison, "compare_all", lambda *arguments, **options: iter(reports))
+    assert main(["--reference", "demo", "--candidate", "q", *flags]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_terminal_has_five_figures_a_language(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert printed(monkeypatch, capsys) == [
         "A: demo, 3.6 MB, 16.00 bits a weight, computed in float32",
         "B: mlx-lm:q, 1.0 MB, 4.50 bits a weight, computed in float32 by mlx-lm",
-        "9 windows of up to 512 tokens of the package's own text, each after one BOS; KL(A || B) in nats",
+        "9 windows of up to 512 tokens of the package's own text, each after one BOS;",
+        "   KL(A || B) in nats a token",
         "",
-        "| language  | tokens |            mean KL | 99 % KL | same top-1 | perplexity a token: A |     B |"
-        "           B / A | bits a byte: A |      B |",
-        "|-----------|-------:|-------------------:|--------:|-----------:|----------------------:|------:|"
-        "----------------:|---------------:|-------:|",
-        "| en        |  1,234 |   0.0123 ± 0.00056 |   0.200 |    98.77 % |                 7.000 | 7.350 |"
-        " 1.0500 ± 0.0021 |         0.8000 | 0.8200 |",
-        "| português |  1,234 | 3.00e-06 ± 1.0e-06 |   0.200 |    98.77 % |                 7.000 | 7.350 |"
-        " 1.0500 ± 0.0021 |         0.8000 | 0.8200 |",
-        "| all       |  1,234 |   0.0123 ± 0.00056 |   0.200 |    98.77 % |                 7.000 | 7.350 |"
-        " 1.0500 ± 0.0021 |         0.8000 | 0.8200 |",
+        "              mean KL  std. error     99 % KL  same top-1  perplexity",
+        "language         nats        nats        nats           %       B / A",
+        "en             0.0123     0.00056       0.200       98.77      1.0500",
+        "português    3.00e-06     1.0e-06       0.200       98.77      1.0500",
+        "all            0.0123     0.00056       0.200       98.77      1.0500",
     ]
 
 
-def test_the_table_says_what_it_was_measured_on() -> None:
+def test_headings_come_once_for_several_candidates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(monkeypatch, capsys, "--candidate", "r")
+    assert [line.split(" ")[0] for line in lines[4:]] == [
+        "", "language", "B:", "en", "português", "all", "B:", "en", "português", "all", "", "", "B", "mlx-lm:q",
+        "mlx-lm:q",
+    ]  # fmt: skip
+    assert sum(line.startswith("A: ") for line in lines) == 1
+    assert lines[-3:-1] == [
+        "B                 MB    a weight        nats           %       B / A",
+        "mlx-lm:q         1.0        4.50      0.0123       98.77      1.0500",
+    ]
+
+
+def test_headings_come_again_for_another_unit() -> None:
+    of_bytes = replace(REPORT, perplexity_unit="byte")
+    assert _lines(of_bytes, [REPORT], wide=False, several=True)[:3] == ["", *of_bytes.table().headings()]
+
+
+def test_nothing_is_wider_than_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    long = replace(
+        FIGURES, mean_kl=1.234e-100, mean_kl_error=1.2e-100, p99_kl=1.234e-100, perplexity_ratio=99_999.12345,
+        reference_perplexity=99_999.123, candidate_perplexity=1e300,
+    )  # fmt: skip
+    name = "notes on " + "how long the name of a file can be " * 3
+    report = replace(
+        REPORT, **vars(long), languages={name: long, "en": long}, layers={"layers 10 to 12": 1e-9},
+        candidate=replace(REPORT.candidate, name=name), texts=(OwnText(name, "0"), OwnText(name + "2", "0")),
+    )  # fmt: skip
+    for each in (report, replace(report, perplexity_unit="byte")):
+        monkeypatch.setattr(comparison, "compare_all", lambda *arguments, each=each, **options: iter([each, each]))
+        for flags in (["--candidate", "r"], []):
+            assert main(["--reference", "demo", "--candidate", "q", *flags]) == 0
+            lines = capsys.readouterr().out.splitlines()
+            assert max(map(len, lines)) <= 80
+            assert any(line.startswith("…") for line in lines)
+
+
+def test_wide_is_markdown_with_every_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, rule, *rows = printed(monkeypatch, capsys, "--wide")[5:]
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == [
+        "language", "text, tokens", "mean KL, nats", "std. error, nats", "99 % KL, nats", "same top-1, %",
+        "perplexity, A, a token", "perplexity, B, a token", "perplexity, B / A", "std. error, B / A",
+        "bits, A, a byte", "bits, B, a byte",
+    ]  # fmt: skip
+    assert set(rule) == set("|-:")
+    assert [cell.strip() for cell in rows[0].split("|")[1:-1]] == [
+        "en", "1,234", "0.0123", "0.00056", "0.200", "98.77", "7.000", "7.350", "1.0500", "0.0021", "0.8000", "0.8200",
+    ]  # fmt: skip
+    assert len({len(line) for line in (head, rule, *rows)}) == 1
+
+
+def test_a_report_says_what_it_was_measured_on() -> None:
     notes, other = OwnText("notes|for\nme`.txt", "0" * 64), OwnText("other.txt", "1" * 64)
     one = replace(REPORT, windows=1, texts=(notes,))
-    assert table(one)[2].startswith("1 window of up to 512 tokens of text of one's own (`notes|for\\nme'.txt`), each")
-    assert "own (`other.txt`, `notes|for\\nme'.txt`), each" in table(replace(REPORT, texts=(other, notes, other)))[2]
-    assert (
-        "own (`0`, `1`, `2`, `3`, `4` and 5 more), each"
-        in table(replace(REPORT, texts=tuple(OwnText(str(i), str(i)) for i in range(10))))[2]
-    )
-
-
-def test_a_name_cannot_break_the_table() -> None:
-    lines = table(replace(REPORT, languages={"a|b\nc": FIGURES}))
-    assert len(lines) == 7
-    assert lines[-1].startswith(r"| a\|b\nc ")
+    assert one.extent == "1 window of up to 512 tokens of text of one's own (`notes|for\\nme'.txt`)"
+    assert "own (`other.txt`, `notes|for\\nme'.txt`)" in replace(REPORT, texts=(other, notes, other)).extent
+    many = tuple(OwnText(str(i), str(i)) for i in range(10))
+    assert "own (`0`, `1`, `2`, `3`, `4` and 5 more)" in replace(REPORT, texts=many).extent
 
 
 @pytest.mark.parametrize(
     ("ratio", "error", "expected"),
     [
-        (1.05, 0.0021, "1.0500 ± 0.0021"), (0.5, 0.00021, "0.5000 ± 0.00021"), (1.0, 0.0, "1.0000 ± 0"),
-        (0.0123456, 0.0012, "0.01235 ± 0.0012"), (3.21098e-6, 4.5e-8, "3.211e-06 ± 4.5e-08"),
-        (12345.67, 80.0, "12345.6700 ± 80.0000"), (2.5e9, 1e7, "2.500e+09 ± 1.0e+07"), (math.inf, None, "inf"),
+        (1.05, 0.0021, ("1.0500", "0.0021")), (0.5, 0.00021, ("0.5000", "0.00021")), (1.0, 0.0, ("1.0000", "0")),
+        (0.0123456, 0.0012, ("0.01235", "0.0012")), (3.21098e-6, 4.5e-8, ("3.211e-06", "4.5e-08")),
+        (12345.67, 80.0, ("12345.6700", "80.0000")), (2.5e9, 1e7, ("2.500e+09", "1.0e+07")),
+        (math.inf, None, ("inf", "-")),
     ],
 )  # fmt: skip
-def test_the_ratio_of_perplexities_keeps_its_digits(ratio: float, error: float | None, expected: str) -> None:
+def test_the_ratio_of_perplexities_keeps_its_digits(
+    ratio: float, error: float | None, expected: tuple[str, str]
+) -> None:
     figures = replace(FIGURES, perplexity_ratio=ratio, perplexity_ratio_error=error)
-    row = table(replace(REPORT, languages={"x": figures}))[-1]
-    assert row.split("|")[8].strip() == expected
+    assert tuple(replace(REPORT, languages={"x": figures}).table(wide=True).rows[0][8:10]) == expected
 
 
-def test_what_could_not_be_measured_is_a_dash() -> None:
+def test_what_could_not_be_measured_is_a_dash_or_left_out() -> None:
     none = replace(REPORT, mean_kl=None, mean_kl_error=None, p99_kl=None, top1_agreement=None,
                    perplexity_ratio_error=None, perplexity_unit="byte", languages={})  # fmt: skip
-    lines = table(replace(none, languages={"x": none}))
-    assert len(lines) == 7
-    cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
-    assert cells == ["x", "1,234", "-", "-", "-", "7.000", "7.350", "1.0500", "0.8000", "0.8200"]
-    assert "perplexity a byte: A" in lines[4]
+    one = replace(none, languages={"x": none})
+    assert one.table(wide=True).rows == [
+        ["x", "1,234", "-", "-", "-", "-", "7.000", "7.350", "1.0500", "-", "0.8000", "0.8200"]
+    ]
+    assert one.table().rows == [["x", "7.000", "7.350", "1.0500", "0.8000", "0.8200"]]
+    assert one.table().columns[0] == ("perplexity", "A, a byte")
 
 
 def test_groups_of_layers_have_a_table_of_their_own() -> None:
-    lines = table(replace(REPORT, layers={"embedding": 0.0123, "head": 0.0}))
-    assert lines[: len(table(REPORT))] == table(REPORT)
-    assert lines[len(table(REPORT)) :] == [
+    with_layers = replace(REPORT, layers={"embedding": 0.0123, "head": 0.0})
+    before = _lines(REPORT, [], wide=False, several=False)
+    assert _lines(with_layers, [], wide=False, several=False) == [
+        *before,
         "",
-        "| only this from B | mean KL |",
-        "|------------------|--------:|",
-        "| embedding        |  0.0123 |",
-        "| head             |       0 |",
+        "                     mean KL",
+        "only this from B        nats",
+        "embedding             0.0123",
+        "head                       0",
     ]
 
 
 def test_one_candidate_a_row_in_the_summary() -> None:
-    lines = summary([REPORT, replace(REPORT, mean_kl=0.0, mean_kl_error=0.0)])
-    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
-        "B", "bits a weight", "MB", "mean KL", "99 % KL", "same top-1", "perplexity B / A",
+    same = replace(FIGURES, mean_kl=0.0, mean_kl_error=0.0)
+    table = candidate_table([(REPORT.candidate, REPORT), (REPORT.candidate, same)], wide=True)
+    assert [cell.strip() for cell in table.markdown()[0].split("|")[1:-1]] == [
+        "B", "size, MB", "bits, a weight", "mean KL, nats", "std. error, nats", "99 % KL, nats", "same top-1, %",
+        "perplexity, B / A", "std. error, B / A",
     ]  # fmt: skip
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
-        "mlx-lm:q", "4.50", "1.0", "0 ± 0", "0.200", "98.77 %", "1.0500 ± 0.0021",
-    ]  # fmt: skip
+    assert table.rows[1] == ["mlx-lm:q", "1.0", "4.50", "0", "0", "0.200", "98.77", "1.0500", "0.0021"]
+
+
+def test_the_demo_is_compared_on_stories(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--reference", "demo", "--candidate", "demo", "--languages", "en", "--json"]) == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert (report["package_text"], report["texts"]) == ("stories", [])
+    stories = (TEXTS_DIRECTORY / STORIES / "en.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    assert report["bytes"] == sum(len(story.encode()) for story in stories)
+    assert "note: compared on the package's stories alone, because the demo knows no other text" in shown.err
 
 
 def test_standard_output_has_the_table_and_standard_error_the_rest(
@@ -137,7 +205,8 @@ def test_standard_output_has_the_table_and_standard_error_the_rest(
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert lines[0].startswith(f"A: {pair[0]}, ")
-    assert [line.split("|")[1].strip() for line in lines[6:]] == ["note"]
+    assert lines[-2].startswith("language ")
+    assert [line.split()[0] for line in lines[-1:]] == ["note"]
     assert "Comparing: 100%" in shown.err
     assert "note: there is a single window to compare, and so no standard error" in shown.err
 
@@ -161,13 +230,13 @@ def test_json_has_no_infinity(
     monkeypatch.setattr(comparison, "compare_all", lambda *arguments, **options: iter([infinite]))
     assert run(pair, "--json", "--text", text) == 0
     assert json.loads(capsys.readouterr().out)["candidate_perplexity"] is None
-    assert "inf" in table(infinite)[-1]
+    assert "inf" in infinite.table(wide=True).markdown()[-1]
 
 
 def test_several_candidates_end_with_a_summary(pair: Pair, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(pair, "--candidate", pair[0], "--text", text) == 0
+    assert run(pair, "--candidate", pair[0], "--text", text, "--wide") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("A: ") for line in lines) == 2
+    assert sum(line.startswith("A: ") for line in lines) == 1
     assert [line.split("|")[1].strip() for line in lines[-2:]] == [pair[1], pair[0]]
 
 

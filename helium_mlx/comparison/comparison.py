@@ -16,8 +16,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from helium_mlx.checkpoint.config import DTYPES
+from helium_mlx.comparison.figures import LanguageFigures, Measured, figures
 from helium_mlx.comparison.passes import CandidateRun, LogitsFile, ScoringOptions, run_candidate, run_reference
-from helium_mlx.comparison.report import ComparisonReport, LanguageFigures, Measured, figures
+from helium_mlx.comparison.report import ComparisonReport
 from helium_mlx.comparison.sides import (
     MLX_LM_PREFIX,
     HeliumSide,
@@ -27,7 +28,7 @@ from helium_mlx.comparison.sides import (
     open_side,
     require_same_shape,
 )
-from helium_mlx.comparison.text import Document, EncodedText, bundled_documents, documents_of, encoded_text
+from helium_mlx.comparison.text import STORIES, Document, EncodedText, bundled_documents, documents_of, encoded_text
 from helium_mlx.errors import ComparisonError, UsageError
 from helium_mlx.option_values import OnProgress, require_whole
 
@@ -54,16 +55,17 @@ def compare(
     """Measure how far `candidate` is from `reference`: each a directory, a Hub repository, "demo", or "mlx-lm:NAME".
 
     `texts` maps languages, or any other names, to a text or several; without it the package's own is used, of
-    `languages` or of all. `window` is the most tokens that are run at once, BOS included: 512, or the models' context.
-    `batch_size` windows are run together. `dtype` (bfloat16, float16, float32) is what both compute in; None is the
-    wider of their own (float32 for quantized weights on the CPU). `by_layers` fills the report's `layers`, for which
-    the reference runs once more for each group (see `sides.Hybrid`). `on_progress(done, total)` counts tokens.
+    `languages` or of all, and of it the stories alone where `reference` is the demo, which knows nothing else. `window`
+    is the most tokens that are run at once, BOS included: 512, or the models' context. `batch_size` windows are run
+    together. `dtype` (bfloat16, float16, float32) is what both compute in; None is the wider of their own (float32 for
+    quantized weights on the CPU). `by_layers` fills the report's `layers`, for which the reference runs once more for
+    each group (see `sides.Hybrid`). `on_progress(done, total)` counts tokens.
 
     Raises HeliumError, one line, for what cannot be opened or compared, and for logits that are not finite.
     """
     if texts is not None and languages is not None:
         raise UsageError("languages are those of the package's own text; leave them out with texts of your own")
-    documents = bundled_documents(languages) if texts is None else documents_of(texts)
+    documents = bundled_documents(languages, reference=reference) if texts is None else documents_of(texts)
     (report,) = compare_all(
         reference, [candidate], documents, window=window, batch_size=batch_size, dtype=dtype,
         reference_revision=reference_revision, candidate_revision=candidate_revision,
@@ -120,9 +122,10 @@ def compare_all(
                 window=size,
                 windows=len(text.windows),
                 texts=tuple(document.own for document in documents if document.own is not None),
+                package_text="stories" if _is_stories(documents) else "text",
                 perplexity_unit="token" if run.divergences else "byte",
                 layers=layers,
-                notes=tuple(_notes(text, candidate_text, run)),
+                notes=tuple(_notes(documents, text, candidate_text, run)),
             )
 
 
@@ -229,7 +232,15 @@ def _groups(reference: Side, candidate: Side, is_alike: bool) -> dict[str, Hybri
     return {name: Hybrid(reference, candidate, taken) for name, taken in layer_groups(reference.checkpoint).items()}
 
 
-def _notes(text: EncodedText, candidate_text: EncodedText, run: CandidateRun) -> Iterator[str]:
+def _is_stories(documents: Sequence[Document]) -> bool:
+    return all(document.own is None and document.kind == STORIES for document in documents)
+
+
+def _notes(
+    documents: Sequence[Document], text: EncodedText, candidate_text: EncodedText, run: CandidateRun
+) -> Iterator[str]:
+    if _is_stories(documents):
+        yield "compared on the package's stories alone, because the demo knows no other text"
     if not run.divergences:
         reason = "tokenizers give different ids" if text != candidate_text else "vocabularies differ in size"
         yield f"the two {reason}, so KL and top-1 cannot be compared; perplexities are those of a byte"

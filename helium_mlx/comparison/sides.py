@@ -20,7 +20,7 @@ from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.checkpoint import Checkpoint, as_parameter, open_checkpoint, read_tensors
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.checkpoint.quantization_settings import QuantizationSettings, unquantized
-from helium_mlx.comparison.report import ComparedModel
+from helium_mlx.comparison.figures import ComparedModel
 from helium_mlx.errors import CheckpointError, ComparisonError, ConfigError, one_line
 from helium_mlx.files.hub import resolve
 from helium_mlx.files.names import CONFIG_FILE

@@ -1,77 +1,72 @@
-"""A comparison as a Markdown table, a row a language, and several candidates as a summary.
-
-KL is in nats a token; the figure after "±" is a standard error.
-"""
+"""The tables of a comparison: a row a language, a group of layers, or a candidate. KL is in nats a token."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from helium_mlx.comparison.report import ComparedModel, ComparisonReport, LanguageFigures
-from helium_mlx.errors import one_line
+from helium_mlx.comparison.figures import ComparedModel, LanguageFigures
+from helium_mlx.table import Table
+
+_MEAN_KL = ("mean KL", "nats")
+_KL_ERROR = ("std. error", "nats")
+_P99_KL = ("99 % KL", "nats")
+_TOP1 = ("same top-1", "%")
+_RATIO = ("perplexity", "B / A")
+_RATIO_ERROR = ("std. error", "B / A")
 
 
-def table(report: ComparisonReport) -> list[str]:
-    """Return the lines of a report: what was compared, and a Markdown table with a row a language and one for all.
+def language_table(rows: Mapping[str, LanguageFigures], unit: str, *, wide: bool = False) -> Table:
+    """Return the five figures that matter most of each language, or with `wide` all. Perplexities are of a `unit`.
 
-    A second table has KL by group of layers, where that was measured.
+    Where KL could not be measured, the five are perplexities and bits.
     """
-    unit = report.perplexity_unit
-    header = [
-        "language", "tokens", "mean KL", "99 % KL", "same top-1", f"perplexity a {unit}: A", "B", "B / A",
-        "bits a byte: A", "B",
-    ]  # fmt: skip
-    rows = [_cells(language, figures) for language, figures in report.languages.items()]
-    rows += [_cells("all", report)] if len(rows) > 1 else []
-    layers = [[name, _number(kl)] for name, kl in report.layers.items()]
-    return [
-        f"A: {_described(report.reference)}",
-        f"B: {_described(report.candidate)}",
-        f"{report.extent}, each after one BOS; KL(A || B) in nats",
-        "",
-        *_aligned([header, *rows]),
-        *(["", *_aligned([["only this from B", "mean KL"], *layers])] if layers else []),
-    ]
-
-
-def summary(reports: Sequence[ComparisonReport]) -> list[str]:
-    """Return a Markdown table with a row a candidate: its size, and its figures over all text."""
-    header = ["B", "bits a weight", "MB", "mean KL", "99 % KL", "same top-1", "perplexity B / A"]
-    rows = [
-        [
-            report.candidate.name, f"{report.candidate.bits_per_weight:.2f}",
-            f"{report.candidate.weight_bytes / 1e6:,.1f}", _kl(report), _number(report.p99_kl),
-            _percent(report.top1_agreement), _ratio(report),
-        ]
-        for report in reports
-    ]  # fmt: skip
-    return _aligned([header, *rows])
-
-
-def _cells(name: str, figures: LanguageFigures) -> list[str]:
-    return [
-        one_line(name).replace("|", r"\|"), f"{figures.tokens:,}",
-        _kl(figures), _number(figures.p99_kl), _percent(figures.top1_agreement),
-        _perplexity(figures.reference_perplexity), _perplexity(figures.candidate_perplexity), _ratio(figures),
-        f"{figures.reference_bits_per_byte:.4f}", f"{figures.candidate_bits_per_byte:.4f}",
-    ]  # fmt: skip
-
-
-def _described(model: ComparedModel) -> str:
-    program = "" if model.program == "helium_mlx" else f" by {model.program}"
-    return (
-        f"{model.name}, {model.weight_bytes / 1e6:,.1f} MB, {model.bits_per_weight:.2f} bits a weight, "
-        f"computed in {model.dtype}{program}"
+    perplexities = [("perplexity", f"A, a {unit}"), ("perplexity", f"B, a {unit}")]
+    bits = [("bits", "A, a byte"), ("bits", "B, a byte")]
+    if wide:
+        columns = [
+            ("text", "tokens"), _MEAN_KL, _KL_ERROR, _P99_KL, _TOP1, *perplexities, _RATIO, _RATIO_ERROR, *bits,
+        ]  # fmt: skip
+    elif unit == "token":
+        columns = [_MEAN_KL, _KL_ERROR, _P99_KL, _TOP1, _RATIO]
+    else:
+        columns = [*perplexities, _RATIO, *bits]
+    return Table(
+        "language", columns, [[name, *map(_cells(row, unit).__getitem__, columns)] for name, row in rows.items()]
     )
 
 
-def _kl(figures: LanguageFigures) -> str:
-    error = "" if figures.mean_kl_error is None else f" ± {_number(figures.mean_kl_error, 2)}"
-    return _number(figures.mean_kl) + error
+def layer_table(layers: Mapping[str, float]) -> Table:
+    """Return the mean KL of each group of layers."""
+    return Table("only this from B", [_MEAN_KL], [[name, _number(kl)] for name, kl in layers.items()])
 
 
-def _ratio(figures: LanguageFigures) -> str:
-    error = "" if figures.perplexity_ratio_error is None else f" ± {_decimal(figures.perplexity_ratio_error, 2)}"
-    return _decimal(figures.perplexity_ratio, 4) + error
+def candidate_table(candidates: Sequence[tuple[ComparedModel, LanguageFigures]], *, wide: bool = False) -> Table:
+    """Return a row a candidate: its size, and its figures over all text."""
+    more = [_KL_ERROR, _P99_KL] if wide else []
+    columns = [_MEAN_KL, *more, _TOP1, _RATIO, *([_RATIO_ERROR] if wide else [])]
+    rows = [
+        [
+            model.name, f"{model.weight_bytes / 1e6:,.1f}", f"{model.bits_per_weight:.2f}",
+            *(cells[column] for column in columns),
+        ]
+        for model, cells in ((model, _cells(figures, "token")) for model, figures in candidates)
+    ]  # fmt: skip
+    return Table("B", [("size", "MB"), ("bits", "a weight"), *columns], rows)
+
+
+def _cells(figures: LanguageFigures, unit: str) -> dict[tuple[str, str], str]:
+    return {
+        ("text", "tokens"): f"{figures.tokens:,}",
+        _MEAN_KL: _number(figures.mean_kl),
+        _KL_ERROR: _number(figures.mean_kl_error, 2),
+        _P99_KL: _number(figures.p99_kl),
+        _TOP1: "-" if figures.top1_agreement is None else f"{100 * figures.top1_agreement:.2f}",
+        ("perplexity", f"A, a {unit}"): _perplexity(figures.reference_perplexity),
+        ("perplexity", f"B, a {unit}"): _perplexity(figures.candidate_perplexity),
+        _RATIO: _decimal(figures.perplexity_ratio, 4),
+        _RATIO_ERROR: "-" if figures.perplexity_ratio_error is None else _decimal(figures.perplexity_ratio_error, 2),
+        ("bits", "A, a byte"): f"{figures.reference_bits_per_byte:.4f}",
+        ("bits", "B, a byte"): f"{figures.candidate_bits_per_byte:.4f}",
+    }
 
 
 def _decimal(value: float, digits: int) -> str:
@@ -92,22 +87,3 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def _perplexity(value: float) -> str:
     return f"{value:,.3f}" if value < 1e5 else f"{value:.3e}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table whose columns line up: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return [lines[0], rule, *lines[1:]]

@@ -1,8 +1,9 @@
 """The text of a comparison, and the windows that it is cut into.
 
 By default the text is in the package, in the preview's six languages: `texts/*.txt`, everyday prose written for this
-package, and `texts/stories/*.txt`, stories that the demo was not trained on, made by `examples/held_out_stories.py`. A
-blank line ends a document there. Text of one's own is a document a file, under the file's name.
+package, and `texts/stories/*.txt`, stories that the demo was not trained on, made by `examples/held_out_stories.py`.
+The demo is compared on stories alone, since it knows nothing else. A blank line ends a document there. Text of one's
+own is a document a file, under the file's name.
 """
 
 import hashlib
@@ -13,15 +14,17 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypeVar
 
-from helium_mlx.comparison.report import OwnText
+from helium_mlx.comparison.figures import OwnText
 from helium_mlx.errors import ComparisonError, UsageError, shown
+from helium_mlx.files.hub import DEMO_DIRECTORY, DEMO_NAME
 from helium_mlx.files.text import read_text
 from helium_mlx.files.untrusted import FileProblem
 
 Value = TypeVar("Value")
 LANGUAGES = ("en", "fr", "de", "it", "pt", "es")
 TEXTS_DIRECTORY = Path(__file__).parent / "texts"
-KINDS = (".", "stories")
+STORIES = "stories"
+KINDS = (".", STORIES)
 
 # A day of comparing on a laptop, and far more than any figure here needs.
 MAX_TEXT_BYTES = 16 << 20
@@ -31,12 +34,13 @@ MAX_TEXT_BYTES = 16 << 20
 class Document:
     """A text that is read from its beginning; no window reaches from one into the next.
 
-    `own` is None for the package's.
+    `own` is None for the package's, and `kind` then one of KINDS.
     """
 
     language: str
     text: str
     own: OwnText | None = None
+    kind: str = "."
 
     @property
     def bytes(self) -> int:
@@ -57,17 +61,21 @@ class Window:
         return len(self.ids) - 1
 
 
-def bundled_documents(languages: Sequence[str] | None = None) -> list[Document]:
-    """Return the package's own documents, all or those of `languages`. Raises UsageError for one that it lacks."""
+def bundled_documents(languages: Sequence[str] | None = None, *, reference: str | Path | None = None) -> list[Document]:
+    """Return the package's own documents, all or those of `languages`; for the demo as the reference its stories.
+
+    Raises UsageError for a language that it lacks.
+    """
     languages = LANGUAGES if languages is None else languages
     unknown = [language for language in languages if language not in LANGUAGES]
     if unknown or not languages:
         came = shown(unknown[0]) if unknown else "none"
         raise UsageError(f"language {came}: there is text in {', '.join(LANGUAGES)}; give your own with --text")
+    is_demo = reference is not None and (str(reference) == DEMO_NAME or Path(reference) == DEMO_DIRECTORY)
     return [
-        Document(language, text)
+        Document(language, text, kind=kind)
         for language in dict.fromkeys(languages)
-        for kind in KINDS
+        for kind in ((STORIES,) if is_demo else KINDS)
         for text in (TEXTS_DIRECTORY / kind / f"{language}.txt").read_text(encoding="utf-8").strip().split("\n\n")
     ]
 

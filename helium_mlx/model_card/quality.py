@@ -8,7 +8,9 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from helium_mlx.comparison.report import ComparisonReport, LanguageFigures
+from helium_mlx.comparison.figures import LanguageFigures
+from helium_mlx.comparison.report import ComparisonReport
+from helium_mlx.comparison.tables import layer_table
 from helium_mlx.errors import CheckpointError
 from helium_mlx.files.atomic import new_directory, write_json
 from helium_mlx.files.hashes import file_hashes
@@ -28,15 +30,13 @@ def how_to_measure(source: str, model: str) -> list[str]:
 
 def measured(comparison: ComparisonReport, reference: str) -> list[str]:
     """Return the lines under `HEADING` that say what a comparison with `reference` found."""
-    # Imported here: a command, and the one place where the table is made.
-    from helium_mlx.comparison.tables import table
-
-    rows = table(comparison)
+    layers = ["", *layer_table(comparison.layers).markdown()] if comparison.layers else []
     return [
         f"`helium_mlx.compare` beside `{reference}` (A; this model is B), on {comparison.extent}, computed "
         f"in {comparison.reference.dtype}. KL(A || B) is in nats a token.",
         "",
-        *rows[rows.index("") + 1 :],
+        *comparison.table(wide=True).markdown(),
+        *layers,
     ]
 
 

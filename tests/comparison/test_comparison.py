@@ -19,7 +19,7 @@ from helium_mlx.comparison import comparison
 from helium_mlx.comparison import passes as comparison_runs
 from helium_mlx.comparison import sides as compared_models
 from helium_mlx.comparison.comparison import compare_all
-from helium_mlx.comparison.report import LanguageFigures
+from helium_mlx.comparison.figures import LanguageFigures
 from helium_mlx.comparison.sides import HeliumSide
 from helium_mlx.comparison.text import documents_of
 from helium_mlx.errors import UsageError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helium_mlx.comparison.report import Measured, figures, percentile, ratio_of_sums
+from helium_mlx.comparison.figures import Measured, figures, percentile, ratio_of_sums
 
 
 def test_the_error_of_a_mean_over_equal_windows_is_the_textbooks() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from helium_mlx import ComparisonError, ComparisonReport
+from helium_mlx.comparison.figures import ComparedModel
 from helium_mlx.comparison.plot import draw
-from helium_mlx.comparison.report import ComparedModel
 
 pytest.importorskip("matplotlib")
 

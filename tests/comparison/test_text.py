@@ -13,7 +13,7 @@ from processes import EXAMPLES
 
 from helium_mlx import ComparisonError
 from helium_mlx.comparison import text as comparison_text
-from helium_mlx.comparison.report import OwnText
+from helium_mlx.comparison.figures import OwnText
 from helium_mlx.comparison.text import (
     LANGUAGES,
     TEXTS_DIRECTORY,

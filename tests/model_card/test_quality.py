@@ -9,10 +9,11 @@ import pytest
 
 import helium_mlx
 from helium_mlx.compare import main as compare_main
-from helium_mlx.comparison.report import ComparedModel, ComparisonReport, LanguageFigures, OwnText
+from helium_mlx.comparison.figures import ComparedModel, LanguageFigures, OwnText
+from helium_mlx.comparison.report import ComparisonReport
 from helium_mlx.errors import CheckpointError
 from helium_mlx.files.hub import DEMO_DIRECTORY
-from helium_mlx.model_card.quality import HEADING, require_card, update_card, with_quality
+from helium_mlx.model_card.quality import HEADING, measured, require_card, update_card, with_quality
 from helium_mlx.publishing.publication import publication
 
 FRENCH = LanguageFigures(0.011, 0.001, 0.22, 0.97, 5.0, 5.5, 1.1, 0.01, 1.9, 2.0, 300, 900)
@@ -50,7 +51,8 @@ def test_the_table_takes_the_place_of_the_advice(converted: Path) -> None:
         "beside `source` (A; this model is B), on 7 windows of up to 512 tokens of the package's own text, computed"
         in after
     )
-    assert "0.0110 ± 0.0010" in after
+    assert "| mean KL, nats | std. error, nats |" in after
+    assert "|        0.0110 |           0.0010 |" in after
     assert "alice" not in after
 
 
@@ -61,6 +63,16 @@ def test_a_second_comparison_takes_the_place_of_the_first(converted: Path) -> No
     assert card.count(HEADING) == 1
     assert "| fr" not in card
     assert "`kyutai/helium-1-2b`" in card
+
+
+def test_the_table_of_an_earlier_version_is_replaced() -> None:
+    old = (
+        f"# x\n\n{HEADING}\n\n`helium_mlx.compare` beside `source`.\n\n| language |       mean KL | same top-1 |\n"
+        "|----------|--------------:|-----------:|\n| fr       | 0.147 ± 0.045 |    85.11 % |\n\n## Memory\n\nMuch.\n"
+    )
+    assert with_quality(old, measured(REPORT, "source")) == "\n".join(
+        ["# x", "", HEADING, "", *measured(REPORT, "source"), "", "## Memory", "", "Much.", ""]
+    )
 
 
 def test_the_record_stays_true_and_holds_the_figures(converted: Path) -> None:
@@ -178,7 +190,7 @@ def test_a_folder_of_chat_templates_is_kept(tuned: Path, tmp_path: Path) -> None
     require_card(tmp_path / "y")
     update_card(tmp_path / "y", REPORT)
     assert (tmp_path / "y/additional_chat_templates/tools.jinja").read_text() == "{{ messages }}"
-    assert "0.0110 ± 0.0010" in (tmp_path / "y/README.md").read_text()
+    assert "|        0.0110 |           0.0010 |" in (tmp_path / "y/README.md").read_text()
     names = [file.name for file in publication(tmp_path / "y", "somebody/y").files]
     assert "additional_chat_templates/tools.jinja" in names
 
@@ -218,7 +230,7 @@ def test_convert_measures_if_asked_to(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("helium_mlx.conversion.conversion.compare", compare)
     report = helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True, measure=True)
     assert [candidate for _, candidate in asked] == [tmp_path / "x"]
-    assert "0.0110 ± 0.0010" in (tmp_path / "x/README.md").read_text()
+    assert "|        0.0110 |           0.0010 |" in (tmp_path / "x/README.md").read_text()
     assert report.files == json.loads((tmp_path / "x/conversion.json").read_text())["files"]
 
 
@@ -226,7 +238,7 @@ def test_compare_writes_into_the_card_of_the_candidate(
     converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text").write_text("Once upon a time there was a fox. The fox had a friend.")
-    arguments = ["--reference", "demo", "--text", str(tmp_path / "text"), "--update-card", "--candidate"]
+    arguments = ["--reference", "demo", "--text", str(tmp_path / "text"), "--wide", "--update-card", "--candidate"]
     assert compare_main([*arguments, str(converted)]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert rows[-1] in (converted / "README.md").read_text()
