@@ -127,6 +127,30 @@ def test_a_dry_run_without_the_hub_lists_what_there_is(
     assert "to a public repository if it is new; nothing was sent" in err
 
 
+def test_a_dry_run_that_cannot_read_the_earlier_record_lists_what_there_is(
+    hub_here: HubStandIn, converted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--path", str(converted), "--repo", REPO]
+    assert main(arguments) == 0
+    hub_here.faults = [Fault("GET", "/conversion.json", status=503, message="out of order", times=99)]
+    hub_here.faults += [Fault("HEAD", "/conversion.json", status=503, message="out of order", times=99)]
+    capsys.readouterr()
+    assert main([*arguments, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert {line.split()[3] for line in out.splitlines()} == {path.name for path in converted.iterdir()}
+    assert "warning: what is there already is not known: " in err
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "does not accept the token"), (403, "the token may not")])
+def test_a_dry_run_ends_with_a_refusal(
+    hub_here: HubStandIn, converted: Path, capsys: pytest.CaptureFixture[str], status: int, said: str
+) -> None:
+    hub_here.faults = [Fault("GET", "/api/models/", status=status, message="no", times=99)]
+    assert main(["--path", str(converted), "--repo", REPO, "--dry-run"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and said in err
+
+
 def test_what_is_left_out_is_said_in_one_line(
     hub_here: HubStandIn, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

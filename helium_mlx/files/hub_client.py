@@ -49,12 +49,12 @@ _FILE_HEADERS = {"etag": _ETAG, "x-linked-etag": _ETAG, "x-repo-commit": COMMIT}
 class HubProblem(Exception):
     """What went wrong between here and the Hub, in one line that names the repository and says what to do.
 
-    `may_have_been_done`: the Hub may have done what it was asked, and only the answer is missing.
+    `is_unanswered`: the Hub did not answer, or failed. It may have done what it was asked.
     """
 
-    def __init__(self, message: str, *, may_have_been_done: bool = False) -> None:
+    def __init__(self, message: str, *, is_unanswered: bool = False) -> None:
         super().__init__(message)
-        self.may_have_been_done = may_have_been_done
+        self.is_unanswered = is_unanswered
 
 
 @cache
@@ -176,7 +176,7 @@ def hub_problems(repo: str, *, writing: bool = False) -> Iterator[None]:
         yield
     except client_errors() as error:
         message = explained(error, repo, writing=writing)
-        raise HubProblem(message, may_have_been_done=may_have_been_done(error)) from None
+        raise HubProblem(message, is_unanswered=is_unanswered(error)) from None
 
 
 def client_errors() -> tuple[type[Exception], ...]:
@@ -299,8 +299,8 @@ def status_of(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def may_have_been_done(error: BaseException) -> bool:
-    """Whether the Hub may have done what it was asked, and only the answer is missing."""
+def is_unanswered(error: BaseException) -> bool:
+    """Whether the Hub did not answer, or failed, so that it may have done what it was asked."""
     status = status_of(_root(error))
     return status is None or status >= 500
 

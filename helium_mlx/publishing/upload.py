@@ -187,13 +187,13 @@ class _Upload:
         api = hub_api(needs_token=not dry_run)
         try:
             state = remote_state(api, self.repo, self.revision)
+            record = previous_record(api, self.repo, state)
         except HubProblem as problem:
-            if not dry_run:
+            if not dry_run or not problem.is_unanswered:
                 raise
             nothing = RemoteState(None, False, False, {})
             return replace(self._report(api, nothing, [*self.contents.files], []), unasked=str(problem))
         self._require_acceptable(state)
-        record = previous_record(api, self.repo, state)
         require_replaceable(self.repo, state, is_uploaded=record is not None, overwrite=self.overwrite)
         changed, stale = differing(self.contents.files, state.files), self._stale(state, record)
         if dry_run:
@@ -252,7 +252,7 @@ class _Upload:
         try:
             return self._commit(api, [*additions, *(CommitOperationDelete(name) for name in stale)], state.head)
         except HubProblem as problem:
-            landed = self._landed(api, stale) if problem.may_have_been_done else None
+            landed = self._landed(api, stale) if problem.is_unanswered else None
             if landed is None:
                 raise
             return landed, None

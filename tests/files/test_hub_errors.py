@@ -3,7 +3,7 @@ import importlib
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from helium_mlx.files.hub_client import client_errors, explained, may_have_been_done, without_token
+from helium_mlx.files.hub_client import client_errors, explained, is_unanswered, without_token
 
 # httpx2 or httpx, whichever this version of the client has.
 httpx = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
@@ -58,9 +58,9 @@ def test_the_cause_of_a_thread_s_error_is_what_counts() -> None:
 
 
 def test_only_an_answer_says_that_nothing_was_done() -> None:
-    assert may_have_been_done(httpx.ReadTimeout("x"))
-    assert may_have_been_done(answered(502))
-    assert not may_have_been_done(answered(412))
+    assert is_unanswered(httpx.ReadTimeout("x"))
+    assert is_unanswered(answered(502))
+    assert not is_unanswered(answered(412))
 
 
 def test_a_token_is_not_legible(monkeypatch: pytest.MonkeyPatch) -> None:
