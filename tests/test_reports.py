@@ -1,11 +1,12 @@
 """What reports, tokenizers, engines and streams look like: a line in a console, a small table in a notebook."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html import unescape
 
 import pytest
-from waiting import wait_for
+from waiting import LONGEST_WAIT, wait_for
 
 from helium_mlx import ComparisonReport, ConversionReport, ExportReport, HeliumEngine, HeliumTokenizer, Score
 from helium_mlx.comparison.figures import ComparedModel, LanguageFigures
@@ -122,10 +123,11 @@ def test_an_engine_and_its_streams_say_how_they_stand() -> None:
 
 
 def test_a_repr_waits_for_no_lock() -> None:
-    with HeliumEngine("demo") as engine:
+    with HeliumEngine("demo") as engine, ThreadPoolExecutor() as another:
         stream = engine.stream("Once", max_tokens=4)
         with engine._worker._lock, stream._channel._condition:
-            assert repr(engine).startswith("HeliumEngine(model='demo'") and repr(stream).startswith("EngineStream(")
+            said = another.submit(lambda: f"{engine!r} {stream!r}").result(timeout=LONGEST_WAIT)
+    assert said.startswith("HeliumEngine(model='demo'") and "EngineStream(prompt='Once'" in said
 
 
 def test_an_engine_whose_worker_died_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
