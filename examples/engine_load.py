@@ -100,7 +100,7 @@ def cases_of(model_name: str, dtype: str) -> list[Case]:
 
 def inject_faults(every: int) -> Callable[[], None]:
     """Let poisoned samplers raise, and every so many-th pass over several rows; return what undoes it."""
-    draw, next_logits = Sampler.draw, HeliumForCausalLM.next_logits
+    draw, logits_after = Sampler.draw, HeliumForCausalLM.logits_after
     passes = 0
 
     def poisoned(self: Sampler, logits: mx.array) -> mx.array:
@@ -109,18 +109,18 @@ def inject_faults(every: int) -> Callable[[], None]:
         return draw(self, logits)
 
     def failing(
-        self: HeliumForCausalLM, input_ids: mx.array, cache: list[KVCache], row_offsets: Sequence[int] | None = None
+        self: HeliumForCausalLM, tokens: mx.array, cache: list[KVCache], row_offsets: Sequence[int] | None = None
     ) -> mx.array:
         nonlocal passes
-        passes += input_ids.shape[0] > 1
-        if input_ids.shape[0] > 1 and passes % every == 0:
+        passes += tokens.shape[0] > 1
+        if tokens.shape[0] > 1 and passes % every == 0:
             raise RuntimeError("a forward pass failed, by engine_load")
-        return next_logits(self, input_ids, cache, row_offsets)
+        return logits_after(self, tokens, cache, row_offsets)
 
     def undo() -> None:
-        Sampler.draw, HeliumForCausalLM.next_logits = draw, next_logits
+        Sampler.draw, HeliumForCausalLM.logits_after = draw, logits_after
 
-    Sampler.draw, HeliumForCausalLM.next_logits = poisoned, failing
+    Sampler.draw, HeliumForCausalLM.logits_after = poisoned, failing
     return undo
 
 

@@ -41,8 +41,16 @@ def has_fused_kernels() -> bool:
 
 
 def fuse(function: T) -> T:
-    """Return `function` compiled where that helps; for element-wise functions that are called in every layer."""
-    return function if is_cpu() else cast(T, mx.compile(function, shapeless=True))
+    """Return `function`, which is element-wise, as one kernel of a GPU: compiled, but on the CPU as it is.
+
+    `function` takes arrays alone; a number that changes from call to call comes as one.
+    """
+    compiled = mx.compile(function, shapeless=True)
+
+    def call(*arrays: mx.array) -> mx.array:
+        return function(*arrays) if is_cpu() else compiled(*arrays)
+
+    return cast(T, call)
 
 
 def value_of(scalar: mx.array) -> bool | int | float | None:

@@ -3,8 +3,9 @@
 Figures are medians over the runs, with the smallest and largest beside them, and the ratio is of the medians, above 1
 where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start` is the wall
 time of a whole process that generates one token, with its peak resident memory; everything else is measured in a
-process a program that has the checkpoint loaded, greedily. Peak memory is MLX's own count, weights included; graph
-nodes and bytes a token are counted, not timed (`diagnostics/graph_size.py`, `diagnostics/worker.py`).
+process a program that has the checkpoint loaded, greedily. Peak memory is MLX's own count, weights included. Bytes a
+token are counted, not timed; so are the kernels that a GPU would be given, which are the same on every machine
+(`diagnostics/gpu_kernels.py`).
 
 The share of the bandwidth is bytes a token times tokens a second, over the memory bandwidth that MLX reached here. A
 model that fits the processor's cache can exceed it, and a small one is far from it: neither waits for memory.
@@ -37,6 +38,7 @@ def build_parser() -> CommandParser:
         examples={
             "--model helium-2b-4bit": "every figure of a checkpoint",
             "--model helium-2b-4bit --against mlx-lm --plot speed.svg": "beside mlx-lm, drawn",
+            "--model demo --against mlx-lm --kernels": "what each gives a GPU to do, counted",
         },
     )
     parser.add_argument("--model", default="demo", help="directory, Hub repository or 'demo' (default: %(default)s)")
@@ -56,6 +58,9 @@ def build_parser() -> CommandParser:
     parser.add_argument("--against", choices=["mlx-lm"], help="measure this program too, in turns")
     parser.add_argument(
         "--runs", type=int, default=5, metavar="N", help="runs after one to warm up (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kernels", action="store_true", help="only count the kernels that a GPU would be given; measure nothing"
     )
     parser.add_argument("--json", action="store_true", help="print every run as JSON instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="draw decode speed over context: a .svg, .png or .pdf")
@@ -88,7 +93,8 @@ def _run(*, json: bool, plot: str | None, **options: object) -> None:
             "measured_once": report.measured_once, "figures": rows,
         }))  # fmt: skip
         return
-    print(f"{place}; memory bandwidth {report.bandwidth / 1e9:.1f} GB/s\n")
+    reached = "" if report.bandwidth is None else f"; memory bandwidth {report.bandwidth / 1e9:.1f} GB/s"
+    print(f"{place}{reached}\n")
     print("\n".join(table(report, str(options["model"]), against)))
 
 

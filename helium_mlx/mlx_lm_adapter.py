@@ -111,6 +111,10 @@ class LayerCache:
         # mlx-lm's, since only it knows how its quantized caches hold keys and values.
         return scaled_dot_product_attention(queries, keys, values, cache=self.cache, scale=scale, mask=mask)  # pyright: ignore[reportArgumentType]
 
+    def attend_joined(self, queries: mx.array, keys_values: mx.array, *, scale: float, mask: Mask) -> mx.array:
+        """Do what `attend` does, with keys and then values in one array of two rows."""
+        return self.attend(queries, keys_values[:1], keys_values[1:], scale=scale, mask=mask)
+
 
 class MlxLmModel(nn.Module):
     """Our causal LM as mlx-lm's tools call one: ids (B, L) and a list of its caches in, logits (B, L, vocab_size) out.

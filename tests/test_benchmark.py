@@ -10,11 +10,16 @@ import pytest
 from helium_mlx.benchmark import build_parser, main, table
 from helium_mlx.conversion.conversion import convert
 from helium_mlx.diagnostics import measures as benchmark_measures
+from helium_mlx.diagnostics.gpu_kernels import PRECISIONS
 from helium_mlx.diagnostics.measures import (
+    BUILD,
     CANDIDATE,
     DECODE,
+    DRAFT_KERNELS,
+    KERNELS,
     MOVED,
     NODES,
+    ON_GPU,
     PEAKS,
     PREFILL,
     SHARE,
@@ -27,6 +32,7 @@ from helium_mlx.diagnostics.measures import (
     benchmark,
     tokens_after,
 )
+from helium_mlx.diagnostics.worker import STEPS
 from helium_mlx.errors import HeliumError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 
@@ -46,7 +52,7 @@ def small_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the tests the array of 268 MB."""
     ask = Worker.ask
 
-    def ask_small(self: Worker, measure: str, **arguments: int) -> float:
+    def ask_small(self: Worker, measure: str, **arguments: int) -> float | None:
         return ask(self, measure, **arguments, **({"elements": 2**20} if measure == "bandwidth" else {}))
 
     monkeypatch.setattr(Worker, "ask", ask_small)
@@ -73,19 +79,38 @@ def test_both_programs_side_by_side(short_demo: Path, capsys: pytest.CaptureFixt
     assert len(report["left_out"]) == 2
     assert all("context is 40" in reason for reason in report["left_out"])
     rows = {(row["quantity"], row["tokens"]): row for row in report["figures"]}
-    lengths_of = {START: None, START_PEAK: None, PREFILL: 9, DECODE: 5, NODES: None, MOVED: 5, SHARE: 5}
+    lengths_of = {START: None, START_PEAK: None, PREFILL: 9, DECODE: 5, MOVED: 5, SHARE: 5}
     lengths_of |= dict.fromkeys(PEAKS, 39)
+    lengths_of |= {row.format(precision): None for row in (BUILD, NODES) for precision in PRECISIONS}
+    lengths_of |= {ON_GPU.format(precision, kind): None for precision in PRECISIONS for kind in STEPS}
     assert set(rows) == set(lengths_of.items())
     for row in rows.values():
-        assert len(row["ours"]) == len(row["theirs"]) == 1
+        assert len(row["ours"]) == 1
+        assert len(row["theirs"]) == (0 if row["unit"] == DRAFT_KERNELS else 1)
         assert min(row["ours"] + row["theirs"]) > 0
-    nodes = rows[NODES, None]
-    assert nodes["ratio"] == nodes["theirs"][0] / nodes["ours"][0] > 1
     decode, moved, share = (rows[quantity, 5] for quantity in (DECODE, MOVED, SHARE))
     for name in ("ours", "theirs"):
         expected = 100 * moved[name][0] * 1e6 * decode[name][0] / report["bandwidth"]
         assert share[name][0] == pytest.approx(expected)
     assert share["ratio"] is None
+
+
+def test_what_a_gpu_would_be_given_is_counted_and_nothing_measured(
+    short_demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark_measures, "whole_process", None)
+    assert main(["--model", str(short_demo), "--kernels", "--quiet"]) == 0
+    place, _, heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert "bandwidth" not in place
+    assert heading == f"| {short_demo} | helium_mlx |"
+    assert len(rows) == len(PRECISIONS) * (len(STEPS) + 1)
+    assert all(row.split("|")[2].strip().isdigit() for row in rows)
+
+
+def test_kernels_are_left_out_where_mlx_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    report = benchmark(str(DEMO_DIRECTORY), kernels=True)
+    assert (report.figures, report.left_out) == ([], ["kernels on a GPU: on a CPU MLX needs g++ to count them"])
 
 
 def test_programs_take_turns_and_the_first_round_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +133,10 @@ def test_programs_take_turns_and_the_first_round_is_not_counted(monkeypatch: pyt
     ]
     seen: list[tuple[int, int]] = []
     workers = [Program("us"), Program("them")]
-    benchmark_measures._take_turns(workers, rows, 2, lambda *done: seen.append(done))  # pyright: ignore
+    starts = benchmark_measures._start_rows()
+    benchmark_measures._take_turns(workers, starts, rows, 2, lambda *done: seen.append(done))  # pyright: ignore
     assert turns == ["them", "us", "us", "them", "them", "us", "them", "us"]
-    assert {row.quantity: row.values for row in rows} == {
+    assert {row.quantity: row.values for row in starts + rows} == {
         START: {"us": [1.0, 1.0], "them": [1.0, 1.0]},
         START_PEAK: {"us": [2.0, 2.0], "them": [2.0, 2.0]},
         "a": {"us": [3.0, 6.0], "them": [4.0, 5.0]},
@@ -139,7 +165,8 @@ def test_a_program_that_is_slow_is_measured_once_and_the_other_as_often_as_asked
     rows = [Quantity("a at {}", 2048, "s", False, Program.measured)]  # pyright: ignore[reportArgumentType]
     seen: list[tuple[int, int]] = []
     workers = [Program("us", 1.0), Program("them", 16.0)]
-    benchmark_measures._take_turns(workers, rows, 2, lambda *done: seen.append(done))  # pyright: ignore
+    starts = benchmark_measures._start_rows()
+    benchmark_measures._take_turns(workers, starts, rows, 2, lambda *done: seen.append(done))  # pyright: ignore
     assert rows[-1].values == {"us": [18.0, 19.0], "them": [16.0]}
     assert (rows[-1].name, rows[-1].slow) == ("a at 2,048", {"them": 16.0})
     assert seen[-1] == (10, 10)
@@ -149,7 +176,7 @@ def test_the_table_has_a_row_a_figure() -> None:
     figures = [
         Figure(START, None, "s", False, [0.2, 0.1, 0.3], [0.4, 0.8, 0.6]),
         Figure(DECODE, 1024, "tokens/s", True, [300.0], [1200.0]),
-        Figure(NODES, None, "nodes", False, [495], [830]),
+        Figure(ON_GPU.format("4 bits", "alone"), None, KERNELS, False, [104], [145]),
         Figure(SHARE, 1024, "%", None, [12.3], []),
     ]
     report = Report(figures, 1e9, ["prefill of 9: too long"], ["decode at context 1,024, mlx-lm: a run takes 20 s"])
@@ -158,7 +185,7 @@ def test_the_table_has_a_row_a_figure() -> None:
         "|--|--|--|--|",
         "| start to first token, s | 0.20 (0.10 to 0.30) | 0.60 (0.40 to 0.80) | 3.00 |",
         "| decode at context 1,024, tokens/s | 300 | 1,200 | 0.25 |",
-        "| graph nodes per token, nodes | 495 | 830 | 1.68 |",
+        "| on a GPU, 4 bits, alone, kernels per token | 104 | 145 | 1.39 |",
         "| share of the bandwidth at context 1,024, % | 12.3 |  |  |",
         "",
         "Left out: prefill of 9: too long",
@@ -222,7 +249,7 @@ def test_a_worker_that_dies_is_one_line() -> None:
         os.kill(worker._process.pid, signal.SIGKILL)
         worker._process.wait()
         with pytest.raises(HeliumError, match=f"{CANDIDATE} ended with status -9"):
-            worker.ask("nodes")
+            worker.ask("bandwidth")
 
 
 def test_a_checkpoint_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:

@@ -27,16 +27,16 @@ import sys, time
 from helium_mlx.cli import main
 from helium_mlx.model.helium import HeliumForCausalLM
 
-next_logits, calls = HeliumForCausalLM.next_logits, 0
+logits_after, calls = HeliumForCausalLM.logits_after, 0
 
 def stuck(*arguments, **options):
     global calls
     calls += 1
     while calls == 40:
         time.sleep(0.01)
-    return next_logits(*arguments, **options)
+    return logits_after(*arguments, **options)
 
-HeliumForCausalLM.next_logits = stuck
+HeliumForCausalLM.logits_after = stuck
 sys.exit(main())
 """
 

@@ -4,6 +4,7 @@ import json
 from itertools import combinations, product
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from processes import run_code
 
@@ -20,7 +21,6 @@ from helium_mlx.diagnostics.selfcheck_runs import (
 )
 from helium_mlx.model import activations
 from helium_mlx.model import helium as model
-from helium_mlx.model.helium import HeliumRMSNorm
 from helium_mlx.model.rope import RotaryEmbedding
 from helium_mlx.selfcheck import table
 
@@ -141,8 +141,8 @@ def test_what_is_broken_is_named(
 
 
 def test_another_eps_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    original = HeliumRMSNorm.__init__
-    monkeypatch.setattr(HeliumRMSNorm, "__init__", lambda self, dims, eps: original(self, dims, eps=eps * 1.01))
+    original = nn.RMSNorm.__init__
+    monkeypatch.setattr(nn.RMSNorm, "__init__", lambda self, dims, eps: original(self, dims, eps=eps * 1.01))
     assert "family: helium" in failing(monkeypatch, capsys)
 
 

@@ -7,6 +7,7 @@ is not counted, unless it takes a program so long that warming up makes no diffe
 """
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -74,18 +76,26 @@ PEAKS: dict[str, int | None] = {"peak memory, prompt of {}": None, "peak memory 
 """Tokens of the prompt that are run at a time: each program's own default, and the same for both."""
 
 
-NODES = "graph nodes per token"
+ON_GPU = "on a GPU, {}, {}"
+"""What is counted rather than measured (`gpu_kernels.py`): precision, and kind of step."""
+
+
+KERNELS, DRAFT_KERNELS = "kernels per token", "kernels per pass"
+NODES = "graph of a token for a GPU, {}"
+BUILD = "building a token's graph for a GPU, {}"
 MOVED = "bytes per token at context {}"
 SHARE = "share of the bandwidth at context {}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """All figures, the memory bandwidth in bytes a second, which rows did not fit the model's context, and which took a
-    program so long that they were measured once."""
+    """All figures, which rows were left out and why, and which took a program so long that they were measured once.
+
+    `bandwidth` is the memory's, in bytes a second; None where only kernels were counted.
+    """
 
     figures: list[Figure]
-    bandwidth: float
+    bandwidth: float | None
     left_out: list[str]
     measured_once: list[str] = field(default_factory=list)
 
@@ -101,7 +111,7 @@ class Quantity:
     tokens: int | None
     unit: str
     larger_is_better: bool | None
-    measure: "Callable[[Worker], float]"
+    measure: "Callable[[Worker], float | None]"
     factor: float = 1.0
     once: bool = False
     values: dict[str, list[float]] = field(default_factory=dict)
@@ -111,6 +121,15 @@ class Quantity:
     def name(self) -> str:
         """The quantity with its length."""
         return self.quantity.format(f"{self.tokens:,}")
+
+    def measured(self, worker: "Worker", *, is_first: bool) -> float | None:
+        """Return what `worker` measures now; the first time it may turn out to be slow."""
+        began = time.perf_counter()
+        value = self.measure(worker)
+        took = time.perf_counter() - began
+        if is_first and took > SLOW:
+            self.slow[worker.program] = took
+        return value
 
 
 class Worker:
@@ -131,13 +150,13 @@ class Worker:
         self.weight_bytes = cast(int, loaded["weight_bytes"])
         self.cache_bytes = cast(int, loaded["cache_bytes"])
 
-    def ask(self, measure: str, **arguments: int | None) -> float:
-        """Return the value of one of the worker's `MEASURES`."""
+    def ask(self, measure: str, **arguments: int | str | None) -> float | None:
+        """Return the value of one of the worker's `MEASURES`; None for what the program has not."""
         assert self._process.stdin is not None
         # Where the process is gone, the answer says why.
         with suppress(BrokenPipeError):
             print(json.dumps({"measure": measure, **arguments}), file=self._process.stdin, flush=True)
-        return cast(float, self._answer()["value"])
+        return cast("float | None", self._answer()["value"])
 
     def bytes_moved(self, context: int, tokens: int) -> float:
         """Return the mean bytes that a step has to read, weights and keys and values, over `tokens` steps."""
@@ -183,12 +202,13 @@ def benchmark(
     generation_tokens: int = 100,
     against: str | None = None,
     runs: int = 5,
+    kernels: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Measure a checkpoint directory, Hub repository or "demo"; `against` is None or "mlx-lm".
 
-    Lengths that the model's context has no room for are left out and named in the report. `on_progress(done, total)`
-    is called after every measurement.
+    Lengths that the model's context has no room for are left out and named in the report. With `kernels` nothing is
+    measured: only what a GPU would be given is counted. `on_progress(done, total)` is called after every measurement.
 
     Raises UsageError for numbers out of range, and HeliumError if mlx-lm is asked for and is not installed or cannot
     open the directory.
@@ -205,13 +225,21 @@ def benchmark(
     names = [CANDIDATE] if against is None else [CANDIDATE, against]
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, directory)) for name in names]
-        rows, left_out = _rows(workers[0].context, prompt_tokens, contexts, generation_tokens)
-        _take_turns(workers, rows, runs, on_progress)
-        bandwidth = workers[0].ask("bandwidth")
+        small = stack.enter_context(tempfile.TemporaryDirectory())
+        counted, left_out = _counted_rows(workers[0], small, with_times=not kernels)
+        rows, bandwidth = list[Quantity](), None
+        if not kernels:
+            timed, without_room = _rows(workers[0].context, prompt_tokens, contexts, generation_tokens)
+            rows, left_out = timed, without_room + left_out
+        starts = [] if kernels else _start_rows()
+        _take_turns(workers, starts, rows + counted, runs, on_progress)
         figures = [
-            Figure(row.quantity, row.tokens, row.unit, row.larger_is_better, *_by_program(row, against)) for row in rows
+            Figure(row.quantity, row.tokens, row.unit, row.larger_is_better, *_by_program(row, against))
+            for row in starts + rows + counted
         ]
-        figures += _bandwidth_figures(workers, rows, generation_tokens, bandwidth, against)
+        if not kernels:
+            bandwidth = cast(float, workers[0].ask("bandwidth"))
+            figures += _bandwidth_figures(workers, rows, generation_tokens, bandwidth, against)
     measured_once = [
         f"{row.name}, {program}: a run takes {seconds:.0f} s" for row in rows for program, seconds in row.slow.items()
     ]
@@ -246,48 +274,75 @@ def _rows(
                 lambda worker, size=step_size: worker.ask("peak", tokens=longest, step_size=size), 1e-6, once=True,
             )
         )  # fmt: skip
-    rows.append(Quantity(NODES, None, "nodes", False, lambda worker: worker.ask("nodes"), once=True))
     return rows, [f"{row.name}: the model's context is {limit:,}" for row in left_out]
 
 
-def _take_turns(workers: list[Worker], rows: list[Quantity], runs: int, on_progress: OnProgress | None) -> None:
-    """Fill the rows' values: a round to warm up, then `runs` that count."""
-    starts = [
-        Quantity(START, None, "s", False, lambda worker: 0.0),
-        Quantity(START_PEAK, None, "MB", False, lambda worker: 0.0, 1e-6),
+def _counted_rows(worker: Worker, directory: str, *, with_times: bool) -> tuple[list[Quantity], list[str]]:
+    """Return what is counted with small models, written into `directory`, or why it cannot be."""
+    from helium_mlx import backend
+    from helium_mlx.diagnostics.gpu_kernels import PRECISIONS
+    from helium_mlx.diagnostics.worker import STEPS
+
+    if backend.is_cpu() and shutil.which("g++") is None:
+        return [], ["kernels on a GPU: on a CPU MLX needs g++ to count them"]
+    worker.ask("write_small_models", directory=directory)
+    rows = list[Quantity]()
+    for precision in PRECISIONS:
+        small = str(Path(directory) / precision)
+        for kind, options in STEPS.items():
+            unit = DRAFT_KERNELS if "prompt_lookup" in options else KERNELS
+            rows.append(_counted(ON_GPU.format(precision, kind), unit, "kernels", directory=small, kind=kind))
+        rows.append(_counted(NODES.format(precision), "nodes", "nodes", directory=small))
+        if with_times:
+            built = _counted(BUILD.format(precision), "µs of CPU", "build", directory=small)
+            rows.append(replace(built, factor=1e6, once=False))
+    return rows, []
+
+
+def _counted(quantity: str, unit: str, measure: str, **arguments: str) -> Quantity:
+    return Quantity(quantity, None, unit, False, lambda worker: worker.ask(measure, **arguments), once=True)
+
+
+def _start_rows() -> list[Quantity]:
+    """Return the rows of a whole process, which no worker is asked for."""
+    return [
+        Quantity(START, None, "s", False, lambda worker: None),
+        Quantity(START_PEAK, None, "MB", False, lambda worker: None, 1e-6),
     ]
-    total = len(workers) * sum(1 if row.once else runs + 1 for row in [starts[0], *rows])
+
+
+def _take_turns(
+    workers: list[Worker], starts: list[Quantity], rows: list[Quantity], runs: int, on_progress: OnProgress | None
+) -> None:
+    """Fill the rows' values: a round to warm up, then `runs` that count. `starts` are those of a process, if any."""
+    total = len(workers) * sum(1 if row.once else runs + 1 for row in starts[:1] + rows)
     done = 0
 
-    def note(values: Sequence[tuple[Quantity, float]], worker: Worker) -> None:
+    def note(values: Sequence[tuple[Quantity, float | None]], worker: Worker) -> None:
         nonlocal done
         for row, value in values:
-            row.values.setdefault(worker.program, []).append(value * row.factor)
+            if value is not None:
+                row.values.setdefault(worker.program, []).append(value * row.factor)
         done += 1
         if on_progress:
             on_progress(done, total)
 
     for run in range(runs + 1):
         order = workers if run % 2 else workers[::-1]
-        for worker in order:
+        for worker in order if starts else []:
             measured = whole_process(start_command(worker.program, worker.directory))
             note(list(zip(starts, measured, strict=True)) if run else [], worker)
-        for row in rows:
-            for worker in order:
-                if worker.program in row.slow or (row.once and run < runs):
-                    continue
-                began = time.perf_counter()
-                value = row.measure(worker)
-                took = time.perf_counter() - began
-                if took > SLOW and run == 0:
-                    row.slow[worker.program] = took
-                    total -= runs
-                note([(row, value)] if run or row.slow.get(worker.program) else [], worker)
-    rows[:0] = starts
+        for row, worker in product(rows, order):
+            if worker.program in row.slow or (row.once and run < runs):
+                continue
+            value = row.measured(worker, is_first=run == 0)
+            if worker.program in row.slow:
+                total -= runs
+            note([(row, value)] if run or worker.program in row.slow else [], worker)
 
 
 def _by_program(row: Quantity, against: str | None) -> tuple[list[float], list[float]]:
-    return row.values[CANDIDATE], [] if against is None else row.values[against]
+    return row.values[CANDIDATE], [] if against is None else row.values.get(against, [])
 
 
 def _bandwidth_figures(

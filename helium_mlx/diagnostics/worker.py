@@ -1,14 +1,16 @@
 """One program under measurement, in a process of its own: loads a checkpoint, then answers a measure a line.
 
 `python -m helium_mlx.diagnostics.worker PROGRAM DIRECTORY` reads requests from standard input and answers on standard
-output, one JSON object a line each: first what it loaded, then to `{"measure": NAME, ...}` a `{"value": NUMBER}`, or
-`{"error": LINE}`. mlx-lm is used as its users do, with its defaults: `mlx_lm.load` and `stream_generate`, whose end at
-an eos token alone is switched off, so that both programs generate as many tokens as they are asked for.
+output, one JSON object a line each: first what it loaded, then to `{"measure": NAME, ...}` a `{"value": NUMBER}`, null
+where the program cannot do it, or `{"error": LINE}`. mlx-lm is used as its users do, with its defaults: `mlx_lm.load`
+and `stream_generate`, whose end at an eos token alone is switched off, so that both programs generate as many tokens as
+they are asked for.
 """
 
 import json
 import os
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +22,30 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from helium_mlx.diagnostics.graph_size import step_operations
+from helium_mlx.diagnostics.gpu_kernels import PRECISIONS, as_on_gpu, kernels, write_small_model
+from helium_mlx.diagnostics.graph_size import Operations, step_operations
 from helium_mlx.errors import HeliumError
 
 BANDWIDTH_ELEMENTS = 2**26
 """float32 numbers in the array that the bandwidth is measured with: 268 MB, more than any cache holds."""
+
+
+STEPS: dict[str, dict[str, object]] = {
+    "alone": {},
+    "batch of 4": {},
+    "rotating cache": {"max_kv_size": 12},
+    "8-bit cache": {"kv_bits": 8},
+    "top-p sampling": {"temperature": 0.8, "top_p": 0.9},
+    "4 drafts by lookup": {"prompt_lookup": 4},
+}
+"""The kinds of decoding steps whose kernels are counted, and the options of `stream_generate` that make them."""
+
+
+# Of the prompts of a batch.
+_LENGTHS = (16, 12, 9, 5)
+
+# Graphs that are built while the clock runs.
+_BUILT = 100
 
 
 class Program(Protocol):
@@ -44,6 +65,14 @@ class Program(Protocol):
 
     def cache_bytes(self) -> int:
         """Return how many bytes of keys and values one position takes, in all layers."""
+        ...
+
+    def steps(self, kind: str, prompt: list[int], max_tokens: int) -> Iterator[object] | None:
+        """Return the loop that takes steps of a kind in `STEPS`; None if the program has none."""
+        ...
+
+    def builder(self, prompt: list[int]) -> Callable[[], object]:
+        """Return what builds the graph of the next token, after that of the last, and evaluates nothing."""
         ...
 
 
@@ -68,6 +97,34 @@ class HeliumMlx:
         from helium_mlx.kv_cache.memory import bytes_per_token
 
         return bytes_per_token(self.model.config, dtype=self.model.model.norm.weight.dtype)
+
+    def steps(self, kind: str, prompt: list[int], max_tokens: int) -> Iterator[object] | None:
+        """Return a loop; `stream_generate`, but for the batch."""
+        from helium_mlx.generation.streaming import generate, stream_generate
+
+        if kind == "batch of 4":
+            prompts = [prompt[:length] for length in _LENGTHS]
+            return _later(lambda: generate(self.model, self.tokenizer, prompts, max_tokens=max_tokens, ignore_eos=True))
+        with_options = partial(stream_generate, **STEPS[kind])
+        return with_options(self.model, self.tokenizer, prompt, max_tokens=max_tokens, ignore_eos=True)
+
+    def builder(self, prompt: list[int]) -> Callable[[], object]:
+        """Return the model's step and the sampler's, as `Decoding` takes them."""
+        from helium_mlx.generation.sampling import Sampler, SamplingOptions
+        from helium_mlx.generation.streaming import prefill
+        from helium_mlx.kv_cache.make import make_cache
+
+        cache = make_cache(self.model)
+        sampler = Sampler(SamplingOptions(), mx.array(prompt), vocab_size=self.vocab_size)
+        token = sampler(prefill(self.model, prompt, cache, step_size=512))
+
+        def build() -> object:
+            nonlocal token
+            logits = self.model.logits_after(token, cache)
+            token = sampler(logits)
+            return token, logits.max(axis=-1)
+
+        return build
 
 
 class MlxLm:
@@ -102,8 +159,47 @@ class MlxLm:
         self.model(mx.array([[1]]), cache=cache)
         return sum(_bytes_per_position(layer.keys, layer.values) for layer in cache)
 
+    def steps(self, kind: str, prompt: list[int], max_tokens: int) -> Iterator[object] | None:
+        """Return a loop; it has no lookup, and a batch function of its own."""
+        from mlx_lm import batch_generate, stream_generate
+        from mlx_lm.sample_utils import make_sampler
+
+        options = STEPS[kind]
+        if "prompt_lookup" in options:
+            return None
+        if kind == "batch of 4":
+            prompts = [prompt[:length] for length in _LENGTHS]
+            return _later(lambda: batch_generate(self.model, self.tokenizer, prompts, max_tokens=max_tokens).texts)
+        own: dict[str, object] = {name: value for name, value in options.items() if name in ("max_kv_size", "kv_bits")}
+        if "kv_bits" in options:
+            own["quantized_kv_start"] = 0
+        if "temperature" in options:
+            own["sampler"] = make_sampler(cast(float, options["temperature"]), cast(float, options["top_p"]))
+        return stream_generate(self.model, self.tokenizer, prompt, max_tokens=max_tokens, **own)  # pyright: ignore[reportArgumentType]
+
+    def builder(self, prompt: list[int]) -> Callable[[], object]:
+        """Return what its `generate_step` does for a token."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache, model = make_prompt_cache(self.model), cast("Callable[..., mx.array]", self.model)
+        token = mx.argmax(model(mx.array([prompt]), cache=cache)[:, -1, :], axis=-1)
+        mx.eval([layer.state for layer in cache])
+
+        def build() -> object:
+            nonlocal token
+            logits = model(token[None], cache=cache)[:, -1, :]
+            logprobs = logits - mx.logsumexp(logits, keepdims=True)
+            token = mx.argmax(logprobs, axis=-1)
+            return token, logprobs.squeeze(0)
+
+        return build
+
 
 PROGRAMS: dict[str, Callable[[Path], Program]] = {"helium_mlx": HeliumMlx, "mlx-lm": MlxLm}
+
+
+def _later(run: Callable[[], list[str]]) -> Iterator[str]:
+    yield from run()
 
 
 def _bytes_per_position(*arrays: mx.array | None) -> int:
@@ -150,9 +246,48 @@ def peak_memory(program: Program, *, tokens: int, step_size: int | None) -> floa
     return mx.get_peak_memory()
 
 
-def graph_nodes(program: Program) -> float:
-    """Return the operations of one decoding step."""
-    return step_operations(program.generate(random_prompt(16, program.vocab_size), 12)).total()
+def write_small_models(program: Program, *, directory: str) -> float:
+    """Write the models that kernels are counted with, one a precision, for `counted`; return how many."""
+    config = cast(HeliumMlx, program).model.config
+    for name, bits in PRECISIONS.items():
+        write_small_model(Path(directory) / name, config, bits)
+    return len(PRECISIONS)
+
+
+def counted(program: Program, *, directory: str, kind: str) -> Operations | None:
+    """Return the operations of one step of a kind, by a small model as on a GPU; None if the program has none."""
+    with as_on_gpu():
+        small = type(program)(Path(directory))  # pyright: ignore[reportCallIssue]
+        # A rotating cache has to be full for longer than it was not, and drafts begin where tokens repeat.
+        is_late = {"max_kv_size", "prompt_lookup"} & STEPS[kind].keys()
+        loop = small.steps(kind, random_prompt(16, small.vocab_size), 100 if is_late else 24)
+        return None if loop is None else step_operations(loop)
+
+
+def kernels_of_step(program: Program, *, directory: str, kind: str) -> float | None:
+    """Return the kernels of one step."""
+    operations = counted(program, directory=directory, kind=kind)
+    return None if operations is None else kernels(operations)
+
+
+def nodes_of_step(program: Program, *, directory: str) -> float | None:
+    """Return the operations of one step alone, views included."""
+    operations = counted(program, directory=directory, kind="alone")
+    return None if operations is None else operations.total()
+
+
+def time_to_build(program: Program, *, directory: str) -> float:
+    """Return the seconds of this thread to build the graph of a token as on a GPU, evaluated after that."""
+    with as_on_gpu():
+        small = type(program)(Path(directory))  # pyright: ignore[reportCallIssue]
+        build = small.builder(random_prompt(16, small.vocab_size))
+        times = []
+        for _ in range(_BUILT):
+            start = time.thread_time()
+            step = build()
+            times.append(time.thread_time() - start)
+            mx.eval(step)
+        return statistics.median(times)
 
 
 def bandwidth(program: Program | None = None, *, elements: int = BANDWIDTH_ELEMENTS) -> float:
@@ -179,11 +314,14 @@ def bandwidth(program: Program | None = None, *, elements: int = BANDWIDTH_ELEME
     return best
 
 
-MEASURES: dict[str, Callable[..., float]] = {
+MEASURES: dict[str, Callable[..., float | None]] = {
     "prefill": prefill_speed,
     "decode": decode_speed,
     "peak": peak_memory,
-    "nodes": graph_nodes,
+    "write_small_models": write_small_models,
+    "kernels": kernels_of_step,
+    "nodes": nodes_of_step,
+    "build": time_to_build,
     "bandwidth": bandwidth,
 }
 

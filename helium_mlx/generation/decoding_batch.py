@@ -170,7 +170,7 @@ class DecodingBatch(Generic[R]):
                 places = [*kept, *(len(step.rows) + i for i, each in enumerate(arrivals) if each.row.continues)]
                 tokens = mx.concatenate([step.tokens, first.tokens])[mx.array(places, dtype=mx.int32)]
                 tokens = mx.concatenate([tokens, *(each.token for each in returning)])
-            logits = self.model.next_logits(tokens[:, None], list(self._layers), self._layers[0].lengths)
+            logits = self.model.logits_after(tokens, list(self._layers), self._layers[0].lengths)
             following = _sampled(rows, [logits])
         else:
             self._layers = []

@@ -151,7 +151,7 @@ class LookupDecoding:
     def _pass(self, last: mx.array, drafts: list[int]) -> VerificationPass:
         """Start a forward pass over the last token, (1,), perhaps still being computed, and the drafts."""
         if not drafts:
-            return self._draw(self.model.next_logits(last[None], self.cache), drafts)
+            return self._draw(self.model.logits_after(last, self.cache), drafts)
         inputs = mx.concatenate([last.astype(mx.int32), mx.array(drafts, dtype=mx.int32)])
         output = self.model.model.run(self.model.model.embed(inputs[None]), self.cache)
         return self._draw(self.model.logits(output.last_hidden_state[0]), drafts)

@@ -24,8 +24,9 @@ from typing import cast
 
 import mlx.core as mx
 
+from helium_mlx import backend
 from helium_mlx.errors import OptionError, shown
-from helium_mlx.model.logits_processing import tempered
+from helium_mlx.model.logits_processing import bounded_temperature
 from helium_mlx.option_values import plain, real, require_number, require_whole
 
 # Below this only the most probable token is left, and float32 still tells it from 0.
@@ -153,7 +154,7 @@ class Sampler:
             ahead = self.copy()
             return mx.concatenate([ahead(logits[row : row + 1]) for row in range(logits.shape[0])])
         if self._adjustment is not None:
-            logits = logits.astype(mx.float32) + self._adjustment
+            logits = _adjusted(logits, self._adjustment)
         if self._last_seen is not None:
             logits = penalize(logits, self._is_penalized(self._last_seen), self.options.repetition_penalty)
         if self.options.temperature == 0:
@@ -241,9 +242,8 @@ def filtered_probabilities(logits: mx.array, options: SamplingOptions) -> tuple[
     None for the tokens is the vocabulary in its order. A token that was filtered out has the probability 0; the most
     probable one always stays. What is left is not normalised again. `logits`: (K, vocab_size).
     """
-    logits, tokens = logits.astype(mx.float32), None
-    vocab_size = logits.shape[-1]
-    logits = tempered(logits, options.temperature)
+    tokens, vocab_size = None, logits.shape[-1]
+    logits = _tempered(logits, mx.array(bounded_temperature(options.temperature)))
     if 0 < options.top_k < vocab_size:
         tokens = mx.argpartition(logits, vocab_size - options.top_k, axis=-1)[:, vocab_size - options.top_k :]
         logits = mx.take_along_axis(logits, tokens, axis=-1)
@@ -252,14 +252,14 @@ def filtered_probabilities(logits: mx.array, options: SamplingOptions) -> tuple[
         if tokens is None:
             # Tokens below this cannot even together reach 1 - top_p. Equal zeros make sorting twice as fast or more.
             # A little lower: all tokens may be as probable as each other, but for rounding.
-            left = mx.where(left < 0.999 * (1 - options.top_p) / vocab_size, 0.0, left)
+            left = _at_least(left, mx.array(0.999 * (1 - options.top_p) / vocab_size))
         order = mx.argsort(left, axis=-1)
         left = mx.take_along_axis(left, order, axis=-1)
         more_probable = mx.cumsum(left, axis=-1, reverse=True, inclusive=False)
-        left = mx.where(more_probable < max(options.top_p, _LEAST_TOP_P), left, 0.0)
+        left = _where_below(more_probable, mx.array(max(options.top_p, _LEAST_TOP_P)), left)
         tokens = order if tokens is None else mx.take_along_axis(tokens, order, axis=-1)
     if options.min_p > 0:
-        left = mx.where(left < options.min_p * left.max(axis=-1, keepdims=True), 0.0, left)
+        left = _at_least(left, left.max(axis=-1, keepdims=True), mx.array(options.min_p))
     return left, tokens
 
 
@@ -270,10 +270,7 @@ def race(left: mx.array, tokens: mx.array | None, bits: mx.array) -> mx.array:
     """
     if tokens is not None:
         bits = mx.take_along_axis(bits, tokens, axis=-1)
-    # Minus a number between 0 and 1, neither included: float32 is finest near 0, where the winners are.
-    uniform = bits * -_BITS_TO_UNIT - 2.0**-33
-    # Minus the times. Where the probability is 0 it takes forever.
-    times = mx.log1p(uniform) / left
+    times = _times(bits, left)
     if tokens is None:
         return mx.argmax(times, axis=-1)
     first = mx.argmax(times, axis=-1, keepdims=True)
@@ -282,6 +279,35 @@ def race(left: mx.array, tokens: mx.array | None, bits: mx.array) -> mx.array:
 
 # 2^32, which the largest bits round to, becomes the largest float32 below 1.
 _BITS_TO_UNIT = 2.0**-32 * (1 - 2.0**-24)
+
+
+@backend.fuse
+def _times(bits: mx.array, left: mx.array) -> mx.array:
+    """Return minus the times of the race. Where the probability is 0 it takes forever."""
+    # Minus a number between 0 and 1, neither included: float32 is finest near 0, where the winners are.
+    uniform = bits * -_BITS_TO_UNIT - 2.0**-33
+    return mx.log1p(uniform) / left
+
+
+@backend.fuse
+def _adjusted(logits: mx.array, adjustment: mx.array) -> mx.array:
+    return logits.astype(mx.float32) + adjustment
+
+
+@backend.fuse
+def _tempered(logits: mx.array, temperature: mx.array) -> mx.array:
+    return logits.astype(mx.float32) / temperature
+
+
+@backend.fuse
+def _at_least(left: mx.array, *factors: mx.array) -> mx.array:
+    """Return `left`, with 0 where it is below the product of `factors`."""
+    return mx.where(left < math.prod(factors), 0.0, left)
+
+
+@backend.fuse
+def _where_below(values: mx.array, bound: mx.array, left: mx.array) -> mx.array:
+    return mx.where(values < bound, left, 0.0)
 
 
 def fresh_seed() -> int:

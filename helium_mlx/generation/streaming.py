@@ -327,7 +327,7 @@ class Decoding:
             step = following
 
     def _forward(self, token: mx.array) -> mx.array:
-        return self.model.next_logits(token[None], self.cache)
+        return self.model.logits_after(token, self.cache)
 
     def _sample(self, logits: mx.array) -> list[mx.array]:
         """Start computing a token: [token, highest logit], with `top_logprobs` also what those ask for."""

@@ -17,12 +17,13 @@ from helium_mlx.kv_cache.masks import Mask, causal_mask
 
 
 class BatchKVCache(KVCache):
-    """Keys and values (B, n_kv_heads, capacity, head_dim): row r is in the columns padding[r] to `offset`."""
+    """Keys and values (2 * B, n_kv_heads, capacity, head_dim): row r is in the columns padding[r] to `offset`."""
 
     def __init__(self, padding: Sequence[int]) -> None:
         super().__init__()
         self.padding = tuple(padding)
         self._starts = mx.array(list(padding), dtype=mx.int32)
+        self._seen: mx.array | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -36,10 +37,14 @@ class BatchKVCache(KVCache):
         """
         if not any(self.padding):
             return causal_mask(length)
-        columns = mx.arange(self.offset + length)
-        held = (columns >= self._starts[:, None])[:, None, None]
+        end = self.offset + length
+        if self._seen is None or self._seen.shape[-1] < end:
+            # For all the room there is: the tokens that follow see the same.
+            self._seen = (mx.arange(self._capacity(end)) >= self._starts[:, None])[:, None, None]
+        held = self._seen[..., :end]
         if length == 1:
             return held
+        columns = mx.arange(end)
         new = columns[self.offset :, None]
         return (held & (columns <= new)) | (columns == new)
 
@@ -57,18 +62,18 @@ class BatchKVCache(KVCache):
 
     def _copied(self, part: int, sources: "Sequence[tuple[BatchKVCache, Sequence[int]]]", columns: int) -> mx.array:
         _, n_kv_heads, _, width_of_part = sources[0][0]._held[part].shape
-        shape = (len(self.padding), n_kv_heads, self._capacity(columns), width_of_part)
-        copy = mx.zeros(shape, sources[0][0]._held[part].dtype)
+        B = len(self.padding)
+        copy = mx.zeros((2, B, n_kv_heads, self._capacity(columns), width_of_part), sources[0][0]._held[part].dtype)
         first = 0
         for cache, rows in sources:
             array = cache._held[part]
             width = max(cache.lengths[row] for row in rows)
-            block = array[:, :, cache.offset - width : cache.offset]
+            block = array.reshape(2, len(cache.padding), *array.shape[1:])[..., cache.offset - width : cache.offset, :]
             if list(rows) != list(range(len(cache.padding))):
-                block = mx.take(block, mx.array(list(rows), dtype=mx.int32), axis=0)
-            copy[first : first + len(rows), :, columns - width : columns] = block
+                block = mx.take(block, mx.array(list(rows), dtype=mx.int32), axis=1)
+            copy[:, first : first + len(rows), :, columns - width : columns] = block
             first += len(rows)
-        return copy
+        return copy.reshape(2 * B, *copy.shape[2:])
 
 
 def regrouped(

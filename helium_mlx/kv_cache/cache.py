@@ -7,6 +7,8 @@ model does not need to know how keys and values are stored (`storage.py`) or whi
 Interface: `offset` (tokens seen, hence the position of the next), `mask(length)` for a call with `length` new tokens,
 `attend(queries, keys, values)`, `nbytes`, `state` (the arrays to evaluate), `trimmable`, `trim(n)`, `copy()`, and
 `in_use`, while a run of `stream_generate` has it.
+
+Keys and values share their arrays, so that what comes in one array, `attend_joined`, is written by one kernel.
 """
 
 import copy
@@ -19,10 +21,12 @@ from helium_mlx.kv_cache.masks import Mask, causal_mask
 from helium_mlx.kv_cache.storage import PlainStorage, QuantizedStorage, Storage
 
 Cache = TypeVar("Cache", bound="KVCache")
+Rows = list[mx.array]
+"""What is new of a part: the rows of keys and those of values, (B, n_kv_heads, L, width) each, or both in one array."""
 
 
 class KVCache:
-    """Keeps every token. Arrays: the parts of keys, then of values, (B, n_kv_heads, capacity, width) each.
+    """Keeps every token. Arrays: a part each, (2 * B, n_kv_heads, capacity, width), the rows of keys, then of values.
 
     The first `offset` tokens of the capacity are in use. It grows by a quarter, in multiples of `step` tokens, and
     stops at `reserved`, if that is known: so what is there is copied about four times in all however long the text
@@ -60,7 +64,14 @@ class KVCache:
 
     def attend(self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Mask) -> mx.array:
         """Append keys and values, and return the attention of `queries`, shape (B, n_heads, L, head_dim)."""
-        held = self._append(keys, values)
+        return self._attend(queries, self._append(keys, values), scale, mask)
+
+    def attend_joined(self, queries: mx.array, keys_values: mx.array, *, scale: float, mask: Mask) -> mx.array:
+        """Do what `attend` does, with the rows of keys and those of values in one (2 * B, n_kv_heads, L, head_dim)."""
+        self.dtype = keys_values.dtype
+        return self._attend(queries, self._place([[part] for part in self.storage.pack(keys_values)]), scale, mask)
+
+    def _attend(self, queries: mx.array, held: list[mx.array], scale: float, mask: Mask) -> mx.array:
         half = len(held) // 2
         return self.storage.attend(queries, held[:half], held[half:], scale=scale, mask=mask)
 
@@ -95,11 +106,13 @@ class KVCache:
     @property
     def parts(self) -> list[mx.array]:
         """The parts of keys, then of values, without spare room, (B, n_kv_heads, slots in use, width); empty at 0."""
-        return [part[..., : self.slots, :] for part in self._held] if self.slots else []
+        return both_sides(self._held, self.slots) if self.slots else []
 
     def restore(self, parts: Sequence[mx.array], *, offset: int, written: int, dtype: mx.Dtype) -> None:
         """Take up where a cache of the same kind was whose `parts`, `offset` and so on these were, unchecked."""
-        self._held, self.offset, self.dtype = list(parts), offset, dtype
+        half = len(parts) // 2
+        self._held = [mx.concatenate(list(sides)) for sides in zip(parts[:half], parts[half:], strict=True)]
+        self.offset, self.dtype = offset, dtype
 
     def slots_for(self, tokens: int) -> int:
         """Return how many tokens' memory is in use once so many were written."""
@@ -123,7 +136,7 @@ class KVCache:
     @property
     def batch_size(self) -> int | None:
         """Rows of what is held; None before the first token."""
-        return self._held[0].shape[0] if self._held else None
+        return self._held[0].shape[0] // 2 if self._held else None
 
     @property
     def trimmable(self) -> int:
@@ -148,21 +161,20 @@ class KVCache:
     def _append(self, keys: mx.array, values: mx.array) -> list[mx.array]:
         """Append keys and values; return the parts that attention is to see, those of the keys first."""
         self.dtype = keys.dtype
-        return self._place([*self.storage.pack(keys), *self.storage.pack(values)])
+        sides = zip(self.storage.pack(keys), self.storage.pack(values), strict=True)
+        return self._place([list(both) for both in sides])
 
-    def _place(self, new: list[mx.array]) -> list[mx.array]:
-        start, end = self.offset, self.offset + new[0].shape[2]
+    def _place(self, new: list[Rows]) -> list[mx.array]:
+        start, end = self.offset, self.offset + new[0][0].shape[2]
         if not self._held:
-            spare = self._capacity(end) - end
-            self._held = [with_room(part, spare) for part in new]
-        else:
-            if end > self._held[0].shape[2]:
-                spare = self._capacity(end) - start
-                self._held = [with_room(part[..., :start, :], spare) for part in self._held]
-            for held, part in zip(self._held, new, strict=True):
-                held[..., start:end, :] = part
+            self._held = [_empty(rows, self._capacity(end)) for rows in new]
+        elif end > self._held[0].shape[2]:
+            capacity = self._capacity(end)
+            self._held = [with_room(part[..., :start, :], capacity - start) for part in self._held]
+        for held, rows in zip(self._held, new, strict=True):
+            write_rows(held, start, end, rows)
         self.offset = end
-        return [part[..., :end, :] for part in self._held]
+        return both_sides(self._held, end)
 
     def _capacity(self, needed: int) -> int:
         held = self._held[0].shape[2] if self._held else 0
@@ -181,8 +193,29 @@ class QuantizedKVCache(KVCache):
         super().__init__(storage=QuantizedStorage(bits, group_size))
 
 
+def write_rows(held: mx.array, start: int, end: int, rows: Rows) -> None:
+    """Write the slots from `start` to `end` of (2 * B, n_kv_heads, capacity, width)."""
+    if len(rows) == 1:
+        held[:, :, start:end] = rows[0]
+        return
+    keys, values = rows
+    held[: keys.shape[0], :, start:end] = keys
+    held[keys.shape[0] :, :, start:end] = values
+
+
+def both_sides(held: Sequence[mx.array], slots: int) -> list[mx.array]:
+    """Return the first `slots` slots of the parts of keys, then of those of values."""
+    rows = held[0].shape[0] // 2
+    return [part[:rows, :, :slots] for part in held] + [part[rows:, :, :slots] for part in held]
+
+
+def _empty(rows: Rows, capacity: int) -> mx.array:
+    _, n_kv_heads, _, width = rows[0].shape
+    return mx.zeros((sum(block.shape[0] for block in rows), n_kv_heads, capacity, width), rows[0].dtype)
+
+
 def with_room(x: mx.array, tokens: int) -> mx.array:
-    """Return (B, n_kv_heads, T, width) with room for `tokens` more tokens, zeros, after it."""
+    """Return (2 * B, n_kv_heads, T, width) with room for `tokens` more tokens, zeros, after it."""
     if tokens == 0:
         return x
     B, n_kv_heads, _, width = x.shape

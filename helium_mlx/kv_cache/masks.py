@@ -59,11 +59,11 @@ def scaled_dot_product_attention(
     queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Mask
 ) -> mx.array:
     """Do what MLX's function of this name does, without scores that overflow where they are masked."""
-    dtype = queries.dtype
-    if isinstance(mask, mx.array) and mask.dtype == mx.float16:
-        mask = explicit_mask(mask, queries.shape[2], keys.shape[2], mx.float32)
-        queries, keys, values = (x.astype(mx.float32) for x in (queries, keys, values))
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask).astype(dtype)
+    if not isinstance(mask, mx.array) or mask.dtype != mx.float16:
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    mask = explicit_mask(mask, queries.shape[2], keys.shape[2], mx.float32)
+    wide = (x.astype(mx.float32) for x in (queries, keys, values))
+    return mx.fast.scaled_dot_product_attention(*wide, scale=scale, mask=mask).astype(queries.dtype)
 
 
 def mask_of_last_query(mask: Mask) -> Mask:

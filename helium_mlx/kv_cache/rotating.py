@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from helium_mlx import backend
 from helium_mlx.errors import GenerationError
-from helium_mlx.kv_cache.cache import KVCache, with_room
+from helium_mlx.kv_cache.cache import KVCache, Rows, both_sides, with_room, write_rows
 from helium_mlx.kv_cache.masks import Mask, causal_mask
 from helium_mlx.kv_cache.storage import QuantizedStorage
 from helium_mlx.option_values import require_whole
@@ -40,6 +41,7 @@ class RotatingKVCache(KVCache):
         self.keep = require_whole("keep", keep, 0)
         self.max_size = require_whole("max_kv_size", max_size, self.keep + 1, MAX_SIZE)
         self._written = 0
+        self._constants: list[mx.array] | None = None
 
     @property
     def kind(self) -> dict[str, int]:
@@ -99,6 +101,8 @@ class RotatingKVCache(KVCache):
         end = self.offset + length
         if max(self._written, end) <= self.max_size:
             return causal_mask(length)
+        if length == 1 and max(self._written, end) > self.max_slots:
+            return self._mask_of_full_ring()
         positions, queries = self._positions(length), mx.arange(self.offset, end)[:, None]
         return (positions <= queries) & self._in_window(positions, queries)
 
@@ -115,6 +119,16 @@ class RotatingKVCache(KVCache):
         seen = (positions < end) & self._in_window(positions, queries)
         mask = mx.take(mask, mx.minimum(positions, end - 1), axis=-1)
         return mask & seen if mask.dtype == mx.bool_ else mx.where(seen, mask, mx.finfo(mask.dtype).min)
+
+    def _mask_of_full_ring(self) -> mx.array:
+        """Return the mask of one new token where every slot is in use, (1, slots): what a long text decodes with."""
+        if self._constants is None:
+            sizes = (self.keep, self._ring, self.max_size - self.keep)
+            self._constants = [mx.arange(self.max_slots)[None], *(mx.array(size) for size in sizes)]
+            # Left lazy, they would belong to this thread.
+            mx.eval(self._constants)
+        last = max(self._written, self.offset + 1) - 1
+        return _seen_in_ring(mx.array(last), mx.array(self.offset), *self._constants)
 
     @property
     def _ring(self) -> int:
@@ -136,9 +150,7 @@ class RotatingKVCache(KVCache):
         last = max(self._written, end) - 1
         if last < self.max_slots:
             return mx.arange(end)
-        slots = mx.arange(self.max_slots)
-        # Positions and slots of the ring are the same modulo its length.
-        return mx.where(slots < self.keep, slots, last - (last - slots) % self._ring)
+        return _positions_in_ring(mx.arange(self.max_slots), last, self.keep, self._ring)
 
     def _before(self) -> tuple[int, int]:
         """Return what the next token sees of those before it: the first so many, and from which position on."""
@@ -152,30 +164,30 @@ class RotatingKVCache(KVCache):
         runs = [(slot, slot + straight), (self.keep, self.keep + tokens - straight)]
         return [(start, end) for start, end in runs if end > start]
 
-    def _place(self, new: list[mx.array]) -> list[mx.array]:
-        length = new[0].shape[2]
+    def _place(self, new: list[Rows]) -> list[mx.array]:
+        length = new[0][0].shape[2]
         end = self.offset + length
         written = max(self._written, end)
         if not self._fits(length):
-            seen = self._rebuild(new, end)
+            seen = self._rebuild([mx.concatenate(rows) for rows in new], end)
             written = end
         elif written <= self.max_slots:
             seen = super()._place(new)
         else:
-            seen = self._overwrite(new)
+            seen = self._overwrite(new, length)
         self.offset, self._written = end, written
         return seen
 
-    def _overwrite(self, new: list[mx.array]) -> list[mx.array]:
+    def _overwrite(self, new: list[Rows], length: int) -> list[mx.array]:
         missing = self.max_slots - self._held[0].shape[2]
         self._held = [with_room(held, missing) for held in self._held]
         done = 0
-        for start, end in self._runs(self.offset, new[0].shape[2]):
-            for held, part in zip(self._held, new, strict=True):
-                held[..., start:end, :] = part[..., done : done + end - start, :]
+        for start, end in self._runs(self.offset, length):
+            for held, rows in zip(self._held, new, strict=True):
+                run = rows if end - start == length else [block[..., done : done + end - start, :] for block in rows]
+                write_rows(held, start, end, run)
             done += end - start
-        # Not the arrays themselves, which the next call writes to.
-        return [held[..., :, :] for held in self._held]
+        return both_sides(self._held, self.max_slots)
 
     def _rebuild(self, new: list[mx.array], end: int) -> list[mx.array]:
         """Return what the new tokens see, in the order of the text, and make the ring of the last ones."""
@@ -192,7 +204,20 @@ class RotatingKVCache(KVCache):
             mx.concatenate([part[..., : self.keep, :], part[..., split:, :], part[..., oldest:split, :]], axis=2)
             for part in seen
         ]
-        return seen
+        return both_sides(seen, total)
 
     def _capacity(self, needed: int) -> int:
         return min(super()._capacity(needed), self.max_slots)
+
+
+def _positions_in_ring(slots: mx.array, last: mx.array | int, keep: mx.array | int, ring: mx.array | int) -> mx.array:
+    # Positions and slots of the ring are the same modulo its length.
+    return mx.where(slots < keep, slots, last - (last - slots) % ring)
+
+
+@backend.fuse
+def _seen_in_ring(
+    last: mx.array, query: mx.array, slots: mx.array, keep: mx.array, ring: mx.array, window: mx.array
+) -> mx.array:
+    positions = _positions_in_ring(slots, last, keep, ring)
+    return (positions <= query) & ((positions < keep) | (positions > query - window))

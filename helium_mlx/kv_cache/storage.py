@@ -112,9 +112,11 @@ class QuantizedStorage:
         _, n_kv_heads, T, _ = keys[0].shape
         # The query heads that share keys become rows of one product, so that neither is repeated.
         rows = (queries * scale).astype(keys[1].dtype).reshape(B, n_kv_heads, n_heads // n_kv_heads * L, head_dim)
-        scores = self._times(rows, keys, transpose=True).astype(mx.float32).reshape(B, n_heads, L, T)
+        scores = self._times(rows, keys, transpose=True).reshape(B, n_heads, L, T)
         bias = explicit_mask(mask, L, T, mx.float32)
-        weights = mx.softmax(scores if bias is None else scores + bias, axis=-1).astype(values[1].dtype)
+        if bias is not None:
+            scores = scores.astype(mx.float32) + bias
+        weights = mx.softmax(scores, axis=-1, precise=True).astype(values[1].dtype)
         output = self._times(weights.reshape(B, n_kv_heads, -1, T), values, transpose=False)
         return output.reshape(B, n_heads, L, head_dim).astype(queries.dtype)
 
@@ -149,7 +151,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: flo
 
     The queries are the last L of the T tokens; `mask` says what each may see.
     """
-    if backend.has_fused_kernels() or queries.shape[2] < _MANY_QUERIES:
+    if queries.shape[2] < _MANY_QUERIES or backend.has_fused_kernels():
         return scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
     keys = backend.for_products(keys)
     if mask == "causal" and queries.shape[2] > QUERIES_AT_ONCE:

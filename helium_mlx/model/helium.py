@@ -2,7 +2,8 @@
 
 What deviates from it: q/k/v and gate/up are one matrix each (see `checkpoint/layout.py`), queries and keys are rotated
 in one call, and the cache carries out the attention. Arguments that do not fit are refused before anything is computed
-(see `argument_checks.py`).
+(see `argument_checks.py`). One token of each row, what decoding runs, goes a way of its own, `step`: the same numbers
+by fewer kernels and fewer views.
 
 What this file does not know: files, dtypes on disk, tokenizers, sampling; `generate` brings in what does.
 """
@@ -50,16 +51,6 @@ Gate = Callable[[mx.array, mx.array], mx.array]
 Output = TypeVar("Output", bound=ModelOutput)
 
 
-class HeliumRMSNorm(nn.RMSNorm):
-    """RMSNorm that multiplies by its gain before it rounds, as transformers' Helium does; `nn.RMSNorm` rounds first.
-
-    In bfloat16 that takes a tenth off the error of the logits (`tests/parity/grid.py`).
-    """
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x.astype(mx.float32), self.weight.astype(mx.float32), self.eps).astype(x.dtype)
-
-
 class HeliumAttention(nn.Module):
     """Multi-head attention with rotary positions; grouped where there are fewer key-value heads than query heads."""
 
@@ -85,16 +76,16 @@ class HeliumAttention(nn.Module):
         rotate: Rotation,
         cache: KVCache | None,
         *,
+        residual: mx.array | None = None,
         weights_wanted: bool = False,
         last_only: bool = False,
     ) -> tuple[mx.array, mx.array | None]:
-        B, L, _ = x.shape
         n_rotated = self.n_heads + self.n_kv_heads
         qkv = _by_head(self._project(x), n_rotated + self.n_kv_heads)
         rotated, values = rotate(qkv[:, :n_rotated]), qkv[:, n_rotated:]
         queries, keys = rotated[:, : self.n_heads], rotated[:, self.n_heads :]
         if last_only:
-            queries, mask, L = queries[:, :, -1:], mask_of_last_query(mask), 1
+            queries, mask = queries[:, :, -1:], mask_of_last_query(mask)
         weights = None
         if weights_wanted or (self.training and self.dropout > 0):
             if cache is not None:
@@ -104,14 +95,37 @@ class HeliumAttention(nn.Module):
             output = scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
         else:
             output = cache.attend(queries, keys, values, scale=self.scale, mask=mask)
+        B, _, L, _ = output.shape
         # With one token, (B, heads, 1, D) and (B, 1, heads, D) are the same values in the same order.
-        output = output if L == 1 else output.transpose(0, 2, 1, 3)
-        return self.o_proj(output.reshape(B, L, -1)), weights
+        output = (output if L == 1 else output.transpose(0, 2, 1, 3)).reshape(B, L, -1)
+        return _with_residual(residual, _part(self, "o_proj"), output), weights
+
+    def step(
+        self, x: mx.array, residual: mx.array, mask: Mask, rotate: Rotation, cache: KVCache, *, is_joined: bool
+    ) -> mx.array:
+        """Return the residual stream after one token of each row, (B, hidden_size), that follows what `cache` holds.
+
+        With `is_joined` there is one row, and `rotate` takes all heads at once (`RotaryEmbedding.of_groups`): queries
+        in groups of as many heads as there are keys, then the keys, then the values.
+        """
+        B, heads = x.shape[0], self._project(x)
+        if is_joined:
+            groups = rotate(heads.reshape(-1, self.n_kv_heads, 1, self.head_dim))
+            queries, keys_values = mx.split(groups, [self.n_heads // self.n_kv_heads])
+            queries = queries if queries.shape[0] == 1 else queries.reshape(1, self.n_heads, 1, self.head_dim)
+            output = cache.attend_joined(queries, keys_values, scale=self.scale, mask=mask)
+        else:
+            heads = heads.reshape(B, -1, 1, self.head_dim)
+            n_rotated = self.n_heads + self.n_kv_heads
+            rotated, values = rotate(heads[:, :n_rotated]), heads[:, n_rotated:]
+            queries, keys = rotated[:, : self.n_heads], rotated[:, self.n_heads :]
+            output = cache.attend(queries, keys, values, scale=self.scale, mask=mask)
+        return _with_residual(residual, _part(self, "o_proj"), output.reshape(B, -1))
 
     def _project(self, x: mx.array) -> mx.array:
         if self._merged:
-            return self.qkv_proj(x)
-        return mx.concatenate([self.q_proj(x), self.k_proj(x), self.v_proj(x)], axis=-1)
+            return _part(self, "qkv_proj")(x)
+        return mx.concatenate([_part(self, "q_proj")(x), _part(self, "k_proj")(x), _part(self, "v_proj")(x)], axis=-1)
 
     def _attend_step_by_step(
         self, queries: mx.array, keys: mx.array, values: mx.array, mask: Mask
@@ -136,6 +150,21 @@ def _by_head(x: mx.array, n_heads: int) -> mx.array:
     return x.reshape(B, n_heads, 1, -1) if L == 1 else x.reshape(B, L, n_heads, -1).transpose(0, 2, 1, 3)
 
 
+def _part(module: nn.Module, name: str) -> Callable[..., mx.array]:
+    """Return what `getattr` does, without the microsecond that MLX's lookup of a submodule takes."""
+    found = module.get(name)
+    return getattr(module, name) if found is None else found
+
+
+def _with_residual(residual: mx.array | None, projection: Projection, x: mx.array) -> mx.array:
+    """Return `residual`, if there is one, plus the projection: one kernel where that is a plain matrix."""
+    if residual is None:
+        return projection(x)
+    if type(projection) is nn.Linear and "bias" not in cast(nn.Linear, projection):
+        return mx.addmm(residual, x, cast(nn.Linear, projection)["weight"].T)
+    return residual + projection(x)
+
+
 class HeliumMLP(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
@@ -154,9 +183,12 @@ class HeliumMLP(nn.Module):
             self.act_fn = make_activation(config.hidden_act)
             self._gate = self._gate_with_parameters
 
-    def __call__(self, x: mx.array) -> mx.array:
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1) if self._merged else (self.gate_proj(x), self.up_proj(x))
-        return self.down_proj(self._gate(gate, up))
+    def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
+        if self._merged:
+            gate, up = mx.split(_part(self, "gate_up_proj")(x), 2, axis=-1)
+        else:
+            gate, up = _part(self, "gate_proj")(x), _part(self, "up_proj")(x)
+        return _with_residual(residual, _part(self, "down_proj"), self._gate(gate, up))
 
     def _gate_with_parameters(self, gate: mx.array, up: mx.array) -> mx.array:
         return self.act_fn(gate) * up
@@ -182,11 +214,16 @@ class HeliumDecoderLayer(nn.Module):
         weights_wanted: bool = False,
         last_only: bool = False,
     ) -> tuple[mx.array, mx.array | None]:
-        attended, weights = self.self_attn(
-            self.input_layernorm(h), mask, rotate, cache, weights_wanted=weights_wanted, last_only=last_only
-        )
-        h = (h[:, -1:] if last_only else h) + attended
-        return h + self.mlp(self.post_attention_layernorm(h)), weights
+        h, weights = self.self_attn(
+            self.input_layernorm(h), mask, rotate, cache, residual=h[:, -1:] if last_only else h,
+            weights_wanted=weights_wanted, last_only=last_only,
+        )  # fmt: skip
+        return self.mlp(self.post_attention_layernorm(h), h), weights
+
+    def step(self, h: mx.array, mask: Mask, rotate: Rotation, cache: KVCache, *, is_joined: bool) -> mx.array:
+        """Do what `__call__` does for one token of each row, (B, hidden_size); see `HeliumAttention.step`."""
+        h = self.self_attn.step(_part(self, "input_layernorm")(h), h, mask, rotate, cache, is_joined=is_joined)
+        return _part(self, "mlp")(_part(self, "post_attention_layernorm")(h), h)
 
 
 class HeliumModel(HeliumPreTrainedModel):
@@ -324,6 +361,20 @@ class HeliumModel(HeliumPreTrainedModel):
             attentions=tuple(attentions) if attentions_wanted else None,
         )
 
+    def step(self, h: mx.array, caches: list[KVCache], *, row_offsets: Sequence[int] | None = None) -> mx.array:
+        """Do what `run` does for the embedding of one token of each row, (B, hidden_size), after what `caches` hold."""
+        offsets = row_offsets or [caches[0].offset]
+        mask = caches[0].mask(1)
+        is_joined = h.shape[0] == 1 and backend.has_fused_kernels()
+        if is_joined:
+            groups = self.config.num_attention_heads // self.config.num_key_value_heads
+            rotate = self._rope.of_groups(offsets[0], groups + 1)
+        else:
+            rotate = self._rope.at_rows(offsets, 1)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            h = layer.step(h, mask, rotate, cache, is_joined=is_joined)
+        return self.norm(h)
+
 
 class HeliumForCausalLM(HeliumPreTrainedModel, GenerationMixin):
     """Helium with its language-model head, which shares the embedding where `tie_word_embeddings` says so.
@@ -384,6 +435,12 @@ class HeliumForCausalLM(HeliumPreTrainedModel, GenerationMixin):
         """Run `input_ids` (B, L), unchecked; return the last position's logits (B, vocab_size): what decoding needs."""
         output = self.model.run(self.model.embed(input_ids), cache, row_offsets=row_offsets, last_only=True)
         return self.logits(output.last_hidden_state[:, -1])
+
+    def logits_after(
+        self, tokens: mx.array, cache: list[KVCache], row_offsets: Sequence[int] | None = None
+    ) -> mx.array:
+        """Run one token of each row, (B,), unchecked; return the logits of the next, (B, vocab_size)."""
+        return self.logits(self.model.step(self.model.embed(tokens), cache, row_offsets=row_offsets))
 
 
 class HeliumForSequenceClassification(HeliumPreTrainedModel):
@@ -507,8 +564,8 @@ def _projection(path: str, config: HeliumConfig, settings: QuantizationSettings 
 
 
 def _norm(config: HeliumConfig) -> nn.RMSNorm:
-    norm = nn.RMSNorm if config.model_type == "llama" else HeliumRMSNorm
-    return norm(config.hidden_size, eps=config.rms_norm_eps)
+    # transformers' Helium multiplies by the gain before it rounds to 16 bits; this, one kernel on a GPU, rounds first.
+    return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 def _embedding(config: HeliumConfig, settings: QuantizationSettings | None) -> nn.Embedding | nn.QuantizedEmbedding:

@@ -104,4 +104,9 @@ def _marked(scores: mx.array, ids: mx.array) -> mx.array:
 
 def tempered(logits: mx.array, temperature: float) -> mx.array:
     """Return logits, float32, divided by a temperature above 0."""
-    return logits if temperature == 1 else logits / min(max(temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)
+    return logits if temperature == 1 else logits / bounded_temperature(temperature)
+
+
+def bounded_temperature(temperature: float) -> float:
+    """Return a temperature above 0 as one by which float32 stays finite."""
+    return min(max(temperature, MIN_TEMPERATURE), MAX_TEMPERATURE)

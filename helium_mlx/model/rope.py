@@ -51,9 +51,12 @@ class RotaryEmbedding:
         return self._table_rotation(angles)
 
     def at_rows(self, offsets: Sequence[int], length: int) -> Rotation:
-        """Rotate each row as `at` would with its own offset; one below 0 is padding, where any rotation does."""
+        """Rotate each row as `at` would with its own offset; one below 0 is padding, where any rotation does.
+
+        There may be no gradient.
+        """
         if len(set(offsets)) == 1:
-            return self.at(offsets[0], length)
+            return self.at(offsets[0], length, differentiable=False)
         starts = mx.array(list(offsets), dtype=mx.int32)
         if len({self._frequency_key(offset + length) for offset in offsets}) > 1:
             rows = mx.stack([self._wavelengths_for(offset + length) for offset in offsets])
@@ -62,6 +65,14 @@ class RotaryEmbedding:
         if backend.has_fused_kernels():
             return self._fused_rotation(starts, wavelengths)
         return self._rows_rotation(starts, length, wavelengths)
+
+    def of_groups(self, position: int, turned: int) -> Rotation:
+        """Rotate the first `turned` of (turned + 1, heads, 1, head_dim), groups of heads of one token, to `position`.
+
+        The last group stays what it is: position 0 turns nothing. For fused kernels, which take a position for each.
+        """
+        positions = mx.array([position] * turned + [0], dtype=mx.int32)
+        return self._fused_rotation(positions, self._wavelengths_for(position + 1))
 
     def at_array(self, offset: mx.array, length: int, end: mx.array) -> Rotation:
         """Rotate to positions offset, ..., offset + length - 1, where `offset`, int32 (1,), is known only at run time.

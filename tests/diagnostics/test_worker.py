@@ -110,14 +110,14 @@ def test_bandwidth_is_bytes_over_seconds(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_worker_answers_a_line_a_request() -> None:
     answers = io.StringIO()
-    requests = [{"measure": "nodes"}, {"measure": "decode", "context": 3, "tokens": 4}]
+    requests = [{"measure": "peak", "tokens": 3, "step_size": 2}, {"measure": "decode", "context": 3, "tokens": 4}]
     serve(
         "helium_mlx", DEMO_DIRECTORY, io.StringIO("".join(json.dumps(request) + "\n" for request in requests)), answers
     )
-    loaded, nodes, speed = lines(answers.getvalue())
+    loaded, peak, speed = lines(answers.getvalue())
     assert loaded["context"] == 4096
     assert loaded["weight_bytes"] == bytes_read_a_token(load_model(DEMO_DIRECTORY))
-    assert isinstance(nodes["value"], int)
+    assert isinstance(peak["value"], int)
     assert isinstance(speed["value"], float)
 
 

@@ -88,19 +88,19 @@ def test_every_request_of_many_at_once_is_its_solo_run(engine: HeliumEngine, dem
 
 def test_requests_decode_together_in_one_pass_a_token(engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    original = HeliumForCausalLM.next_logits
+    original = HeliumForCausalLM.logits_after
 
-    def counting(self: HeliumForCausalLM, ids: mx.array, *rest: object) -> mx.array:
-        rows.append(ids.shape[0] if ids.shape[1] == 1 else 0)
-        return cast(Callable[..., mx.array], original)(self, ids, *rest)
+    def counting(self: HeliumForCausalLM, tokens: mx.array, *rest: object) -> mx.array:
+        rows.append(tokens.shape[0])
+        return cast(Callable[..., mx.array], original)(self, tokens, *rest)
 
-    monkeypatch.setattr(HeliumForCausalLM, "next_logits", counting)
+    monkeypatch.setattr(HeliumForCausalLM, "logits_after", counting)
     engine.pause()
     streams = [ask(engine, "A", max_tokens=11, ignore_eos=True) for _ in range(6)]
     engine.resume()
     for stream in streams:
         stream.result()
-    assert [count for count in rows if count] == [6] * 10
+    assert rows == [6] * 10
 
 
 def test_complete_and_score_give_what_the_functions_give(engine: HeliumEngine, demo: Demo) -> None:

@@ -6,6 +6,7 @@ from typing import cast
 import mlx.core as mx
 import pytest
 from measures import relative_error
+from passes import Passes
 from tiny_checkpoints import CaseLoader
 
 import helium_mlx
@@ -209,20 +210,6 @@ def test_completions_come_as_they_end(demo: Demo) -> None:
     requests = [Request("A", max_tokens=30), Request("A", max_tokens=2), Request("A", max_tokens=3)]
     order = [completion.index for completion in batch_generate(*demo, requests, ignore_eos=True, batch_size=2)]
     assert order == [1, 2, 0]
-
-
-class Passes:
-    """The rows and columns of each forward pass."""
-
-    def __init__(self, model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.shapes: list[tuple[int, int]] = []
-        original = type(model.model).run
-
-        def counting(module: object, h: mx.array, *rest: object, **options: object) -> object:
-            self.shapes.append((h.shape[0], h.shape[1]))
-            return original(module, h, *rest, **options)  # pyright: ignore[reportArgumentType]
-
-        monkeypatch.setattr(type(model.model), "run", counting)
 
 
 def test_places_are_filled_at_once_and_no_step_is_run_in_vain(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import cast
 
 import mlx.core as mx
 import pytest
+from passes import Passes
 
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import GenerationError
@@ -287,15 +288,9 @@ def test_a_pass_is_under_way_before_the_tokens_of_the_one_before_are_yielded(
 
 
 def test_without_drafts_each_pass_has_one_token(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths, original = [], type(demo[0].model).run
-
-    def recording(module: object, h: mx.array, *rest: object, **options: object) -> object:
-        lengths.append(h.shape[1])
-        return original(module, h, *rest, **options)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(type(demo[0].model), "run", recording)
+    passes = Passes(demo[0], monkeypatch)
     run = Run(demo[0], [500, 600, 700], 12, SAMPLED, propose=lambda _: [])
-    assert lengths == [3] + [1] * 11
+    assert passes.lengths == [3] + [1] * 11
     assert (run.decoding.drafted, run.decoding.forward_passes, run.decoding.tokens_per_pass) == (0, 12, 1.0)
 
 

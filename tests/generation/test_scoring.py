@@ -151,7 +151,7 @@ def test_bfloat16_models_are_scored_in_float32(demo: tuple[HeliumForCausalLM, He
     result = score(model, tokenizer, TEXT, top_logprobs=model.config.vocab_size)
     # A log-softmax in bfloat16 would be off by a few per cent.
     for top in result.top_logprobs[1:]:
-        assert math.fsum(map(math.exp, top.values())) == pytest.approx(1, abs=1e-5)
+        assert math.fsum(map(math.exp, top.values())) == pytest.approx(1, abs=1e-4)
     assert result.perplexity == pytest.approx(score(*demo, TEXT).perplexity, rel=0.1)
 
 

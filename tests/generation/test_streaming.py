@@ -9,6 +9,7 @@ from typing import cast
 
 import mlx.core as mx
 import pytest
+from passes import Passes
 from tiny_checkpoints import write_checkpoint
 
 import helium_mlx
@@ -39,20 +40,6 @@ def collect(chunks: Iterator[GenerationChunk]) -> tuple[list[GenerationChunk], s
     return listed, "".join(chunk.text for chunk in listed)
 
 
-class Counted:
-    """A model that counts its forward passes and the tokens in each."""
-
-    def __init__(self, model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.lengths: list[int] = []
-        original = type(model.model).run
-
-        def counting(module: object, h: mx.array, *rest: object, **options: object) -> object:
-            self.lengths.append(h.shape[1])
-            return original(module, h, *rest, **options)  # pyright: ignore[reportArgumentType]
-
-        monkeypatch.setattr(type(model.model), "run", counting)
-
-
 def test_greedy_is_the_naive_loop(demo: Demo) -> None:
     model, tokenizer = demo
     chunks, _ = collect(helium_mlx.stream_generate(model, tokenizer, PROMPT, max_tokens=60, ignore_eos=True))
@@ -79,21 +66,21 @@ def test_prefill_in_chunks_equals_whole(demo: Demo, step_size: int) -> None:
 
 
 def test_a_run_that_ends_by_length_computes_just_its_tokens(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(demo[0], monkeypatch)
+    counted = Passes(demo[0], monkeypatch)
     tokens = demo[1].encode(PROMPT)
     collect(helium_mlx.stream_generate(*demo, tokens, max_tokens=7, ignore_eos=True))
     assert counted.lengths == [len(tokens)] + [1] * 6
 
 
 def test_a_run_that_ends_by_eos_computes_at_most_one_more(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(demo[0], monkeypatch)
+    counted = Passes(demo[0], monkeypatch)
     chunks, _ = collect(helium_mlx.stream_generate(*demo, PROMPT, max_tokens=1000))
     assert chunks[-1].finish_reason == "eos"
     assert len(counted.lengths) == 1 + len(chunks)
 
 
 def test_prefill_takes_steps_of_the_given_size(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted, progress = Counted(demo[0], monkeypatch), []
+    counted, progress = Passes(demo[0], monkeypatch), []
     collect(
         helium_mlx.stream_generate(
             *demo,
@@ -217,7 +204,7 @@ def test_a_tiny_temperature_is_greedy(demo: Demo) -> None:
 
 
 def test_a_closed_stream_stops(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(demo[0], monkeypatch)
+    counted = Passes(demo[0], monkeypatch)
     stream = helium_mlx.stream_generate(*demo, PROMPT, max_tokens=1000, ignore_eos=True)
     next(stream)
     next(stream)

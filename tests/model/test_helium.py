@@ -123,7 +123,7 @@ def test_the_last_layer_computes_the_last_position_only_where_no_other_is_wanted
     model = load_case("helium-gqa-bias")
     rows, layer = [], model.model.layers[-1]
     original = layer.mlp
-    setattr(layer, "mlp", lambda x: (rows.append(x.shape[1]), original(x))[1])  # noqa: B010
+    setattr(layer, "mlp", lambda x, residual: (rows.append(x.shape[1]), original(x, residual))[1])  # noqa: B010
     try:
         cache = make_cache(model)
         logits = model.next_logits(PROMPT, cache)
