@@ -28,6 +28,7 @@ from demo_stories import LANGUAGES, lexicons
 from helium_mlx import HeliumConfig, HeliumError, HeliumTokenizer
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.quantization_settings import QuantizationSettings
+from helium_mlx.diagnostics.measures import PEAKS, Worker
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.quantization.calibration import calibration_windows
 from helium_mlx.quantization.recipes import bits_per_weight
@@ -216,7 +217,7 @@ def rounding(_: Path) -> Iterator[Figure]:
             yield Figure("docs/quantization.md", line, slack=1)
     gptq, plain = found["--rounding gptq"], found["mx.quantize"]
     left = [f"{gptq[kind] / plain[kind]:.2f}" for kind in ("stories_kl", "prose_kl")]
-    yield Figure("README.md", f"falls to {left[0]} to {left[1]} of plain rounding's (4 bits, the demo)", slack=2)
+    yield Figure("README.md", f"falls to {left[0]} to {left[1]} of plain rounding's (4 bits, the demo", slack=2)
 
 
 def lookup(_: Path) -> Iterator[Figure]:
@@ -250,9 +251,34 @@ def measured_memory(_: Path) -> Iterator[Figure]:
         yield Figure("docs/sizes.md", row(*values))
 
 
+def beside_mlx_lm(_: Path) -> Iterator[Figure]:
+    """Peak memory, and operations a token; needs mlx-lm."""
+    with tempfile.TemporaryDirectory() as name:
+        model = Path(name) / "demo-float32"
+        printed_by(f"helium-mlx convert --hf-path demo --mlx-path {model} --dtype float32")
+        with Worker("helium_mlx", model) as ours, Worker("mlx-lm", model) as theirs:
+            whole, steps = (
+                _beside(*(each.ask("peak", tokens=4095, step_size=step) / 1e6 for each in (ours, theirs)))
+                for step in PEAKS.values()
+            )
+            operations = _beside(*(each.ask("nodes") for each in (ours, theirs)))
+    page = "docs/benchmarks.md"
+    yield Figure("README.md", f"| peak memory, prompt of 4,095 tokens, MB {whole}", slack=5)
+    yield Figure(page, f"| peak memory, prompt of 4,095, MB {whole}", slack=5)
+    yield Figure(page, f"| the same in steps of 512 tokens {steps}", slack=5)
+    yield Figure(page, f"| operations a token {operations}")
+
+
+def _beside(ours: float, theirs: float) -> str:
+    shown = (f"{value:.{0 if value >= 100 else 1}f}" for value in (ours, theirs))
+    return row(*shown, f"{theirs / ours:.2f}")
+
+
 Group = Callable[[Path], Iterator[Figure]]
 FAST: dict[str, Group] = {g.__name__: g for g in (sizes, demo, comparison, quantization, selfcheck)}
-SLOW: dict[str, Group] = {g.__name__: g for g in (fine_tuning, rounding, lookup, parity, measured_memory)}
+SLOW: dict[str, Group] = {
+    g.__name__: g for g in (fine_tuning, rounding, lookup, parity, measured_memory, beside_mlx_lm)
+}
 
 
 def _text(pages: Path, page: str) -> str:
