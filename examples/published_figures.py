@@ -223,7 +223,8 @@ def rounding(_: Path) -> Iterator[Figure]:
 def lookup(_: Path) -> Iterator[Figure]:
     """Tokens a pass with prompt lookup."""
     for kind, _tokens, a_pass, *_times in cells(printed_by("python examples/benchmark_lookup.py --runs 1")):
-        yield Figure("docs/generate.md", f"| {kind} | {float(a_pass):.1f} |", slack=1)
+        # Some of the text is up to the machine, in bfloat16 (see `_story`).
+        yield Figure("docs/generate.md", f"| {kind} | {float(a_pass):.1f} |", slack=3)
 
 
 def parity(_: Path) -> Iterator[Figure]:
