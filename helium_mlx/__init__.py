@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         HeliumModel,
     )
     from helium_mlx.model.loading import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, load
+    from helium_mlx.progress import Progress
     from helium_mlx.publishing.upload import UploadReport, upload
     from helium_mlx.tokenizer.text_streamer import TextStreamer
     from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
@@ -88,6 +89,7 @@ _HOMES = {
     "EngineStream": "engine.stream",
     "EngineCompletion": "engine.stream",
     "GenerationConfig": "checkpoint.generation_config",
+    "Progress": "progress",
     "TextStreamer": "tokenizer.text_streamer",
     "HeliumConfig": "checkpoint.config",
     "HeliumModel": "model.helium",
@@ -156,6 +158,7 @@ __all__ = [
     "HeliumTokenizer",
     "KVCache",
     "OptionError",
+    "Progress",
     "PromptCache",
     "QuantizationError",
     "QuantizedKVCache",

@@ -96,6 +96,16 @@ def close_bars() -> None:
         progress.close()
 
 
+def load_quietly() -> None:
+    """In a notebook load tqdm, before another package does: it warns where ipywidgets is missing, and text will do."""
+    if _in_notebook():
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import tqdm.auto  # noqa: F401
+
+
 def _in_notebook() -> bool:
     shell = sys.modules.get("IPython")
     running = None if shell is None else shell.get_ipython()
@@ -105,12 +115,8 @@ def _in_notebook() -> bool:
 def _bar(label: str, unit: str, done: int, total: int) -> "tqdm[object]":
     base: Any
     if _in_notebook():
-        import warnings
-
-        with warnings.catch_warnings():
-            # It says that widgets are not installed, and draws with characters.
-            warnings.simplefilter("ignore")
-            from tqdm.auto import tqdm as base
+        load_quietly()
+        from tqdm.auto import tqdm as base
     else:
         from tqdm import tqdm as base
 

@@ -1,13 +1,14 @@
-"""A table of figures: as plain text for a terminal, as Markdown for a card, as HTML for a notebook."""
+"""A table of figures as text for a terminal, as Markdown for a card, as HTML for a notebook; and objects in a line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from helium_mlx.errors import one_line
+from helium_mlx.errors import one_line, shown
 
 WIDTH = 80
 _CELL = 12
+_FACT = 40
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,11 @@ class Table:
         label = one_line(row[0])
         label = label if len(label) <= width else "…" + label[len(label) - width + 1 :]
         return label.ljust(width) + "".join(cell.rjust(_CELL) for cell in row[1:])
+
+
+def short_repr(subject: object, **facts: object) -> str:
+    """Return the `repr` of an object: its class and what matters most, each cut to 40 characters."""
+    said = (
+        f"{name}={f'{fact:.5g}' if isinstance(fact, float) else shown(fact, _FACT)}" for name, fact in facts.items()
+    )
+    return f"{type(subject).__name__}({', '.join(said)})"

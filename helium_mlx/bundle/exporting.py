@@ -44,6 +44,7 @@ from helium_mlx.generation.streaming import stream_generate
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
 from helium_mlx.option_values import OnProgress, require_whole
+from helium_mlx.table import Table, short_repr
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 from helium_mlx.version import __version__
 
@@ -62,6 +63,23 @@ class ExportReport:
     vectors: int
     error: float | None
     seconds: float
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, output=self.output, backend=self.backend, total_bytes=self.total_bytes, error=self.error
+        )
+
+    def _repr_html_(self) -> str:
+        columns = [("context", "tokens"), ("size", "MB"), ("bits", "a weight"), ("largest error", "%"), ("time", "s")]
+        row = [
+            self.output,
+            f"{self.context:,}",
+            f"{self.total_bytes / 1e6:,.1f}",
+            f"{self.bits_per_weight:.2f}",
+            "not verified" if self.error is None else f"{100 * self.error:.3g}",
+            f"{self.seconds:.1f}",
+        ]
+        return Table("bundle", columns, [row]).html(f"for {self.backend}")
 
 
 def export(

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from helium_mlx.table import short_repr
+
 
 @dataclass(frozen=True)
 class LanguageFigures:
@@ -28,6 +30,17 @@ class LanguageFigures:
     candidate_bits_per_byte: float
     tokens: int
     bytes: int
+
+    def __repr__(self) -> str:
+        return short_repr(self, **self._summary())
+
+    def _summary(self) -> dict[str, object]:
+        return {
+            "mean_kl": self.mean_kl,
+            "top1_agreement": self.top1_agreement,
+            "perplexity_ratio": self.perplexity_ratio,
+            "tokens": self.tokens,
+        }
 
 
 @dataclass(frozen=True)

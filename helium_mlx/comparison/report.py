@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from helium_mlx.comparison.figures import ComparedModel, LanguageFigures, OwnText
-from helium_mlx.comparison.tables import language_table
+from helium_mlx.comparison.tables import language_table, layer_table
 from helium_mlx.errors import one_line, some
-from helium_mlx.table import Table
+from helium_mlx.table import Table, short_repr
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,14 @@ class ComparisonReport(LanguageFigures):
     perplexity_unit: str = "token"
     layers: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return short_repr(self, candidate=self.candidate.name, **self._summary())
+
+    def _repr_html_(self) -> str:
+        # Names may be long paths; both have to fit.
+        tables = self.table().html("; ".join(one_line(line, 160) for line in self.described()))
+        return tables + (layer_table(self.layers).html() if self.layers else "")
 
     @property
     def text(self) -> str:

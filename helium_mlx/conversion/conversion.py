@@ -42,6 +42,7 @@ from helium_mlx.publishing.upload import publish, require_ready
 from helium_mlx.quantization.calibrated_rounding import RoundingOutcome, rounded_rows
 from helium_mlx.quantization.calibration import CalibrationReport, Windows
 from helium_mlx.quantization.plain import converted_rows
+from helium_mlx.table import Table, short_repr
 from helium_mlx.tokenizer.tokenizer import JSON_FILE
 from helium_mlx.version import __version__
 
@@ -76,6 +77,28 @@ class ConversionReport:
     verification: dict[str, object] | None
     calibration: CalibrationReport | None
     warnings: list[str]
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self,
+            mlx_path=self.mlx_path,
+            bits_per_weight=self.bits_per_weight,
+            total_bytes=self.total_bytes,
+            verified=self.verification is not None,
+            warnings=len(self.warnings),
+        )
+
+    def _repr_html_(self) -> str:
+        columns = [("weights", "MB"), ("bits", "a weight"), ("verified", ""), ("warnings", ""), ("time", "s")]
+        row = [
+            self.mlx_path,
+            f"{self.total_bytes / 1e6:,.1f}",
+            f"{self.bits_per_weight:.2f}",
+            "no" if self.verification is None else "yes",
+            f"{len(self.warnings)}",
+            f"{self.seconds:.1f}",
+        ]
+        return Table("directory", columns, [row]).html(f"converted from {self.source}")
 
 
 def convert(

@@ -116,6 +116,18 @@ class Channel:
         """Whether nothing more comes."""
         return self._ended
 
+    @property
+    def state(self) -> str:
+        """Whether more comes, in a word. Takes no lock."""
+        if self._error is not None:
+            return "failed"
+        return "cancelled" if self.cancelled else "ended" if self._ended else "open"
+
+    @property
+    def unread(self) -> int:
+        """How many chunks wait for the reader. Takes no lock."""
+        return len(self._chunks)
+
     def put(self, chunk: GenerationChunk) -> None:
         """Hand a chunk over; one with a `finish_reason` is the last."""
         with self._condition:

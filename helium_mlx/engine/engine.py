@@ -34,6 +34,7 @@ from helium_mlx.generation.prompts import Prompt
 from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
 from helium_mlx.generation.scoring import Score, checked_text
 from helium_mlx.option_values import path_of, require_call, require_switch, require_whole
+from helium_mlx.table import short_repr
 
 __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
 T = TypeVar("T")
@@ -94,6 +95,12 @@ class HeliumEngine:
         )
         self._worker.start()
 
+    def __repr__(self) -> str:
+        """Say how it stands, at once: the worker goes on meanwhile, so that a request may be missing."""
+        # Sizes out of range leave it without a worker.
+        worker = vars(self).get("_worker")
+        return short_repr(self, **({"state": "closed"} if worker is None else worker.described()))
+
     def stream(
         self,
         prompt: Prompt,
@@ -135,7 +142,7 @@ class HeliumEngine:
         worker.scheduler.require_room(request)
         number, channel = self._new_channel()
         worker.call(lambda: worker.scheduler.add(number, request, channel, cache=cache), queues=True)
-        return EngineStream(channel, self._save, number, request)
+        return EngineStream(channel, self._save, number, request, worker.tokenizer)
 
     def complete(self, prompt: Prompt, **options: object) -> str:
         """Return the completion of `prompt`, as `generate` does; options are those of `stream`.
@@ -195,7 +202,7 @@ class HeliumEngine:
             if_interrupted.callback(channel.cancel)
             request = self._answer(worker.call(load))
             if_interrupted.pop_all()
-        return EngineStream(channel, self._save, number, request)
+        return EngineStream(channel, self._save, number, request, worker.tokenizer)
 
     def pause(self, *, keep_caches: bool = False) -> None:
         """Stop computing within a step, and free the weights, the caches, and MLX's buffers: for an app in background.

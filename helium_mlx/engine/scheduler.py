@@ -52,7 +52,7 @@ class PromptJob:
 
 
 class Scheduler:
-    """All requests to one model, and what each of them waits for. Of its methods only `require_room` is for any thread.
+    """All requests to one model, and what each of them waits for. Only `require_room` and `running` are for any thread.
 
     `waiting` are those who have not been admitted; `preempted` those who were, with a cache to come back with, or None
     where it has to be computed again; `prompts` what is in its prompt, in the order of its turns; `prefilled` and
@@ -201,14 +201,20 @@ class Scheduler:
 
     # --- who is there
 
+    @property
+    def running(self) -> int:
+        """How many have been admitted and are not over. For any thread: another's may be off by those that move."""
+        return len(self._rows()) + len(self._scores()) + len(self.unbatched)
+
     def _rows(self) -> list[EngineRow]:
         """The rows that run, wherever they are."""
-        prompts = [row for job in self.prompts if isinstance(job, PromptJob) for row in job.rows]
+        # Copies in one go: another thread may ask while they change.
+        prompts = [row for job in [*self.prompts] if isinstance(job, PromptJob) for row in job.rows]
         joining = [each.row for each in [*self.prefilled, *self.returning]]
         return [row for row in [*prompts, *joining, *self.batch.unread] if not row.is_over]
 
     def _scores(self) -> list[ScoreRun]:
-        return [job for job in self.prompts if isinstance(job, ScoreRun)]
+        return [job for job in [*self.prompts] if isinstance(job, ScoreRun)]
 
     def _forget_ended(self) -> None:
         self.waiting = deque(task for task in self.waiting if not task.is_over)
@@ -254,8 +260,7 @@ class Scheduler:
             self.prompts.append(PromptJob(group, run))
 
     def _has_place(self, admitted: list[EngineRow]) -> bool:
-        running = len(self._rows()) + len(self._scores()) + len(self.unbatched)
-        return running + len(admitted) < self.batch_size
+        return self.running + len(admitted) < self.batch_size
 
     def _make_room(self, task: Task, admitted: list[EngineRow]) -> bool:
         """Return whether a task fits into memory; caches of the preempted are evicted where that helps."""

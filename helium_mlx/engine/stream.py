@@ -13,6 +13,8 @@ from helium_mlx.errors import GenerationError
 from helium_mlx.generation.completion import FinishReason, GenerationChunk
 from helium_mlx.generation.request import CompletionRequest
 from helium_mlx.option_values import path_of, require_switch
+from helium_mlx.table import short_repr
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class EngineCompletion:
     leading_space: bool = False
 
 
+# Tokens of the prompt that a stream is shown by.
+_BEGINNING = 40
+
 # Writes a request with that number to a file, with its cache or without.
 Save = Callable[[int, CompletionRequest, Path, bool], None]
 
@@ -44,13 +49,27 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
     -1.
     """
 
-    def __init__(self, channel: Channel, save: Save, number: int, request: CompletionRequest) -> None:
+    def __init__(
+        self, channel: Channel, save: Save, number: int, request: CompletionRequest, tokenizer: HeliumTokenizer
+    ) -> None:
         self._channel = channel
         # The engine's own method: an engine lives as long as one of its streams does.
         self._save = save
         self._number = number
         self._request = request
+        self._tokenizer = tokenizer
         self._read: list[GenerationChunk] = []
+
+    def __repr__(self) -> str:
+        """Say how it stands, at once: what is read meanwhile may be missing."""
+        reason = self._read[-1].finish_reason if self._read else None
+        return short_repr(
+            self,
+            prompt=self._tokenizer.decode(self._request.prompt[:_BEGINNING]),
+            state=reason or self._channel.state,
+            tokens=len(self.tokens),
+            unread=self._channel.unread,
+        )
 
     def __iter__(self) -> "EngineStream":
         return self

@@ -91,6 +91,20 @@ class EngineWorker:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    def described(self) -> dict[str, object]:
+        """Return what it is and does, without waiting for the thread, which may be anywhere or nowhere."""
+        scheduler = self.scheduler if hasattr(self, "scheduler") else None
+        state = "paused" if self.is_paused else "open"
+        if not self.is_alive:
+            state = "closed" if self._closing else "dead"
+        return {
+            "model": str(self._source[0]),
+            "state": state,
+            "rows": scheduler.running if scheduler else 0,
+            "waiting": len(scheduler.waiting) + len(scheduler.preempted) if scheduler else 0,
+            "memory_limit": self._memory_limit,
+        }
+
     def require_usable(self) -> None:
         """Raise EngineError where nothing will be answered: after `close`, a death, or in a forked process."""
         told = self._end_reason if os.getpid() == self._process else None

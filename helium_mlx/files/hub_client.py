@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from helium_mlx.errors import nearest, one_line
 from helium_mlx.files.hub_cache import COMMIT
+from helium_mlx.progress import load_quietly
 
 if TYPE_CHECKING:
     import logging
@@ -135,6 +136,7 @@ def prepare_session(*, timeout: float | None = None) -> None:
     """
     from huggingface_hub import get_session
 
+    load_quietly()
     hooks = get_session().event_hooks
     found = next((limits for hook in hooks["request"] if isinstance(limits := _owner(hook), _Limits)), None)
     if found is None:

@@ -13,7 +13,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.errors import ContextOverflowError, GenerationError
+from helium_mlx.errors import ContextOverflowError, GenerationError, one_line
 from helium_mlx.generation.completion import ranked
 from helium_mlx.generation.prompts import require_generator
 from helium_mlx.generation.sampling import token_logprobs
@@ -21,10 +21,14 @@ from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_whole, token_ids
+from helium_mlx.table import Table, short_repr
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 # 12 MB of float32 logits in Helium's vocabulary.
 HEAD_POSITIONS = 64
+
+# Tokens, and characters, that a text is shown by.
+_BEGINNING = 40
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,20 @@ class Score:
     top_logprobs: list[dict[int, float]]
     texts: list[str]
     bytes: int
+
+    def __repr__(self) -> str:
+        return short_repr(self, text=self._beginning, tokens=len(self.tokens), bytes=self.bytes, total=self.total)
+
+    def _repr_html_(self) -> str:
+        columns = [("tokens", ""), ("log-probability", "nats"), ("perplexity", "a token"), ("bits", "a byte")]
+        perplexity = f"{self.perplexity:,.3f}" if len(self.tokens) > 1 else "-"
+        beginning = one_line(self._beginning, _BEGINNING)
+        row = [beginning, f"{len(self.tokens):,}", f"{self.total:,.3f}", perplexity, f"{self.bits_per_byte:.4f}"]
+        return Table("text", columns, [row]).html()
+
+    @property
+    def _beginning(self) -> str:
+        return "".join(self.texts[:_BEGINNING])
 
     @property
     def total(self) -> float:

@@ -32,6 +32,7 @@ from helium_mlx.publishing.repository import (
     remote_state,
     require_replaceable,
 )
+from helium_mlx.table import Table, short_repr
 from helium_mlx.version import __version__
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
+
+# In a notebook.
+_MOST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,25 @@ class UploadReport:
     warnings: tuple[str, ...]
     is_private: bool = False
     unasked: str | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self,
+            repo=self.repo,
+            revision=self.revision,
+            files=len(self.files),
+            sent_bytes=self.sent_bytes,
+            dry_run=self.dry_run,
+        )
+
+    def _repr_html_(self) -> str:
+        send, remove = ("to send", "to remove") if self.dry_run else ("sent", "removed")
+        rows = [[file.name, f"{file.size:,}", send if file.is_sent else "same"] for file in self.files]
+        rows += [[name, "", remove] for name in self.removed]
+        rest = len(rows) - _MOST_ROWS
+        rows = [*rows[:_MOST_ROWS], *([[f"and {rest} more", "", ""]] if rest > 0 else [])]
+        caption = f"{self.url}, {self.pull_request or self.revision}{': nothing was sent' * self.dry_run}"
+        return Table("file", [("size", "bytes"), ("change", "")], rows).html(caption)
 
     @property
     def is_unchanged(self) -> bool:

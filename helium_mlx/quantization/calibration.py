@@ -15,6 +15,7 @@ from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import QuantizationError
 from helium_mlx.files.text import read_text
 from helium_mlx.files.untrusted import FileProblem
+from helium_mlx.table import Table, short_repr
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 TEXTS_DIRECTORY = Path(__file__).parent / "calibration_texts"
@@ -70,6 +71,23 @@ class CalibrationReport:
     rounding_seconds: float
     seconds_per_billion_weights: float
     peak_memory: int
+
+    def __repr__(self) -> str:
+        return short_repr(self, text=self.text, rounding=self.rounding, kl=self.kl, plain_kl=self.plain_kl)
+
+    def _repr_html_(self) -> str:
+        columns = [
+            ("fitted text", "tokens"), ("held out", "tokens"), ("KL", "nats"), ("plain KL", "nats"), ("time", "s"),
+        ]  # fmt: skip
+        row = [
+            self.rounding,
+            f"{self.fitted_tokens:,}",
+            f"{self.held_out_tokens:,}",
+            "-" if self.kl is None else f"{self.kl:.5f}",
+            "-" if self.plain_kl is None else f"{self.plain_kl:.5f}",
+            f"{self.allocation_seconds + self.rounding_seconds:.1f}",
+        ]
+        return Table("rounding", columns, [row]).html(f"calibrated on {self.text}")
 
     @property
     def is_plain(self) -> bool:

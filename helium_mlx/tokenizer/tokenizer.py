@@ -36,6 +36,7 @@ from helium_mlx.files.atomic import write_json
 from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import TOKENIZER_CONFIG_FILE, companion_files, relative_name
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, UnreadableFile, read_json_object, require_file
+from helium_mlx.table import short_repr
 from helium_mlx.tokenizer.declared import has_chat_template, read_declared
 from helium_mlx.tokenizer.detokenizer import WORD_SEPARATOR, Piece, StreamingDetokenizer
 from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES, JsonVocabulary, SentencePieceVocabulary
@@ -147,6 +148,19 @@ class HeliumTokenizer:
     def files(self) -> tuple[Path, ...]:
         """The files that it was read from, and those that stand beside them."""
         return self._files
+
+    def __repr__(self) -> str:
+        # The last attribute that is set: without it, this is one whose making failed.
+        if "truncation_side" not in vars(self):
+            return object.__repr__(self)
+        return short_repr(
+            self,
+            vocab_size=self.vocab_size,
+            added=len(self) - self.vocab_size,
+            bos_token_id=self.bos_token_id,
+            eos_token_ids=self.eos_token_ids,
+            pad_token_id=self.pad_token_id,
+        )
 
     def __len__(self) -> int:
         """The number of ids with a piece, added tokens included."""
