@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -17,7 +18,9 @@ from measures import relative_error  # noqa: E402
 from tiny_checkpoints import CASES, LLAMA, write_checkpoint  # noqa: E402
 
 import helium_mlx  # noqa: E402
+from helium_mlx import HeliumTokenizer  # noqa: E402
 from helium_mlx.checkpoint.config import ACTIVATION_NAMES  # noqa: E402
+from helium_mlx.comparison.text import TEXTS_DIRECTORY  # noqa: E402
 from helium_mlx.diagnostics.selfcheck_cases import ROPE_TYPES  # noqa: E402
 from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
 from helium_mlx.model.loading import load_model  # noqa: E402
@@ -134,3 +137,24 @@ def test_our_error_is_no_larger_than_float32s_own(tmp_path: Path) -> None:
     ours = load_model(directory)(mx.array([PROMPT])).logits[0]
     # mlx has no float64 arrays to compare with everywhere: round the exact one, its error is far below.
     assert relative_error(ours, mx.array(exact.float().numpy())) <= max(3 * own, 1e-6)
+
+
+def test_over_the_whole_context_our_error_is_float32s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = (path.read_text(encoding="utf-8") for path in sorted((TEXTS_DIRECTORY / "stories").glob("*.txt")))
+    prompt = HeliumTokenizer.from_pretrained(DEMO_DIRECTORY).encode("\n".join(texts))[:4095]
+    assert len(prompt) == 4095
+    rounded = make_reference.load_reference(DEMO_DIRECTORY)
+    exact = make_reference.load_reference(DEMO_DIRECTORY, torch.float64)
+    head_dim, theta = exact.config.head_dim, exact.config.rope_parameters["rope_theta"]
+
+    def angles(x: object, position_ids: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        # transformers rounds them to float32 whatever the model's dtype, and that is most of the error.
+        frequencies = position_ids[..., None].double() * theta ** -(torch.arange(0, head_dim, 2).double() / head_dim)
+        both = torch.cat((frequencies, frequencies), dim=-1)
+        return both.cos(), both.sin()
+
+    monkeypatch.setattr(exact.model.rotary_emb, "forward", angles)
+    truth, theirs = (mx.array(make_reference.outputs(m, prompt)["logits"].float().numpy()) for m in (exact, rounded))
+    ours = load_model(DEMO_DIRECTORY, dtype="float32")(mx.array([prompt])).logits[0]
+    assert relative_error(ours, theirs) < 1e-4
+    assert relative_error(ours, truth) < 1.5 * relative_error(theirs, truth)
