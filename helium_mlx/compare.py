@@ -68,7 +68,14 @@ def build_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return build_parser().run(argv, _compare)
+    return build_parser().run(argv, _compare_wired)
+
+
+def _compare_wired(**options: object) -> None:
+    from helium_mlx.memory_limits import wired_memory
+
+    with wired_memory():
+        _compare(**options)  # pyright: ignore[reportArgumentType]
 
 
 def _compare(

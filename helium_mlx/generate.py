@@ -160,6 +160,7 @@ def _generate(
     ignore_chat_template: bool,
     **options: object,
 ) -> None:
+    from helium_mlx.memory_limits import wired_memory
     from helium_mlx.model.loading import load
 
     _require_together(prompt_file, output, prompt_cache, options)
@@ -173,18 +174,18 @@ def _generate(
     options["banned_ids"] = [_id("--ban", token, tokenizer) for token in banned_ids]
     if tokenizer.has_chat_template and not ignore_chat_template:
         note("the checkpoint's chat template is not applied: the text is continued as it is (--ignore-chat-template)")
-    if prompt_file is not None:
-        _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
-        return
-    if options["num_samples"] != 1 and options["temperature"] == 0:
+    warning = tokenizer.trailing_space_warning(text) if prompt_file is None else None
+    if prompt_file is None and options["num_samples"] != 1 and options["temperature"] == 0:
         note("the samples will be equal, since the temperature is 0; --temp 0.8 draws them")
-    warning = tokenizer.trailing_space_warning(text)
     if warning:
         note(warning)
-    if options["num_samples"] != 1:
-        _complete_samples(network, tokenizer, text, **options)  # pyright: ignore[reportArgumentType]
-    else:
-        _complete(network, tokenizer, text, prompt_cache, **options)  # pyright: ignore[reportArgumentType]
+    with wired_memory():
+        if prompt_file is not None:
+            _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
+        elif options["num_samples"] != 1:
+            _complete_samples(network, tokenizer, text, **options)  # pyright: ignore[reportArgumentType]
+        else:
+            _complete(network, tokenizer, text, prompt_cache, **options)  # pyright: ignore[reportArgumentType]
 
 
 def _id(flag: str, token: int | str, tokenizer: "HeliumTokenizer") -> int:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_checkpoints import CASES, CaseLoader, write_checkpoint
 
+from helium_mlx import backend
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
@@ -27,6 +28,17 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 # A shell's background job ignores these, and so would the processes that tests start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that has this process take what the package keeps for GPUs."""
+    parser.addoption("--as-on-gpu", action="store_true", help="compute as on a GPU, on whatever MLX computes on here")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say, where that is asked for, that MLX does not compute on the CPU."""
+    if config.getoption("--as-on-gpu"):
+        backend.is_cpu = lambda: False
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,6 +25,7 @@ from mlx.utils import tree_flatten
 from helium_mlx.diagnostics.gpu_kernels import PRECISIONS, as_on_gpu, kernels, write_small_model
 from helium_mlx.diagnostics.graph_size import Operations, step_operations
 from helium_mlx.errors import HeliumError
+from helium_mlx.memory_limits import wired_memory
 
 BANDWIDTH_ELEMENTS = 2**26
 """float32 numbers in the array that the bandwidth is measured with: 268 MB, more than any cache holds."""
@@ -362,7 +363,8 @@ def main() -> int:
     # What a program prints must not get among the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    serve(sys.argv[1], Path(sys.argv[2]), sys.stdin, answers)
+    with wired_memory():
+        serve(sys.argv[1], Path(sys.argv[2]), sys.stdin, answers)
     return 0
 
 

@@ -5,14 +5,12 @@ The cap is arithmetic, done before anything is allocated: rows that decode toget
 needs beside them is not counted, nor are MLX's free buffers, which have a limit of their own.
 """
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import mlx.core as mx
 
 from helium_mlx import backend
 from helium_mlx.errors import EngineMemoryError
+from helium_mlx.memory_limits import CACHE_LIMIT, WIRED_LIMIT
 
 
 @dataclass(frozen=True)
@@ -51,34 +49,6 @@ class MemoryBudget:
                 f"beside weights of {self.weights:,}: over the memory_limit of {self.limit:,}; shorten the prompt, "
                 "lower max_tokens, or raise memory_limit"
             )
-
-
-class SharedLimit:
-    """One of MLX's limits, which belong to the process: the largest that an open engine asks for, then what it was."""
-
-    def __init__(self, set_limit: Callable[[int], int]) -> None:
-        self._set = set_limit
-        self._lock = threading.Lock()
-        self._claims: dict[int, int] = {}
-        self._before = 0
-
-    def claim(self, owner: int, limit: int) -> None:
-        """Ask for at least `limit` bytes, until released."""
-        with self._lock:
-            replaced = self._set(max([limit, *(claim for other, claim in self._claims.items() if other != owner)]))
-            if not self._claims:
-                self._before = replaced
-            self._claims[owner] = limit
-
-    def release(self, owner: int) -> None:
-        """Take back what was asked for, if anything was."""
-        with self._lock:
-            if self._claims.pop(owner, None) is not None:
-                self._set(max(self._claims.values()) if self._claims else self._before)
-
-
-CACHE_LIMIT = SharedLimit(lambda limit: mx.set_cache_limit(limit))
-WIRED_LIMIT = SharedLimit(lambda limit: mx.set_wired_limit(limit))
 
 
 class ProcessLimits:

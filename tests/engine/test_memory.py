@@ -5,7 +5,8 @@ import pytest
 
 from helium_mlx import EngineMemoryError, HeliumEngine, backend
 from helium_mlx.engine import memory as engine_memory
-from helium_mlx.engine.memory import MemoryBudget, ProcessLimits, SharedLimit
+from helium_mlx.engine.memory import MemoryBudget, ProcessLimits
+from helium_mlx.memory_limits import SharedLimit
 
 
 def test_rows_that_decode_together_take_the_longest_of_them_each() -> None:

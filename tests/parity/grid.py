@@ -29,7 +29,7 @@ from helium_mlx.selfcheck import table
 LIMITS = {"float32": 1e-5, "bfloat16": 2e-2, "gradients": 1e-4}
 
 # Two roundings of the same numbers differ by chance: single cases may be this much worse than torch's own bfloat16
-# (measured: 1.08), and the geometric mean over the grid this much (measured: 1.002).
+# (measured: 1.10), and the geometric mean over the grid this much (measured: 0.991).
 CASE_SLACK, GRID_SLACK = 1.1, 1.02
 
 
