@@ -352,7 +352,13 @@ def _complete_file(
 def _text_of(prompt: str) -> str:
     if prompt != "-":
         # The shell's bytes are UTF-8, whatever the locale made of them.
-        return os.fsencode(prompt).decode("utf-8", errors="replace")
+        data = os.fsencode(prompt)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise OptionError(
+                f"--prompt is not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start}); convert it first"
+            ) from None
     from helium_mlx.files.text import read_standard_input
 
     return read_standard_input("--prompt")

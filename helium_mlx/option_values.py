@@ -6,7 +6,7 @@ caller names another `error`.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -73,10 +73,13 @@ def require_call(name: str, value: object, method: str = "__call__") -> None:
 
 
 def token_ids(name: str, ids: object, vocab_size: int) -> list[int]:
-    """Return ids of a sequence or of an array of numpy or MLX, in its order.
+    """Return ids of a sequence or of an array of numpy or MLX, (L,) or (1, L), in its order.
 
     Raises GenerationError for anything but a flat sequence of ids below `vocab_size`.
     """
+    if getattr(ids, "ndim", 1) == 2 and len(cast("Sequence[object]", ids)) == 1:
+        # What `return_tensors` gives of one text.
+        ids = cast("Sequence[object]", ids)[0]
     to_list = getattr(ids, "tolist", None)
     listed = to_list() if callable(to_list) else ids
     if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes, bytearray, Mapping, set, frozenset)):
@@ -88,6 +91,16 @@ def token_ids(name: str, ids: object, vocab_size: int) -> list[int]:
             what = f"an id from 0 to vocab_size - 1 = {vocab_size - 1}"
             raise GenerationError(f"{name} token {shown(token)} is not {what}")
     return cast("list[int]", tokens)
+
+
+def require_no_surrogate(name: str, text: str) -> None:
+    """Raise OptionError for a text with half of a character, which no text of a model has."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OptionError(
+            f"{name} has the lone surrogate {text[error.start]!a} at position {error.start}; give text, in UTF-8"
+        ) from None
 
 
 def path_of(path: object) -> Path:

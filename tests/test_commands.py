@@ -396,6 +396,8 @@ def test_a_bias_that_is_none_is_wrong_usage() -> None:
         (f"--ban={'9' * 5000}", 2, "--ban: '999"),
         ("--extra-eos=\udcff", 2, "lone surrogate"),
         ("--ban=\udcff", 2, "lone surrogate"),
+        ("--stop=\udcff", 2, "lone surrogate"),
+        ("--prompt=caf\udce9", 2, "--prompt is not UTF-8 (byte 0xe9 at position 3)"),
     ],
 )
 def test_what_is_no_token_is_refused_in_one_short_line(given: str, status: int, said: str) -> None:

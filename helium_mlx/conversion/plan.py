@@ -20,7 +20,7 @@ from helium_mlx.files.names import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
     INDEX_FILE,
-    TOKENIZER_CONFIG_FILE,
+    SETTINGS_FILES,
     companion_files,
 )
 from helium_mlx.files.safetensors_reader import MLX_DTYPES
@@ -172,7 +172,7 @@ def _readable_companions(directory: Path) -> list[Path]:
 def _with_local_paths(directory: Path) -> dict[str, dict[str, object]]:
     """Return the settings that hold a path of some machine, which is not to be published, without it."""
     rewritten: dict[str, dict[str, object]] = {}
-    for name in (TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE):
+    for name in (*SETTINGS_FILES, GENERATION_CONFIG_FILE):
         try:
             values = read_json_object(directory / name)
         except FileProblem:

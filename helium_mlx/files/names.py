@@ -16,13 +16,18 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 LEGACY_CHAT_TEMPLATE_FILE = "chat_template.json"
 
+SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
+
+# Those that programs write, and their paths into: what is published goes through `local_paths.published`.
+SETTINGS_FILES = (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, LEGACY_CHAT_TEMPLATE_FILE)
+
 # Where transformers saves the templates that have a name, one a file.
 CHAT_TEMPLATES_DIRECTORY = "additional_chat_templates"
 
-# What may stand beside a tokenizer's own file; each goes wherever that goes, byte for byte.
+# What may stand beside a tokenizer's own file; each goes wherever that goes, but for paths in it byte for byte.
 COMPANION_FILES = (
     TOKENIZER_CONFIG_FILE,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_MAP_FILE,
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",

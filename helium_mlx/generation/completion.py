@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from helium_mlx.errors import OptionError, shown
 from helium_mlx.model.sound_logits import unsound
+from helium_mlx.option_values import require_no_surrogate
 from helium_mlx.tokenizer.string_search import require_few, string_table
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -85,6 +86,8 @@ class StopStrings:
             raise OptionError(
                 f"stop is {shown(stop)}; it must be text of at least one character, several of them, or None"
             )
+        for string in strings:
+            require_no_surrogate("stop", string)
         self.stop = tuple(strings)
         require_few("stop", self.stop)
         self.found: str | None = None

@@ -36,9 +36,6 @@ def tokens_of_prompt(
         raise GenerationError("prompt is bytes; give text (decode it) or a list of token ids")
     # The tokenizer may have ids that the model has not.
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    if getattr(ids, "ndim", 1) == 2 and len(ids) == 1:
-        # What `return_tensors` gives of one text.
-        ids = ids[0]
     tokens = token_ids("prompt", ids, model.config.vocab_size)
     if not tokens:
         raise GenerationError("prompt has no tokens; give text, or at least the BOS id")

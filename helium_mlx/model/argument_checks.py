@@ -17,7 +17,7 @@ from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import ArgumentError
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.losses import IGNORE_INDEX, infer_problem_type
-from helium_mlx.option_values import whole
+from helium_mlx.option_values import plain, whole
 
 Shape = tuple[int, ...]
 
@@ -175,7 +175,7 @@ def _batch_and_length(input_ids: mx.array | None, inputs_embeds: mx.array | None
 def check_flags(**flags: object) -> None:
     """Raise ArgumentError for a flag that is neither true, false nor None, which stands for the config's."""
     for name, value in flags.items():
-        if value is not None and not isinstance(value, bool):
+        if value is not None and not isinstance(plain(value), bool):
             raise ArgumentError(f"{name} is {type(value).__name__}; expected True, False or None")
 
 

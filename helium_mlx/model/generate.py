@@ -28,7 +28,7 @@ from helium_mlx.model.generate_options import GenerationOptions, Settings
 from helium_mlx.model.interfaces import GenerativeModel, Streamer
 from helium_mlx.model.logits_processing import LogitsProcessors, is_one_of
 from helium_mlx.model.sound_logits import are_sound, require_sound
-from helium_mlx.option_values import require_whole
+from helium_mlx.option_values import require_no_surrogate, require_whole
 from helium_mlx.tokenizer.string_search import require_few, string_table
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -197,6 +197,8 @@ class StopSequences:
             came = "none came" if tokenizer is None else f"{type(tokenizer).__name__} came"
             raise GenerationError(f"stop_strings need the tokenizer, a HeliumTokenizer; {came}: tokenizer=tokenizer")
         require_few("stop_strings", stop_strings)
+        for string in stop_strings:
+            require_no_surrogate("stop_strings", string)
         self.tokenizer = tokenizer
         stops = tuple(string.encode() for string in stop_strings)
         self.longest = max(map(len, stops), default=0)

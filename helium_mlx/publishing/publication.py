@@ -17,7 +17,7 @@ from helium_mlx.files.names import (
     CHAT_TEMPLATES_DIRECTORY,
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
+    SETTINGS_FILES,
 )
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, open_file, read_bytes, read_json_object
 from helium_mlx.json_writer import to_json
@@ -162,7 +162,7 @@ def _text(path: Path) -> str:
 def _without_paths(directory: Path, recorded: Collection[str]) -> dict[str, LocalFile]:
     """Return the settings that hold a path of this machine, as earlier versions wrote them, without it."""
     changed: dict[str, LocalFile] = {}
-    for name in {*recorded} & {CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE}:
+    for name in {*recorded} & {CONFIG_FILE, GENERATION_CONFIG_FILE, *SETTINGS_FILES}:
         with suppress(FileProblem):
             values = read_json_object(directory / name)
             if (cleaned := published(values, directory)) != values:

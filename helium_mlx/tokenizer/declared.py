@@ -17,13 +17,13 @@ from helium_mlx.files.names import (
     CHAT_TEMPLATE_FILE,
     CHAT_TEMPLATES_DIRECTORY,
     LEGACY_CHAT_TEMPLATE_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
     TOKENIZER_CONFIG_FILE,
     companion_files,
     relative_name,
 )
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 
-SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 
 # Helium's tokenizer.json adds 105.
@@ -31,6 +31,9 @@ MAX_TOKENS = 10_000
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+
+# What an object says that is a token.
+_AS_TOKEN = {"__type": "AddedToken"}
 
 # Half of a character, which JSON can spell and UTF-8 cannot.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -51,10 +54,16 @@ class DeclaredToken:
 
 @dataclass(frozen=True)
 class Declared:
-    """What is declared: tokens in the order in which they are added, and whether texts cannot spell special ones."""
+    """What is declared: tokens in the order in which they are added, and whether texts cannot spell special ones.
+
+    `named` are the texts of those that have a name, such as `eos_token`: special, whatever else says so. With
+    `is_numbered` ids and flags are those of `added_tokens_decoder`; without, the tokenizer's file knows better.
+    """
 
     tokens: tuple[DeclaredToken, ...] = ()
     split_special_tokens: bool = False
+    named: frozenset[str] = frozenset()
+    is_numbered: bool = False
 
 
 NOTHING_DECLARED = Declared()
@@ -72,17 +81,31 @@ def read_declared(directory: Path) -> Declared:
         raise TokenizerError(f"{path} has add_eos_token; a prompt that is continued has no end: set it to false")
     numbered = config.get("added_tokens_decoder")
     if numbered is None:
-        config |= read_object_if_there(directory / SPECIAL_TOKENS_MAP_FILE)
-    special = list(dict.fromkeys(_special_tokens(path, config)))
+        in_map = read_object_if_there(directory / SPECIAL_TOKENS_MAP_FILE)
+        config |= {
+            key: {**value, **_AS_TOKEN} if isinstance(value, dict) and key.endswith("_token") else value
+            for key, value in in_map.items()
+        }
+    named, listed = (list(dict.fromkeys(tokens)) for tokens in _special_tokens(path, config))
+    special = list(dict.fromkeys(named + listed))
     if numbered is None:
         added = _added_tokens(directory / ADDED_TOKENS_FILE, {token.content for token in special})
     else:
-        added = [_token(path, entry, index) for index, entry in _in_order(path, numbered)]
+        names = {token.content for token in named}
+        added = [
+            _token(path, entry, index, special=isinstance(entry, dict) and entry.get("content") in names)
+            for index, entry in _in_order(path, numbered)
+        ]
     contents = {token.content for token in added}
     tokens = (*added, *(token for token in special if token.content not in contents))
     if len(tokens) > MAX_TOKENS:
         raise TokenizerError(f"{path} declares {len(tokens)} tokens; at most {MAX_TOKENS} are taken: remove some")
-    return Declared(tokens, bool(config.get("split_special_tokens")))
+    return Declared(
+        tokens,
+        bool(config.get("split_special_tokens")),
+        frozenset(token.content for token in named),
+        numbered is not None,
+    )
 
 
 def read_object_if_there(path: Path) -> dict[str, object]:
@@ -93,19 +116,24 @@ def read_object_if_there(path: Path) -> dict[str, object]:
         raise TokenizerError(f"{path} {problem}") from None
 
 
-def _special_tokens(path: Path, config: Mapping[str, object]) -> list[DeclaredToken]:
+def _special_tokens(path: Path, config: Mapping[str, object]) -> tuple[list[DeclaredToken], list[DeclaredToken]]:
     """The tokens that have a name, and the list of others, of which an object says itself whether it is special."""
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if not isinstance(extra, (dict, list)):
         raise TokenizerError(f"{path} has extra_special_tokens {shown(extra)}; expected a list or an object of tokens")
-    others = [key for key, value in config.items() if key.endswith("_token") and isinstance(value, (str, dict))]
+    others = [key for key, value in config.items() if key.endswith("_token") and _is_token(value)]
     named = [config.get(key) for key in (*_NAMED, *(key for key in others if key not in _NAMED))]
     named += extra.values() if isinstance(extra, dict) else []
     listed = extra if isinstance(extra, list) else []
-    return [
-        *(_token(path, value, None, special=True) for value in named if value is not None),
-        *(_token(path, value, None, special=isinstance(value, str)) for value in listed),
-    ]
+    return (
+        [_token(path, value, None, special=True) for value in named if value is not None],
+        [_token(path, value, None, special=isinstance(value, str)) for value in listed],
+    )
+
+
+def _is_token(value: object) -> bool:
+    """Whether a value under a name of somebody's own is a token: of objects only those that say so are."""
+    return isinstance(value, str) or (isinstance(value, dict) and value.items() >= _AS_TOKEN.items())
 
 
 def _added_tokens(path: Path, special: set[str]) -> list[DeclaredToken]:

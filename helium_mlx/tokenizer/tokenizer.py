@@ -34,8 +34,9 @@ from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.errors import CheckpointError, TokenizerError, shown
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.local_paths import published
-from helium_mlx.files.names import TOKENIZER_CONFIG_FILE, companion_files, relative_name
+from helium_mlx.files.names import SETTINGS_FILES, companion_files, relative_name
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, UnreadableFile, read_json_object, require_file
+from helium_mlx.option_values import plain, whole
 from helium_mlx.table import short_repr
 from helium_mlx.tokenizer.declared import has_chat_template, read_declared
 from helium_mlx.tokenizer.detokenizer import WORD_SEPARATOR, Piece, StreamingDetokenizer
@@ -480,7 +481,7 @@ class HeliumTokenizer:
         """Copy the tokenizer's files, byte for byte, to a directory, which is made where missing; return their paths.
 
         `config.json`, which holds the special ids, is the model's and is not written. Of a path of this machine in
-        `tokenizer_config.json` the last part is left.
+        the settings the last part is left.
         """
         directory = Path(path)
         saved: list[str] = []
@@ -552,7 +553,7 @@ class HeliumTokenizer:
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return whole(value) or 0
 
 
 def _side(name: str, value: object) -> "Side":
@@ -563,7 +564,7 @@ def _side(name: str, value: object) -> "Side":
 
 def _choice(name: str, value: object, switches: Mapping[bool, str], others: tuple[str, ...] = ()) -> str:
     """Return what a switch or a word of transformers' asks for. Raises TokenizerError for anything else."""
-    words = (*switches.values(), *others)
+    words, value = (*switches.values(), *others), plain(value)
     if isinstance(value, bool):
         return switches[value]
     if isinstance(value, str) and value in words:
@@ -620,7 +621,7 @@ def _as_arrays(rows: list[list[int]], masks: list[list[int]]) -> "BatchEncoding[
 def _copy(source: Path, target: Path) -> None:
     """Copy a file byte for byte, but for settings that hold a path of this machine."""
     values: dict[str, object] = {}
-    if source.name == TOKENIZER_CONFIG_FILE:
+    if source.name in SETTINGS_FILES:
         with suppress(FileProblem):
             values = read_json_object(source)
     cleaned = published(values, source.parent)

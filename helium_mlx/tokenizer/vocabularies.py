@@ -122,7 +122,7 @@ class JsonVocabulary:
             raise TokenizerError(f"{path} has {found}, which no Helium's has; fetch it again")
         # Their texts are normalized here.
         with _named_failures(f"{path} has a normalizer that fails"):
-            self.is_extended = self._add(declared.tokens) or declared.split_special_tokens
+            self.is_extended = self._add(declared) or declared.split_special_tokens
         undefined = undefined_token(self._tokenizer.post_processor)
         if undefined is not None:
             raise TokenizerError(
@@ -137,24 +137,31 @@ class JsonVocabulary:
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._piece_of = functools.cache(self._read_piece)
 
-    def _add(self, tokens: Sequence[DeclaredToken]) -> bool:
-        """Add what is declared beside the file, and say whether that changed anything."""
+    def _add(self, declared: Declared) -> bool:
+        """Add what is declared beside the file, as transformers does, and say whether that changed anything."""
         from tokenizers import AddedToken
 
-        before = {index: repr(token) for index, token in self._tokenizer.get_added_tokens_decoder().items()}
-        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        own = self._tokenizer.get_added_tokens_decoder()
+        before, known = {index: repr(token) for index, token in own.items()}, {each.content for each in own.values()}
+        numbered: dict[int, DeclaredToken | AddedToken] = {
+            token.id: token for token in declared.tokens if token.id is not None
+        }
+        if not declared.is_numbered:
+            numbered |= own
+        added = [token for _, token in sorted(numbered.items(), key=lambda entry: entry[0])]
+        known |= {token.content for token in added}
+        added += [token for token in declared.tokens if token.id is None and token.content not in known]
         self._tokenizer.add_tokens(
             [
                 AddedToken(
                     token.content,
-                    special=token.special,
+                    special=token.special or token.content in declared.named,
                     lstrip=token.lstrip,
                     rstrip=token.rstrip,
                     single_word=token.single_word,
                     normalized=token.normalized,
                 )
-                for token in tokens
-                if token.id is not None or token.content not in known
+                for token in added
             ]
         )
         return before != {index: repr(token) for index, token in self._tokenizer.get_added_tokens_decoder().items()}

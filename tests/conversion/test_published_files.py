@@ -172,3 +172,12 @@ def test_a_name_that_is_not_utf_8_becomes_a_record(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x/conversion.json").read_text())["source"] == "caf\udce9"
     files = {file.name: file.content for file in publication(tmp_path / "x", "jane/x").files}
     assert json.loads(bytes(files["conversion.json"]))["source"] == "caf\udce9"
+
+
+def test_no_settings_of_a_tokenizer_are_published_with_a_path(tmp_path: Path) -> None:
+    source, path = source_in(tmp_path), str(Path.home() / "diary" / "x.txt")
+    (source / "special_tokens_map.json").write_text(json.dumps({"note_path": path}))
+    helium_mlx.convert(str(source), str(tmp_path / "x"))
+    HeliumTokenizer.from_pretrained(source).save_pretrained(tmp_path / "saved")
+    for written in (tmp_path / "x", tmp_path / "saved"):
+        assert json.loads((written / "special_tokens_map.json").read_text())["note_path"] == "x.txt"

@@ -191,3 +191,8 @@ def test_what_cannot_be_scored_is_refused_in_one_line(
         score(*demo, text, **options)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_an_array_of_one_row_is_scored_as_its_row(demo: tuple[HeliumForCausalLM, HeliumTokenizer]) -> None:
+    ids = demo[1].encode(TEXT)
+    assert score(*demo, mx.array([ids])) == score(*demo, ids)

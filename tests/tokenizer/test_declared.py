@@ -35,6 +35,15 @@ CASES: dict[str, dict[str, dict[str, object]]] = {
     "others by name": {"tokenizer_config": {"extra_special_tokens": {"image_token": "<new>"}}},
     "the older map": {"special_tokens_map": {"pad_token": {"content": "<new>", "lstrip": True}}},
     "the older list": {"added_tokens": {"<new>": FIRST_FREE}},
+    "the older list, of a token that the file has": {"added_tokens": {"<|im_sp_07|>": 13}},
+    "a name for a token that is not special": {
+        "tokenizer_config": {
+            "eos_token": "<new>", "added_tokens_decoder": {str(FIRST_FREE): {"content": "<new>", "special": False}},
+        }
+    },
+    "a name of one's own": {"tokenizer_config": {"foo_token": "<new>"}},
+    "an object that does not say it is a token": {"tokenizer_config": {"foo_token": {"content": "<new>"}}},
+    "an object that says so": {"tokenizer_config": {"foo_token": {"__type": "AddedToken", "content": "<new>"}}},
     "special tokens split": {"tokenizer_config": {"split_special_tokens": True}},
 }  # fmt: skip
 

@@ -1045,3 +1045,12 @@ def test_a_charsmap_that_is_taken_never_panics(tmp_path: Path) -> None:
         taken += 1
         tokenizer.encode("".join(map(chr, range(32, 2000))) + "ﷺ中Ａ")
     assert taken
+
+
+def test_numbers_and_switches_of_numpy_are_taken(from_json: HeliumTokenizer) -> None:
+    numpy = pytest.importorskip("numpy")
+    length = numpy.int64(8)
+    assert from_json("the file", padding="max_length", max_length=length) == from_json(
+        "the file", padding="max_length", max_length=8
+    )
+    assert from_json("the file", padding=numpy.True_) == from_json("the file", padding=True)
