@@ -132,12 +132,16 @@ class HeliumAttention(nn.Module):
     ) -> tuple[mx.array, mx.array]:
         """Return the attention and its weights after the softmax; the fused kernel keeps those to itself."""
         repeats = self.n_heads // self.n_kv_heads
+        dtype = queries.dtype
         keys, values = mx.repeat(keys, repeats, axis=1), mx.repeat(values, repeats, axis=1)
+        if dtype == mx.float16:
+            # A product of large queries and keys is more than it holds, before the scale makes it small.
+            queries, keys = queries.astype(mx.float32), keys.astype(mx.float32)
         scores = ((queries @ keys.swapaxes(-1, -2)) * self.scale).astype(mx.float32)
         bias = explicit_mask(mask, queries.shape[2], keys.shape[2], mx.float32)
         if bias is not None:
             scores = scores + bias
-        weights = mx.softmax(scores, axis=-1).astype(queries.dtype)
+        weights = mx.softmax(scores, axis=-1).astype(dtype)
         if self.training and self.dropout > 0:
             kept = mx.random.bernoulli(1 - self.dropout, weights.shape)
             weights = mx.where(kept, weights / (1 - self.dropout), 0)

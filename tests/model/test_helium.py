@@ -137,6 +137,19 @@ def test_the_last_layer_computes_the_last_position_only_where_no_other_is_wanted
     assert relative_error(following, whole) < 1e-5
 
 
+def test_scores_behind_attentions_do_not_overflow_in_float16(tmp_path: Path) -> None:
+    model = load_model(write_checkpoint(tmp_path), dtype="float16")
+    attention = model.model.layers[0].self_attn
+    queries, keys, values = mx.random.normal((3, 1, 4, 24, 16), key=mx.random.key(0)).astype(mx.float16)
+    output, weights = attention._attend_step_by_step(200 * queries, 200 * keys, values, "causal")
+    assert weights.dtype == output.dtype == mx.float16
+    expected = mx.fast.scaled_dot_product_attention(
+        200 * queries.astype(mx.float32), 200 * keys.astype(mx.float32), values.astype(mx.float32),
+        scale=attention.scale, mask="causal",
+    )  # fmt: skip
+    assert relative_error(output, expected) < 2e-3
+
+
 def test_the_softmax_behind_attentions_is_float32(tmp_path: Path) -> None:
     model = load_model(write_checkpoint(tmp_path), dtype="bfloat16")
     attention = model.model.layers[0].self_attn
