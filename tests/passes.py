@@ -26,3 +26,8 @@ class Passes:
     def lengths(self) -> list[int]:
         """The columns alone."""
         return [columns for _, columns in self.shapes]
+
+
+def rows_and_columns(ids: mx.array) -> tuple[int, int]:
+    """Return the rows of ids and the tokens of each; one for those of a step, (B,)."""
+    return ids.shape[0], ids.shape[1] if ids.ndim == 2 else 1
