@@ -50,6 +50,9 @@ DOORS = {
     "generate": ("generate there", "helium_mlx.generate(model, tokenizer, 'A', max_tokens=2)"),
     "a batch": ("generate there", "helium_mlx.generate(model, tokenizer, ['A', 'B'], max_tokens=2)"),
     "score": ("generate there", "helium_mlx.score(model, tokenizer, 'A')"),
+    "model.generate": ("generate there", "model.generate([[1, 5]], max_new_tokens=2)"),
+    "save_pretrained": ("save the model there", "model.save_pretrained('nowhere')"),
+    "compare": ("compare there", "helium_mlx.compare('demo', 'demo')"),
     "convert": ("convert there", "helium_mlx.convert('demo', 'nowhere')"),
 }
 

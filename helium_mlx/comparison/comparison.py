@@ -31,6 +31,7 @@ from helium_mlx.comparison.sides import (
 from helium_mlx.comparison.text import STORIES, Document, EncodedText, bundled_documents, documents_of, encoded_text
 from helium_mlx.errors import ComparisonError, UsageError
 from helium_mlx.option_values import OnProgress, require_whole
+from helium_mlx.process import require_not_forked
 
 __all__ = ["ComparisonReport", "LanguageFigures", "compare", "compare_all"]
 DEFAULT_WINDOW = 512
@@ -91,6 +92,7 @@ def compare_all(
     on_progress: OnProgress | None = None,
 ) -> Iterator[ComparisonReport]:
     """Yield the report of each of `candidates`, as `compare` returns it; the reference runs once for all of them."""
+    require_not_forked("compare there")
     batch_size = require_whole("batch_size", batch_size, 1, error=UsageError)
     reference_side = open_side(str(reference), revision=reference_revision, subfolder=reference_subfolder)
     candidate_sides = [

@@ -61,8 +61,9 @@ class CompletionOptions(SamplingOptions):
         require_group_size(self.kv_group_size)
         if self.kv_bits is not None:
             require_bits(self.kv_bits)
+        checked |= {name: plain(getattr(self, name)) for name in ("kv_bits", "kv_group_size")}
         if self.max_kv_size is not None:
-            require_whole("max_kv_size", self.max_kv_size, 2, MAX_SIZE)
+            checked["max_kv_size"] = require_whole("max_kv_size", self.max_kv_size, 2, MAX_SIZE)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

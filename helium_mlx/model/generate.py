@@ -29,6 +29,7 @@ from helium_mlx.model.interfaces import GenerativeModel, Streamer
 from helium_mlx.model.logits_processing import LogitsProcessors, is_one_of
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_no_surrogate, require_whole
+from helium_mlx.process import require_not_forked
 from helium_mlx.tokenizer.string_search import require_few, string_table
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
@@ -62,6 +63,7 @@ def generate(
     **options: object,
 ) -> mx.array:
     """Return prompt and continuation; see `GenerationMixin.generate`."""
+    require_not_forked("generate there")
     config = model.config
     settings = Settings(
         model.generation_config,

@@ -29,6 +29,7 @@ Model = TypeVar("Model", bound=PretrainedModel)
 
 def save_model(model: PretrainedModel, directory: Path, *, max_shard_bytes: int | None = None) -> None:
     """Write a model's config and weights into `directory`; see `HeliumPreTrainedModel.save_pretrained`."""
+    require_not_forked("save the model there")
     settings = settings_in_memory(model)
     _require_readable(model, settings)
     tensors = tensors_on_disk(model)

@@ -511,3 +511,9 @@ def test_importing_an_engine_loads_nothing_heavy() -> None:
         f"import sys; from helium_mlx import HeliumEngine; print([m for m in {heavy} if m in sys.modules])"
     )
     assert ended.stdout == "[]\n"
+
+
+def test_numbers_of_mlx_are_taken(engine: HeliumEngine) -> None:
+    options = {"kv_bits": 8, "kv_group_size": 32, "max_kv_size": 40}
+    arrays = {name: mx.array(value) for name, value in options.items()}
+    assert engine.complete("Once", max_tokens=4, **arrays) == engine.complete("Once", max_tokens=4, **options)
