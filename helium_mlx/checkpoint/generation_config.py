@@ -45,8 +45,9 @@ class GenerationConfig:
     def from_dict(cls, values: Mapping[str, object]) -> "GenerationConfig":
         """Return the settings of a `generation_config.json`; nothing is checked before `generate` needs it."""
         known = {name: value for name, value in values.items() if name in NAMES}
-        if is_no_token(known.get("pad_token_id")):
-            known["pad_token_id"] = None
+        for name in ("eos_token_id", "pad_token_id"):
+            if is_no_token(known.get(name)):
+                known[name] = None
         return cls(**known, others={name: value for name, value in values.items() if name not in NAMES})  # pyright: ignore[reportArgumentType]
 
     @classmethod
@@ -95,8 +96,8 @@ def read_generation_config(directory: Path) -> dict[str, object] | None:
 
 
 def is_no_token(token_id: object) -> bool:
-    """Whether an id stands for none: Llama configs say that with -1."""
-    return isinstance(token_id, int) and token_id < 0
+    """Whether an id, or a list of them, stands for none: Llama configs say that with -1."""
+    return token_id is None or token_id == [] or (isinstance(token_id, int) and token_id < 0)
 
 
 def generation_values(config: HeliumConfig) -> dict[str, object]:
@@ -106,4 +107,4 @@ def generation_values(config: HeliumConfig) -> dict[str, object]:
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
-    return {key: value for key, value in ids.items() if value is not None and not is_no_token(value)}
+    return {key: value for key, value in ids.items() if not is_no_token(value)}

@@ -9,7 +9,12 @@ import mlx.core as mx
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.checkpoint import CODE_KEYS, Checkpoint
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.checkpoint.generation_config import GenerationConfig, generation_values, read_generation_config
+from helium_mlx.checkpoint.generation_config import (
+    GenerationConfig,
+    generation_values,
+    is_no_token,
+    read_generation_config,
+)
 from helium_mlx.checkpoint.layout import architecture_name
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, config_entry, unquantized
 from helium_mlx.conversion.options import ConversionOptions
@@ -113,7 +118,7 @@ def written_generation_config(source: Checkpoint) -> dict[str, object] | None:
     values, config = read_generation_config(source.directory), source.config
     if values is None:
         return generation_values(config)
-    if values.get("eos_token_id") is None and config.eos_token_id is not None:
+    if is_no_token(values.get("eos_token_id")) and config.eos_token_id is not None:
         return {**values, "eos_token_id": config.eos_token_id}
     return None
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, NoReturn, SupportsIndex, TypeAlias, TypeVar, cast, overload
 
 from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.checkpoint.generation_config import is_no_token
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.errors import CheckpointError, TokenizerError, shown
 from helium_mlx.files.atomic import write_json
@@ -653,7 +654,8 @@ def _read_model_ids(directory: Path) -> _ModelIds:
         generation = {}
     where = directory / "config.json"
     bos = _ids_of(where, "bos_token_id", config.get("bos_token_id", generation.get("bos_token_id")))
-    eos_of = generation if generation.get("eos_token_id") is not None else config
+    ends = generation.get("eos_token_id")
+    eos_of = config if is_no_token(ends) else generation
     eos = _ids_of(where if eos_of is config else generation_path, "eos_token_id", eos_of.get("eos_token_id"))
     pad = _ids_of(where, "pad_token_id", config.get("pad_token_id", generation.get("pad_token_id")))
     if len(bos) != 1:

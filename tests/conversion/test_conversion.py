@@ -449,9 +449,15 @@ def test_an_eos_that_only_the_generation_config_names_is_written_into_the_config
     assert json.loads((tmp_path / "x/config.json").read_text())["eos_token_id"] == 2
 
 
-def test_an_eos_that_only_the_config_names_is_written_into_the_generation_config_and_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said_there", [{}, {"eos_token_id": None}, {"eos_token_id": []}, {"eos_token_id": -1}], ids=str
+)
+def test_an_eos_that_only_the_config_names_is_written_into_the_generation_config_and_said(
+    tmp_path: Path, said_there: dict[str, object]
+) -> None:
     source = demo_source(tmp_path)
-    (source / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6}')
+    values = {"do_sample": True, "temperature": 0.6, **said_there}
+    (source / "generation_config.json").write_text(json.dumps(values))
     report = helium_mlx.convert(str(source), str(tmp_path / "x"))
     written = json.loads((tmp_path / "x/generation_config.json").read_text())
     assert written == {"do_sample": True, "temperature": 0.6, "eos_token_id": 2}
