@@ -116,7 +116,10 @@ def build_parser() -> CommandParser:
         "--prompt-lookup", type=int, default=0, metavar="N", help="guess up to N tokens ahead from what repeats"
     )
     parser.add_argument("--prefill-step-size", type=int, default=512, help="prompt tokens to run at a time")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES,
+        help="dtype to compute in (default: the checkpoint's; float16 is faster than bfloat16 on an M1 or M2)",
+    )  # fmt: skip
     parser.add_argument(
         "--no-echo", dest="echo", action="store_false", help="on a terminal, do not show the prompt before its text"
     )
