@@ -91,7 +91,7 @@ def read_declared(directory: Path) -> Declared:
     if numbered is None:
         added = _added_tokens(directory / ADDED_TOKENS_FILE, {token.content for token in special})
     else:
-        names = {token.content for token in named}
+        names = [token.content for token in named]
         added = [
             _token(path, entry, index, special=isinstance(entry, dict) and entry.get("content") in names)
             for index, entry in _in_order(path, numbered)
