@@ -125,6 +125,10 @@ def test_a_bundle_does_not_leave_declared_tokens_out(tmp_path: Path, write: Call
         ({"tokenizer_config": {"added_tokens_decoder": []}}, "added_tokens_decoder .*; expected tokens by their ids"),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "expected tokens by their ids"),
         ({"tokenizer_config": {"added_tokens_decoder": {"9": {"content": 5}}}}, "declares the token"),
+        (
+            {"tokenizer_config": {"eos_token": "x", "added_tokens_decoder": {"9": {"content": ["x"]}}}},
+            "declares the token",
+        ),
         ({"tokenizer_config": {"eos_token": {"content": "x", "lstrip": 1}}}, "declares the token"),
         ({"tokenizer_config": {"extra_special_tokens": "x"}}, "has extra_special_tokens 'x'; expected a list"),
         ({"tokenizer_config": {"add_eos_token": True, "eos_token": "</s>"}}, "has add_eos_token"),
