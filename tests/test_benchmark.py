@@ -109,6 +109,7 @@ def test_what_a_gpu_would_be_given_is_counted_and_nothing_measured(
 
 def test_kernels_are_left_out_where_mlx_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("helium_mlx.backend.is_cpu", lambda: True)
     report = benchmark(str(DEMO_DIRECTORY), kernels=True)
     assert (report.figures, report.left_out) == ([], ["kernels on a GPU: on a CPU MLX needs g++ to count them"])
 
