@@ -177,15 +177,16 @@ def _generate(
     options["banned_ids"] = [_id("--ban", token, tokenizer) for token in banned_ids]
     if tokenizer.has_chat_template and not ignore_chat_template:
         note("the checkpoint's chat template is not applied: the text is continued as it is (--ignore-chat-template)")
-    warning = tokenizer.trailing_space_warning(text) if prompt_file is None else None
-    if prompt_file is None and options["num_samples"] != 1 and options["temperature"] == 0:
-        note("the samples will be equal, since the temperature is 0; --temp 0.8 draws them")
-    if warning:
-        note(warning)
     with wired_memory():
         if prompt_file is not None:
             _complete_file(network, tokenizer, prompt_file, output, **options)  # pyright: ignore[reportArgumentType]
-        elif options["num_samples"] != 1:
+            return
+        if options["num_samples"] != 1 and options["temperature"] == 0:
+            note("the samples will be equal, since the temperature is 0; --temp 0.8 draws them")
+        warning = tokenizer.trailing_space_warning(text)
+        if warning:
+            note(warning)
+        if options["num_samples"] != 1:
             _complete_samples(network, tokenizer, text, **options)  # pyright: ignore[reportArgumentType]
         else:
             _complete(network, tokenizer, text, prompt_cache, **options)  # pyright: ignore[reportArgumentType]
@@ -355,13 +356,12 @@ def _complete_file(
 def _text_of(prompt: str) -> str:
     if prompt != "-":
         # The shell's bytes are UTF-8, whatever the locale made of them.
-        data = os.fsencode(prompt)
         try:
-            return data.decode("utf-8")
+            return os.fsencode(prompt).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise OptionError(
-                f"--prompt is not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start}); convert it first"
-            ) from None
+            from helium_mlx.files.text import not_utf8
+
+            raise OptionError(f"--prompt {not_utf8(error)}") from None
     from helium_mlx.files.text import read_standard_input
 
     return read_standard_input("--prompt")

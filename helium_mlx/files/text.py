@@ -34,9 +34,14 @@ def read_text(name: str | Path, max_bytes: int) -> TextFile:
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        byte = f"byte 0x{data[error.start]:02x} at position {error.start}"
-        raise MalformedFile(f"is not UTF-8 ({byte}); convert it first") from None
+        raise MalformedFile(not_utf8(error)) from None
     return TextFile(text, hashlib.sha256(data).hexdigest())
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Return what is said of bytes that are not UTF-8, without a name in front."""
+    byte = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+    return f"is not UTF-8 ({byte}); convert it first"
 
 
 def read_standard_input(flag: str) -> str:

@@ -80,10 +80,8 @@ class HeliumAttention(nn.Module):
         weights_wanted: bool = False,
         last_only: bool = False,
     ) -> tuple[mx.array, mx.array | None]:
-        n_rotated = self.n_heads + self.n_kv_heads
-        qkv = _by_head(self._project(x), n_rotated + self.n_kv_heads)
-        rotated, values = rotate(qkv[:, :n_rotated]), qkv[:, n_rotated:]
-        queries, keys = rotated[:, : self.n_heads], rotated[:, self.n_heads :]
+        heads = _by_head(self._project(x), self.n_heads + 2 * self.n_kv_heads)
+        queries, keys, values = self._rotated(heads, rotate)
         if last_only:
             queries, mask = queries[:, :, -1:], mask_of_last_query(mask)
         weights = None
@@ -115,10 +113,7 @@ class HeliumAttention(nn.Module):
             queries = queries if queries.shape[0] == 1 else queries.reshape(1, self.n_heads, 1, self.head_dim)
             output = cache.attend_joined(queries, keys_values, scale=self.scale, mask=mask)
         else:
-            heads = heads.reshape(B, -1, 1, self.head_dim)
-            n_rotated = self.n_heads + self.n_kv_heads
-            rotated, values = rotate(heads[:, :n_rotated]), heads[:, n_rotated:]
-            queries, keys = rotated[:, : self.n_heads], rotated[:, self.n_heads :]
+            queries, keys, values = self._rotated(heads.reshape(B, -1, 1, self.head_dim), rotate)
             output = cache.attend(queries, keys, values, scale=self.scale, mask=mask)
         return _with_residual(residual, _part(self, "o_proj"), output.reshape(B, -1))
 
@@ -126,6 +121,12 @@ class HeliumAttention(nn.Module):
         if self._merged:
             return _part(self, "qkv_proj")(x)
         return mx.concatenate([_part(self, "q_proj")(x), _part(self, "k_proj")(x), _part(self, "v_proj")(x)], axis=-1)
+
+    def _rotated(self, heads: mx.array, rotate: Rotation) -> tuple[mx.array, mx.array, mx.array]:
+        """Return queries, keys and values of all heads (B, heads, L, D), the first two rotated in one call."""
+        n_rotated = self.n_heads + self.n_kv_heads
+        rotated, values = rotate(heads[:, :n_rotated]), heads[:, n_rotated:]
+        return rotated[:, : self.n_heads], rotated[:, self.n_heads :], values
 
     def _attend_step_by_step(
         self, queries: mx.array, keys: mx.array, values: mx.array, mask: Mask
