@@ -122,3 +122,12 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """Return the first of some names for a message, and how many more there are."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def lone_surrogate(text: str) -> str | None:
+    """Return which half of a character, which UTF-8 cannot express, a text has and where; None if it has none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"the lone surrogate {text[error.start]!a} at position {error.start}"
+    return None

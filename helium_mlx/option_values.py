@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from helium_mlx.errors import CheckpointError, GenerationError, OptionError, shown
+from helium_mlx.errors import CheckpointError, GenerationError, OptionError, lone_surrogate, shown
 
 OnProgress = Callable[[int, int], None]
 
@@ -95,12 +95,9 @@ def token_ids(name: str, ids: object, vocab_size: int) -> list[int]:
 
 def require_no_surrogate(name: str, text: str) -> None:
     """Raise OptionError for a text with half of a character, which no text of a model has."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise OptionError(
-            f"{name} has the lone surrogate {text[error.start]!a} at position {error.start}; give text, in UTF-8"
-        ) from None
+    found = lone_surrogate(text)
+    if found is not None:
+        raise OptionError(f"{name} has {found}; give text, in UTF-8")
 
 
 def path_of(path: object) -> Path:

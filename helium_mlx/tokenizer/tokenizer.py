@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Generic, Literal, NoReturn, SupportsIndex, Typ
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.generation_config import is_no_token
 from helium_mlx.checkpoint.kyutai_config import inferred_values
-from helium_mlx.errors import CheckpointError, TokenizerError, shown
+from helium_mlx.errors import CheckpointError, TokenizerError, lone_surrogate, shown
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import SETTINGS_FILES, companion_files, relative_name
@@ -574,13 +574,11 @@ def _choice(name: str, value: object, switches: Mapping[bool, str], others: tupl
 
 
 def _require_utf8(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+    found = lone_surrogate(text)
+    if found is not None:
         raise TokenizerError(
-            f"the text has the lone surrogate {text[error.start]!a} at position {error.start}, which no tokenizer "
-            "can express; read it as UTF-8 with errors='replace'"
-        ) from error
+            f"the text has {found}, which no tokenizer can express; read it as UTF-8 with errors='replace'"
+        )
 
 
 def without_prefixes(text: str, prefix: str) -> str:
