@@ -62,7 +62,7 @@ Side: TypeAlias = Literal["left", "right"]
 Ids: TypeAlias = "SupportsIndex | Iterable[SupportsIndex] | mx.array"
 Padding: TypeAlias = "bool | Literal['longest', 'max_length', 'do_not_pad']"
 Truncation: TypeAlias = "bool | Literal['longest_first', 'do_not_truncate']"
-Encoded = TypeVar("Encoded", "list[int]", "list[list[int]]", "mx.array")
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True, eq=False)
