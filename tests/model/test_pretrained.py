@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from hub_standin import HubStandIn, serve
 from hub_standin.client import environment
@@ -605,3 +606,11 @@ def test_a_model_that_does_not_fit_its_config_is_not_saved(tmp_path: Path) -> No
     model.score = model.score.to_quantized()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(CheckpointError, match="head `score` is quantized"):
         model.save_pretrained(tmp_path)
+
+
+def test_a_number_of_labels_may_be_numpys(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="initialised"):
+        model = HeliumForSequenceClassification.from_pretrained("demo", num_labels=np.int64(3))
+    assert (model.score.weight.shape[0], type(model.config.num_labels)) == (3, int)
+    model.save_pretrained(tmp_path)
+    assert HeliumForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 3
