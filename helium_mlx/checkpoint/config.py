@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from helium_mlx.checkpoint.config_keys import HARMLESS, model_type_of, refuse_keys
 from helium_mlx.checkpoint.kyutai_config import inferred_values
@@ -312,6 +312,14 @@ class HeliumConfig:
             changed.__dict__[name] = value
             changed._require_alone(name)
             self.__dict__[name] = changed.__dict__[name]
+
+    if not TYPE_CHECKING:
+        # For checkers of types the fields are all that there is.
+        def __getattr__(self, name: str) -> object:
+            extra = self.__dict__.get("extra", {})
+            if name not in extra:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return extra[name]
 
     def _take_labels(self, name: str, value: object) -> None:
         # As with transformers' properties: a number that is another one makes new names, names give the number.

@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import mlx.core as mx
@@ -414,6 +416,10 @@ def test_what_is_assigned_later_is_saved(tmp_path: Path) -> None:
     config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim = 64, 4, 2, 16
     config.rope_parameters = {"rope_type": "linear", "factor": 2.0}
     config.transformers_version = "5"  # pyright: ignore[reportAttributeAccessIssue]
+    assert config.transformers_version == "5"  # pyright: ignore[reportAttributeAccessIssue]
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(AttributeError, match="rms_norm_epsilon"):
+        config.rms_norm_epsilon  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
     config.save_pretrained(tmp_path)
     read = HeliumConfig.from_pretrained(tmp_path)
     assert read.to_dict() == config.to_dict()
