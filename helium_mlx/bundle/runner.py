@@ -23,6 +23,7 @@ from helium_mlx.bundle.manifest import function_file
 from helium_mlx.errors import BundleError, ContextOverflowError, GenerationError, one_line
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_whole, token_ids
+from helium_mlx.process import require_not_forked
 
 Outputs = Sequence[mx.array]
 
@@ -36,6 +37,7 @@ class BundleRunner:
     """
 
     def __init__(self, bundle: str | Path | Bundle) -> None:
+        require_not_forked("run the bundle there")
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.tokenizer = self.bundle.tokenizer()
         self._weights = self.bundle.load_weights()
@@ -59,6 +61,7 @@ class BundleRunner:
 
     def _step(self, tokens: Sequence[int]) -> tuple[mx.array, mx.array]:
         """Return the logits after tokens, (1, vocab_size), and the best token, (1,)."""
+        require_not_forked("run the bundle there")
         remaining = token_ids("tokens", tokens, self.bundle.manifest.model.vocab_size)
         if not remaining:
             raise GenerationError("there are no tokens; give at least the BOS id")
