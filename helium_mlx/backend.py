@@ -12,7 +12,6 @@ from typing import TypeVar, cast
 import mlx.core as mx
 
 T = TypeVar("T", bound=Callable[..., mx.array])
-Graph = TypeVar("Graph", bound=Callable[..., Sequence[mx.array]])
 _streams = threading.local()
 
 # Rows of a matrix that `for_products` takes at a time.
@@ -54,7 +53,7 @@ def fuse(function: T) -> T:
     return cast(T, call)
 
 
-def compiled(function: Graph) -> Graph:
+def compiled(function: Callable[..., Sequence[mx.array]]) -> Callable[..., Sequence[mx.array]]:
     """Return `function`, which is one graph, with chains of element-wise operations as one kernel each on a GPU.
 
     On the CPU as it is.

@@ -146,19 +146,15 @@ class BundleFunction:
         if isinstance(embedding, nn.QuantizedEmbedding) and embedding.mode in FloatCodes.MODES:
             self._float_codes = FloatCodes(embedding.mode, embedding.group_size, dtype)
 
-    def __call__(self, tokens: mx.array, *inputs: mx.array) -> list[mx.array]:
+    def __call__(self, tokens: mx.array, place: mx.array, extent: mx.array, *rest: mx.array) -> list[mx.array]:
         """Return the outputs for the inputs, all in the order of the module's docstring."""
-        where, rest = inputs[:2], inputs[2:]
         n_layers = self.model.config.num_hidden_layers
         held, weights = rest[:n_layers], dict(zip(self.weights, rest[n_layers:], strict=True))
-        start = where[0][:1]
+        start = place[:1]
         caches = [_SlotCache(each, start, self.shape.attended) for each in held]
+        run = self._decode if self.shape.length == 1 else self._prefill
         with _substituted(self.model, weights):
-            h = (
-                self._decode(tokens, *where, caches)
-                if self.shape.length == 1
-                else self._prefill(tokens, *where, caches)
-            )
+            h = run(tokens, place, extent, caches)
             logits = self.model.logits(self.model.model.norm(h))
         return [logits, *(cache.held for cache in caches)]
 

@@ -134,8 +134,9 @@ class BundleRunner:
         shape = self._shape(1, filled)
         positions = [self.offset] * (self.bundle.manifest.model.positions - 1) + [0]
         # From bytes: a list of so many flags takes a hundred times as long, and a comparison is a kernel.
-        seen = memoryview(bytes([1]) * filled + bytes(shape.attended - filled)).cast("?")
-        return self._call(shape, [token, mx.array(positions, dtype=mx.int32), mx.array(seen)], 1)
+        flags = memoryview(bytes([1]) * filled + bytes(shape.attended - filled)).cast("?")
+        seen = mx.array(flags)  # pyright: ignore[reportArgumentType]
+        return self._call(shape, [token, mx.array(positions, dtype=mx.int32), seen], 1)
 
     def _shape(self, length: int, filled: int) -> FunctionShape:
         """Return the function of `length` that sees least beyond `filled` places."""
