@@ -1,7 +1,7 @@
 """From a model in memory to a checkpoint directory that transformers opens, or the Hub; and from a directory back."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -178,13 +178,19 @@ def build_model(model_class: type[Model], checkpoint: Checkpoint, dtype: str | m
     }
     model.load_weights(list(weights.items()))
     del weights
-    multiplying = (nn.Linear, nn.Embedding) if config.tie_word_embeddings else nn.Linear
-    for module in model.modules():
-        if isinstance(module, multiplying):
-            module.weight = backend.for_products(module.weight)
+    for _, module in multiplying_modules(model):
+        module.weight = backend.for_products(module.weight)
     # One layer at a time: the parts of a merged projection are let go before the next layer is read.
     for layer in model.body.layers:
         mx.eval(layer.parameters())
     mx.eval(model.parameters())
     model.eval()
     return model
+
+
+def multiplying_modules(model: PretrainedModel) -> Iterator[tuple[str, nn.Linear | nn.Embedding]]:
+    """Yield the names and the modules whose `weight` is a matrix to multiply by, not quantized."""
+    kinds = (nn.Linear, nn.Embedding) if model.config.tie_word_embeddings else nn.Linear
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            yield name, cast("nn.Linear | nn.Embedding", module)
