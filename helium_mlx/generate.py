@@ -116,6 +116,11 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--prompt-lookup", type=int, default=0, metavar="N", help="guess up to N tokens ahead from what repeats"
     )
+    parser.add_argument(
+        "--heal",
+        action="store_true",
+        help="go on inside the last word, or after a space at the end, as if typed further",
+    )
     parser.add_argument("--prefill-step-size", type=int, default=512, help="prompt tokens to run at a time")
     parser.add_argument(
         "--dtype", choices=DTYPES,
@@ -185,7 +190,7 @@ def _generate(
         if options["num_samples"] != 1 and options["temperature"] == 0:
             note("the samples will be equal, since the temperature is 0; --temp 0.8 draws them")
         warning = tokenizer.trailing_space_warning(text)
-        if warning:
+        if warning and not options["heal"]:
             note(warning)
         if options["num_samples"] != 1:
             _complete_samples(network, tokenizer, text, **options)  # pyright: ignore[reportArgumentType]
@@ -213,6 +218,8 @@ def _require_together(
         raise OptionError("--output is for the results of --prompt-file; redirect standard output instead")
     given = ["--prompt-cache"] if prompt_cache is not None else []
     given += [f"--{name.replace('_', '-')}" for name, value in UNBATCHED_OPTIONS.items() if options[name] != value]
+    if prompt_cache is not None and options["heal"]:
+        raise OptionError("--heal takes back tokens that --prompt-cache keeps; leave one out")
     if many and given:
         raise OptionError(f"{given[0]} is for a single completion and does not go with {many}; leave one out")
 

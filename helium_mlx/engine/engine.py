@@ -132,6 +132,7 @@ class HeliumEngine:
         kv_bits: int | None = None,
         kv_group_size: int = 64,
         prompt_lookup: int = 0,
+        heal: bool = False,
     ) -> EngineStream:
         """Queue a request and return its stream at once; options are those of `stream_generate`.
 
@@ -144,6 +145,7 @@ class HeliumEngine:
             temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
             max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
             max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+            heal=heal,
         )  # fmt: skip
         # Empty, it is a plain value too.
         cache = options.make_cache(worker.model) if options.unbatched else None

@@ -11,7 +11,7 @@ from typing import cast
 import mlx.core as mx
 
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.errors import OptionError, TokenizerError, shown
+from helium_mlx.errors import GenerationError, OptionError, TokenizerError, shown
 from helium_mlx.generation.completion import CompletionText, StopStrings
 from helium_mlx.generation.prompts import Prompt, room_after, tokens_of_prompt
 from helium_mlx.generation.sampling import Sampler, SamplingOptions, banned_tokens, fresh_seed
@@ -27,8 +27,10 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 # More would hold up every step.
 MAX_EXTRA_EOS = 1000
 
-# What batches lack: the options that need a cache of the completion's own, each with the value that asks for nothing.
-UNBATCHED_OPTIONS: dict[str, object] = {"max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "prompt_lookup": 0}
+# What batches lack: options that need a cache or steps of their own, each with the value that asks for nothing.
+UNBATCHED_OPTIONS: dict[str, object] = {
+    "max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "prompt_lookup": 0, "heal": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class CompletionOptions(SamplingOptions):
     kv_bits: int | None = None
     kv_group_size: int = 64
     prompt_lookup: int = 0
+    heal: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +60,7 @@ class CompletionOptions(SamplingOptions):
             "extra_eos": _tokens_named(self.extra_eos),
             "logprobs": require_whole("logprobs", self.logprobs, 0, allowed="from 0 to the model's vocab_size"),
             "prompt_lookup": require_whole("prompt_lookup", self.prompt_lookup, 0),
+            "heal": require_switch("heal", self.heal),
         }
         require_group_size(self.kv_group_size)
         if self.kv_bits is not None:
@@ -126,12 +130,16 @@ def _tokens_named(given: object) -> tuple[int | str, ...]:
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A prompt and its options. `count` is how many tokens may come in all, `generated` those that have already."""
+    """A prompt and its options. `count` is how many tokens may come in all, `generated` those that have already.
+
+    `cut` are tokens cut off the end of the prompt, whose bytes come first (`healing.py`).
+    """
 
     prompt: list[int]
     options: CompletionOptions
     count: int
     generated: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
 
     @property
     def span(self) -> int:
@@ -140,7 +148,13 @@ class CompletionRequest:
 
     def text_of(self, tokenizer: HeliumTokenizer) -> CompletionText:
         """Return what turns tokens into text, after those that were generated already."""
-        text_of = CompletionText(tokenizer, StopStrings(self.options.stop), self.options.eos_ids(tokenizer))
+        stops, eos = StopStrings(self.options.stop), self.options.eos_ids(tokenizer)
+        text_of = CompletionText(tokenizer, stops, eos)
+        if self.options.heal:
+            # Few completions begin so.
+            from helium_mlx.generation.healing import HealedText
+
+            text_of = HealedText(tokenizer, stops, eos, self.prompt, self.cut)
         for token in self.generated:
             text_of.add(token, is_last=False)
         return text_of
@@ -187,4 +201,12 @@ def checked_request(
         from helium_mlx.generation.prompt_lookup import check_draft_tokens
 
         check_draft_tokens(options.prompt_lookup, cache, held + len(tokens) + count)
-    return CompletionRequest(tokens, options, count)
+    cut = 0
+    if options.heal:
+        from helium_mlx.generation.healing import cut_back
+
+        if held:
+            raise GenerationError(f"heal needs the whole prompt, and cache holds {held} tokens of it; leave one out")
+        cut = cut_back(tokenizer, tokens)
+    kept = len(tokens) - cut
+    return CompletionRequest(tokens[:kept], options, count, cut=tuple(tokens[kept:]))

@@ -31,7 +31,7 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
-    from helium_mlx.generation.prompt_lookup import LookupDecoding
+    from helium_mlx.generation.healing import Steps
 
     class _Options(TypedDict, total=False):
         """What `generate` takes beside the prompt, for its overloads."""
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         kv_group_size: int
         prefill_step_size: int
         prompt_lookup: int
+        heal: bool
         cancel: threading.Event | None
         on_progress: OnProgress | None
         batch_size: int
@@ -93,6 +94,7 @@ def stream_generate(
     kv_group_size: int = 64,
     prefill_step_size: int = 512,
     prompt_lookup: int = 0,
+    heal: bool = False,
     cancel: threading.Event | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[GenerationChunk, None, None]:
@@ -110,7 +112,9 @@ def stream_generate(
     penalty and to prompt lookup. Without a cache, `max_kv_size` makes a cache that keeps the first token and the last
     ones, and `kv_bits` one that is quantized in groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are
     run at a time, and `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many
-    tokens ahead from what prompt and output repeat (see `prompt_lookup.py`). Setting `cancel` ends the run before its
+    tokens ahead from what prompt and output repeat (see `prompt_lookup.py`). With `heal`, a prompt that ends inside a
+    word or in a space is completed as if it had been typed further (see `healing.py`), and the text begins with the
+    space, where one comes. Setting `cancel` ends the run before its
     next step, in the prompt too.
 
     A completion ends, with reason "length", where the model's context does, unless a cache that forgets is smaller.
@@ -123,6 +127,7 @@ def stream_generate(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
         max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+        heal=heal,
     )  # fmt: skip
     return _stream(
         model, tokenizer, prompt, options, cache=cache, cached_tokens=cached_tokens,
@@ -174,6 +179,7 @@ def generate(
     kv_group_size: int = 64,
     prefill_step_size: int = 512,
     prompt_lookup: int = 0,
+    heal: bool = False,
     cancel: threading.Event | None = None,
     on_progress: OnProgress | None = None,
     batch_size: int = 16,
@@ -189,6 +195,7 @@ def generate(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
         max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
+        heal=heal,
     )  # fmt: skip
     if isinstance(prompt, (list, tuple)) and not (prompt and holds_ids(prompt)):
         # A single prompt starts without it.
@@ -329,9 +336,14 @@ class Decoding:
     def _forward(self, token: mx.array) -> mx.array:
         return self.model.logits_after(token, self.cache)
 
-    def _sample(self, logits: mx.array) -> list[mx.array]:
+    def among(self, logits: mx.array, may_come: mx.array) -> DecodedToken:
+        """Return a token of those that are true in `may_come`, bool (1, vocab_size)."""
+        return self._read(self._sample(logits, may_come))
+
+    def _sample(self, logits: mx.array, may_come: mx.array | None = None) -> list[mx.array]:
         """Start computing a token: [token, highest logit], with `top_logprobs` also what those ask for."""
-        step = [self.sampler(logits), logits.max(axis=-1)]
+        left = logits if may_come is None else mx.where(may_come, logits, -mx.inf)
+        step = [self.sampler(left), logits.max(axis=-1)]
         if self.top_logprobs:
             step += token_logprobs(logits, step[0], self.top_logprobs)
         mx.async_eval(step, self.sampler.state)
@@ -346,9 +358,23 @@ class Decoding:
 
 
 def _decoding(
-    model: HeliumForCausalLM, cache: list[KVCache], sampler: Sampler, request: CompletionRequest
-) -> "Decoding | LookupDecoding":
+    model: HeliumForCausalLM,
+    tokenizer: HeliumTokenizer,
+    cache: list[KVCache],
+    sampler: Sampler,
+    request: CompletionRequest,
+) -> "Steps":
     options = request.options
+    if request.cut:
+        # Few completions begin so.
+        from helium_mlx.generation.healing import HealedDecoding, HeldBytes
+
+        def rest(came: list[int]) -> "Steps":
+            following = replace(request, prompt=[*request.prompt, *came], cut=())
+            return _decoding(model, tokenizer, cache, sampler, following)
+
+        held = HeldBytes(tokenizer, model.config.vocab_size, request.cut, options.banned_ids)
+        return HealedDecoding(Decoding(model, cache, sampler, options.logprobs), held, rest)
     if not options.prompt_lookup:
         return Decoding(model, cache, sampler, options.logprobs)
     # Most completions start without it.
@@ -383,7 +409,7 @@ class CompletionRun:
         self.prefill_step_size = prefill_step_size
         require_run_fits(model, self.held + len(self.tokens) + request.count, cache[0].kind)
         sampler = request.sampler(model, tokenizer)
-        self.decoding = _decoding(model, cache, sampler, request)
+        self.decoding = _decoding(model, tokenizer, cache, sampler, request)
         self.text_of: CompletionText = request.text_of(tokenizer)
         self.generated = self._accepted = 0
         self._start, self._prompt_seconds = time.perf_counter(), 0.0

@@ -475,7 +475,7 @@ class HeliumTokenizer:
             return None
         return (
             f"the prompt ends in a space, which becomes the token {last!r} of its own and makes for a poor completion; "
-            "drop it: the model writes the space before the next word itself"
+            "drop it: the model writes the space before the next word itself (--heal does so)"
         )
 
     def save_pretrained(self, path: str | Path) -> tuple[str, ...]:
