@@ -1,8 +1,9 @@
 """Measure the program in C++ beside `python -m helium_mlx.generate`: `python examples/cpp/benchmark.py --help`.
 
 A pair is a checkpoint and the bundle exported from it. Each run is a process of its own, the two programs in turns, on
-the same prompt, greedily. Cold start is the time from starting a program to its end after one token, the files being in
-the page cache; tokens/s is what each says of the tokens after its first.
+the same prompt, greedily, past the end of a text. Cold start is the time from starting a program to its end after one
+token of a short prompt, the files being in the page cache; tokens/s is what each says of the tokens after its first,
+behind prompts of `--contexts` tokens; the ratio is the median of those of the turns, above 1 where C++ is faster.
 """
 
 import argparse
@@ -12,6 +13,10 @@ import subprocess
 import sys
 import time
 
+from helium_mlx import HeliumTokenizer
+
+# Repeated, it makes a prompt of any length.
+WORDS = "Once upon a time there was a boy called Arthur who lived near the harbour. "
 RATES = {"python": re.compile(r"Generation: .*?, ([\d.]+) tokens/s"), "c++": re.compile(r"then ([\d.]+) tokens/s")}
 
 
@@ -22,44 +27,73 @@ def run(command: list[str]) -> tuple[float, str]:
     return time.perf_counter() - start, done.stderr
 
 
-def commands(program: str, checkpoint: str, bundle: str, prompt: str) -> dict[str, list[str]]:
-    """Return what runs the two programs, but for the number of tokens."""
-    python = [sys.executable, "-m", "helium_mlx.generate", "--model", checkpoint, "--prompt", prompt, "--temp", "0"]
-    hashed = [program, "--bundle", bundle, "--prompt", prompt, "--temp", "0"]
-    return {"python": python, "c++": hashed, "c++, --skip-hashes": [*hashed, "--skip-hashes"]}
+def commands(program: str, checkpoint: str, bundle: str) -> dict[str, list[str]]:
+    """Return what runs the two programs, but for the prompt and the number of tokens."""
+    python = [sys.executable, "-m", "helium_mlx.generate", "--model", checkpoint]
+    return {
+        "python": python,
+        "c++": [program, "--bundle", bundle],
+        "c++, hashes skipped": [program, "--bundle", bundle, "--skip-hashes"],
+    }
 
 
-def measure(command: dict[str, list[str]], runs: int, max_tokens: int) -> dict[str, tuple[float, float]]:
-    """Return the medians of cold start, in seconds, and of tokens/s for each program."""
+def starts_of(command: dict[str, list[str]], runs: int) -> dict[str, float]:
+    """Return the median of cold start, in seconds, for each program."""
     starts: dict[str, list[float]] = {name: [] for name in command}
-    rates: dict[str, list[float]] = {name: [] for name in command}
     for _ in range(runs):
         for name, words in command.items():
-            starts[name].append(run([*words, "--max-tokens", "1"])[0])
-            told = RATES[name.split(",")[0]].search(run([*words, "--max-tokens", str(max_tokens)])[1])
+            asked = ["--prompt", WORDS, "--temp", "0", "--max-tokens", "1"]
+            starts[name].append(run([*words, *asked])[0])
+    return {name: statistics.median(seconds) for name, seconds in starts.items()}
+
+
+def rates_of(command: dict[str, list[str]], prompt: str, runs: int, max_tokens: int) -> tuple[float, float, float]:
+    """Return the medians of tokens/s, Python's and then C++'s, and of their ratios."""
+    rates: dict[str, list[float]] = {name: [] for name in RATES}
+    asked = ["--prompt", prompt, "--temp", "0", "--ignore-eos", "--max-tokens", str(max_tokens)]
+    for _ in range(runs):
+        for name, rate in RATES.items():
+            told = rate.search(run([*command[name], *asked])[1])
             assert told is not None, f"{name} told no tokens/s"
             rates[name].append(float(told[1]))
-    return {name: (statistics.median(starts[name]), statistics.median(rates[name])) for name in command}
+    ratios = [c / p for c, p in zip(rates["c++"], rates["python"], strict=True)]
+    return statistics.median(rates["python"]), statistics.median(rates["c++"]), statistics.median(ratios)
+
+
+def prompt_of(checkpoint: str, tokens: int) -> str:
+    """Return a text of `tokens` tokens at most, as near as whole words come."""
+    tokenizer = HeliumTokenizer.from_pretrained(checkpoint)
+    words = (WORDS * tokens).split(" ")
+    low, high = 1, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = len(tokenizer.encode(" ".join(words[:middle]))) <= tokens
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return " ".join(words[:low])
 
 
 def main() -> None:
-    """Print a table, a row for each program and pair."""
+    """Print two tables, a row for each pair, and for each pair and context."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True, help="the built program, such as build/helium")
     parser.add_argument(
         "--pair", nargs=2, action="append", required=True, metavar=("CHECKPOINT", "BUNDLE"), help="may be repeated"
     )
-    parser.add_argument("--prompt", default="Once upon a time")
-    parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[16, 1024, 4000], help="tokens before the first")
+    parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
-    print("| | | cold start, s | tokens/s |\n|--|--|--|--|")
-    for checkpoint, bundle in arguments.pair:
-        measured = measure(
-            commands(arguments.program, checkpoint, bundle, arguments.prompt), arguments.runs, arguments.max_tokens
-        )
-        for name, (start, rate) in measured.items():
-            print(f"| {bundle.rstrip('/').rsplit('/', 1)[-1]} | {name} | {start:.3f} | {rate:.1f} |", flush=True)
+    pairs = [(bundle.rstrip("/").rsplit("/", 1)[-1], checkpoint, bundle) for checkpoint, bundle in arguments.pair]
+    print("| cold start, s | Python | C++ | C++, hashes skipped |\n|--|--|--|--|")
+    for name, checkpoint, bundle in pairs:
+        starts = starts_of(commands(arguments.program, checkpoint, bundle), arguments.runs)
+        print(f"| {name} | {' | '.join(f'{seconds:.2f}' for seconds in starts.values())} |", flush=True)
+    print("\n| tokens/s | context | Python | C++ | ratio |\n|--|--|--|--|--|")
+    for name, checkpoint, bundle in pairs:
+        for context in arguments.contexts:
+            command, prompt = commands(arguments.program, checkpoint, bundle), prompt_of(checkpoint, context)
+            python, cpp, ratio = rates_of(command, prompt, arguments.runs, arguments.max_tokens)
+            print(f"| {name} | {context:,} | {python:,.4g} | {cpp:,.4g} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
