@@ -10,7 +10,9 @@ Importing the package loads next to nothing: each name brings its module in when
 
 import importlib
 import sys
-from types import ModuleType
+from collections.abc import Callable
+from functools import wraps
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from helium_mlx import process as _process
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         EngineMemoryError,
         GenerationError,
         HeliumError,
+        KeywordError,
         OptionError,
         QuantizationError,
         TokenizerError,
@@ -110,6 +113,7 @@ _HOMES = {
     "load_cache": "kv_cache.disk",
     "save_cache": "kv_cache.disk",
     "HeliumError": "errors",
+    "KeywordError": "errors",
     "ArgumentError": "errors",
     "BundleError": "errors",
     "CheckpointError": "errors",
@@ -157,6 +161,7 @@ __all__ = [
     "HeliumModel",
     "HeliumTokenizer",
     "KVCache",
+    "KeywordError",
     "OptionError",
     "Progress",
     "PromptCache",
@@ -196,8 +201,29 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if isinstance(value, FunctionType):
+        value = _with_known_keywords(value)
     globals()[name] = value
     return value
+
+
+def _with_known_keywords(function: FunctionType) -> Callable[..., object]:
+    """Return a public function that answers a misspelled keyword with the nearest one."""
+    code = function.__code__
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+    @wraps(function)
+    def call(*arguments: object, **keywords: object) -> object:
+        for keyword in keywords:
+            if keyword not in known:
+                from helium_mlx.errors import KeywordError, unknown_keyword
+
+                raise KeywordError(unknown_keyword(function.__name__, keyword, known))
+        return function(*arguments, **keywords)
+
+    # Where it is found again, by pickle too.
+    call.__module__ = __name__
+    return call
 
 
 def __dir__() -> list[str]:
