@@ -23,6 +23,10 @@ class Table:
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[str]]
 
+    def beside(self, label: str, name: str) -> "Table":
+        """Return the table with a first column more, which says the same in every row."""
+        return Table(label, [(self.label, ""), *self.columns], [[name, *row] for row in self.rows])
+
     def headings(self) -> list[str]:
         """Return the two lines of headings of plain text, names and units."""
         names, units = ([column[part] for column in self.columns] for part in (0, 1))
