@@ -1,8 +1,8 @@
 """The command `benchmark`: speed and memory on this machine, alone or beside mlx-lm on the same directory.
 
-Figures are medians over the runs, with the smallest and largest beside them, and the ratio is of the medians, above 1
-where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start` is the wall
-time of a whole process that generates one token, with its peak resident memory; everything else is measured in a
+Figures are medians over the runs, and with `--wide` the smallest and largest beside them; the ratio is of the medians,
+above 1 where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start` is the
+wall time of a whole process that generates one token, with its peak resident memory; everything else is measured in a
 process a program that has the checkpoint loaded, greedily. Peak memory is MLX's own count, weights included. Bytes a
 token are counted, not timed; so are the kernels that a GPU would be given, which are the same on every machine
 (`diagnostics/gpu_kernels.py`).
@@ -16,7 +16,7 @@ What is measured stands in `diagnostics/measures.py`, what is done in the measur
 import os
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import cast
@@ -24,6 +24,7 @@ from typing import cast
 from helium_mlx.diagnostics.measures import Figure, Report, benchmark
 from helium_mlx.json_writer import to_json
 from helium_mlx.progress import Progress
+from helium_mlx.table import Table
 from helium_mlx.terminal import CommandParser, add_repository_options
 from helium_mlx.version import __version__
 
@@ -62,6 +63,9 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--kernels", action="store_true", help="only count the kernels that a GPU would be given; measure nothing"
     )
+    parser.add_argument(
+        "--wide", action="store_true", help="print the smallest and largest of the runs too, in a Markdown table"
+    )
     parser.add_argument("--json", action="store_true", help="print every run as JSON instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="draw decode speed over context: a .svg, .png or .pdf")
     return parser
@@ -72,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     return build_parser().run(argv, _run)
 
 
-def _run(*, json: bool, plot: str | None, **options: object) -> None:
+def _run(*, json: bool, wide: bool, plot: str | None, **options: object) -> None:
     if plot is not None:
         from helium_mlx.plotting import check_plot
 
@@ -95,7 +99,7 @@ def _run(*, json: bool, plot: str | None, **options: object) -> None:
         return
     reached = "" if report.bandwidth is None else f"; memory bandwidth {report.bandwidth / 1e9:.1f} GB/s"
     print(f"{place}{reached}\n")
-    print("\n".join(table(report, str(options["model"]), against)))
+    print("\n".join(table(report, str(options["model"]), against, wide=wide)))
 
 
 def _fields(figure: Figure) -> dict[str, object]:
@@ -105,22 +109,24 @@ def _fields(figure: Figure) -> dict[str, object]:
     return fields | {"name": figure.name, "ratio": figure.ratio}
 
 
-def table(report: Report, model: str, against: str | None) -> list[str]:
-    """Return the lines of a Markdown table, and one for each row that was left out or measured once."""
-    columns = [model, "helium_mlx", *([against, "ratio"] if against else [])]
-    lines = [_row(columns), "|--" * len(columns) + "|"]
+def table(report: Report, model: str, against: str | None, *, wide: bool = False) -> list[str]:
+    """Return the lines of a table, 80 columns wide, and one for each row that was left out or measured once.
+
+    With `wide` it is Markdown, and has the smallest and the largest of the runs.
+    """
+    programs = ["helium_mlx", *([against] if against else [])]
+    spread = [("least", ""), ("most", "")] if wide else []
+    columns = [column for program in programs for column in ((program, "median"), *spread)]
+    rows = []
     for figure in report.figures:
-        row = [f"{figure.name}, {figure.unit}", _spread(figure.values)]
-        if against:
-            row += [_spread(figure.baseline), "" if figure.ratio is None else f"{figure.ratio:.2f}"]
-        lines.append(_row(row))
+        runs = [figure.values, *([figure.baseline] if against else [])]
+        cells = [cell for values in runs for cell in _cells(values)[: 3 if wide else 1]]
+        ratio = [] if not against else ["" if figure.ratio is None else f"{figure.ratio:.2f}"]
+        rows.append([f"{figure.name}, {figure.unit}", *cells, *ratio])
+    made = Table(model, [*columns, *([("ratio", "")] if against else [])], rows, narrowest=8)
     notes = [f"Left out: {reason}" for reason in report.left_out]
     notes += [f"Measured once: {reason}" for reason in report.measured_once]
-    return [*lines, "", *notes] if notes else lines
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return [*(made.markdown() if wide else map(str.rstrip, made.plain())), *(["", *notes] if notes else [])]
 
 
 def _machine() -> dict[str, object]:
@@ -142,14 +148,14 @@ def _place(machine: Mapping[str, object], versions: Mapping[str, str]) -> str:
     return f"{machine['name']}, {machine['cpus']} CPUs, {machine['device']}; {programs}"
 
 
-def _spread(values: list[float]) -> str:
-    """Return "median (smallest to largest)", or the number alone where all are the same."""
+def _cells(values: list[float]) -> tuple[str, str, str]:
+    """Return the median, the smallest and the largest; the last two are empty where all are the same."""
     if not values:
-        return ""
+        return "", "", ""
     middle = statistics.median(values)
     digits = 0 if middle >= 100 or all(value == int(value) for value in values) else 1 if middle >= 10 else 2
-    low, median, high = (f"{value:,.{digits}f}" for value in (min(values), middle, max(values)))
-    return median if len(values) == 1 else f"{median} ({low} to {high})"
+    median, low, high = (f"{value:,.{digits}f}" for value in (middle, min(values), max(values)))
+    return (median, "", "") if min(values) == max(values) else (median, low, high)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ STEPS: dict[str, dict[str, object]] = {
     "rotating cache": {"max_kv_size": 12},
     "8-bit cache": {"kv_bits": 8},
     "top-p sampling": {"temperature": 0.8, "top_p": 0.9},
-    "4 drafts by lookup": {"prompt_lookup": 4},
+    "drafts by lookup": {"prompt_lookup": 4},
 }
 """The kinds of decoding steps whose kernels are counted, and the options of `stream_generate` that make them."""
 
