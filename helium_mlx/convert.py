@@ -100,6 +100,7 @@ def _convert(**options: object) -> None:
         on_verification=Progress("Verifying"),
         on_comparison=Progress("Comparing"),
         on_upload=Progress("Uploading", unit="B") if options["upload_repo"] else None,
+        on_forecast=note,
     )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
