@@ -14,17 +14,19 @@ What is measured stands in `diagnostics/measures.py`, what is done in the measur
 """
 
 import os
-import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import cast
 
+from helium_mlx.diagnostics.figure_table import figure_table
 from helium_mlx.diagnostics.measures import Figure, Report, benchmark
+from helium_mlx.errors import UsageError
+from helium_mlx.files.atomic import replacing, require_writable
 from helium_mlx.json_writer import to_json
-from helium_mlx.progress import Progress
-from helium_mlx.table import Table
+from helium_mlx.progress import Progress, note
 from helium_mlx.terminal import CommandParser, add_repository_options
 from helium_mlx.version import __version__
 
@@ -32,14 +34,15 @@ __all__ = ["Figure", "Report", "benchmark", "build_parser", "main"]
 
 
 def build_parser() -> CommandParser:
-    """Return the parser; option names are those of `benchmark`, and `--json` and `--plot`."""
+    """Return the parser; option names are those of `benchmark`, and `--wide`, `--json`, `--plot` and `--report`."""
     parser = CommandParser(
         "benchmark",
         "Measure speed and memory on this machine.",
         examples={
             "--model helium-2b-4bit": "every figure of a checkpoint",
             "--model helium-2b-4bit --against mlx-lm --plot speed.svg": "beside mlx-lm, drawn",
-            "--model demo --against mlx-lm --kernels": "what each gives a GPU to do, counted",
+            "--model helium-2b-4bit --against mlx-lm --report benchmark.md": "a page to send to others",
+            "--model helium-2b-4bit --against mlx-lm --kernels": "what each gives a GPU to do, counted",
         },
     )
     parser.add_argument("--model", default="demo", help="directory, Hub repository or 'demo' (default: %(default)s)")
@@ -68,6 +71,10 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--json", action="store_true", help="print every run as JSON instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="draw decode speed over context: a .svg, .png or .pdf")
+    parser.add_argument(
+        "--report", metavar="FILE",
+        help="write a page of Markdown to send to others: machine, figures, counts, selfcheck; nothing of whose it is",
+    )  # fmt: skip
     return parser
 
 
@@ -76,30 +83,50 @@ def main(argv: list[str] | None = None) -> int:
     return build_parser().run(argv, _run)
 
 
-def _run(*, json: bool, wide: bool, plot: str | None, **options: object) -> None:
+def _run(*, json: bool, wide: bool, plot: str | None, report: str | None, **options: object) -> None:
     if plot is not None:
         from helium_mlx.plotting import check_plot
 
         check_plot(plot)
-    report = benchmark(**options, on_progress=Progress("Measuring"))  # pyright: ignore[reportArgumentType]
+    if report is not None:
+        _require_file(Path(report))
+    found = benchmark(**options, on_progress=Progress("Measuring"))  # pyright: ignore[reportArgumentType]
     against = cast("str | None", options["against"])
     machine, versions = _machine(), _versions(against)
     place = _place(machine, versions)
+    if report is not None:
+        _write_page(Path(report), found, str(options["model"]), against, versions)
     if plot is not None:
         from helium_mlx.diagnostics.plot import draw
 
-        draw(plot, report.figures, against=against, caption=f"{options['model']} on {place}")
+        draw(plot, found.figures, against=against, caption=f"{options['model']} on {place}")
     if json:
-        rows = [_fields(figure) for figure in report.figures]
+        rows = [_fields(figure) for figure in found.figures]
         print(to_json({
             "options": dict(options), "machine": machine, "versions": versions,
-            "bandwidth": report.bandwidth, "left_out": report.left_out,
-            "measured_once": report.measured_once, "figures": rows,
+            "bandwidth": found.bandwidth, "left_out": found.left_out,
+            "measured_once": found.measured_once, "figures": rows,
         }))  # fmt: skip
         return
-    reached = "" if report.bandwidth is None else f"; memory bandwidth {report.bandwidth / 1e9:.1f} GB/s"
+    reached = "" if found.bandwidth is None else f"; memory bandwidth {found.bandwidth / 1e9:.1f} GB/s"
     print(f"{place}{reached}\n")
-    print("\n".join(table(report, str(options["model"]), against, wide=wide)))
+    print("\n".join(table(found, str(options["model"]), against, wide=wide)))
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"--report is {path}, a directory; name a file")
+    require_writable(path)
+
+
+def _write_page(path: Path, report: Report, model: str, against: str | None, versions: Mapping[str, str]) -> None:
+    from helium_mlx.diagnostics.page import page, selfcheck_summary, shown_name, this_machine
+
+    note("Running selfcheck")
+    text = page(report, shown_name(model), against, this_machine(), versions, selfcheck=selfcheck_summary())
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    note(f"{path}: a page to send to others; its last line says where")
 
 
 def _fields(figure: Figure) -> dict[str, object]:
@@ -114,16 +141,7 @@ def table(report: Report, model: str, against: str | None, *, wide: bool = False
 
     With `wide` it is Markdown, and has the smallest and the largest of the runs.
     """
-    programs = ["helium_mlx", *([against] if against else [])]
-    spread = [("least", ""), ("most", "")] if wide else []
-    columns = [column for program in programs for column in ((program, "median"), *spread)]
-    rows = []
-    for figure in report.figures:
-        runs = [figure.values, *([figure.baseline] if against else [])]
-        cells = [cell for values in runs for cell in _cells(values)[: 3 if wide else 1]]
-        ratio = [] if not against else ["" if figure.ratio is None else f"{figure.ratio:.2f}"]
-        rows.append([f"{figure.name}, {figure.unit}", *cells, *ratio])
-    made = Table(model, [*columns, *([("ratio", "")] if against else [])], rows, narrowest=8)
+    made = figure_table(report.figures, model, against, wide=wide)
     notes = [f"Left out: {reason}" for reason in report.left_out]
     notes += [f"Measured once: {reason}" for reason in report.measured_once]
     return [*(made.markdown() if wide else map(str.rstrip, made.plain())), *(["", *notes] if notes else [])]
@@ -146,16 +164,6 @@ def _versions(against: str | None) -> dict[str, str]:
 def _place(machine: Mapping[str, object], versions: Mapping[str, str]) -> str:
     programs = ", ".join(f"{name} {number}" for name, number in versions.items())
     return f"{machine['name']}, {machine['cpus']} CPUs, {machine['device']}; {programs}"
-
-
-def _cells(values: list[float]) -> tuple[str, str, str]:
-    """Return the median, the smallest and the largest; the last two are empty where all are the same."""
-    if not values:
-        return "", "", ""
-    middle = statistics.median(values)
-    digits = 0 if middle >= 100 or all(value == int(value) for value in values) else 1 if middle >= 10 else 2
-    median, low, high = (f"{value:,.{digits}f}" for value in (middle, min(values), max(values)))
-    return (median, "", "") if min(values) == max(values) else (median, low, high)
 
 
 if __name__ == "__main__":

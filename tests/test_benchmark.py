@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from helium_mlx.benchmark import build_parser, main, table
 from helium_mlx.conversion.conversion import convert
 from helium_mlx.diagnostics import measures as benchmark_measures
+from helium_mlx.diagnostics import page as page_module
 from helium_mlx.diagnostics.gpu_kernels import PRECISIONS
 from helium_mlx.diagnostics.measures import (
     BUILD,
@@ -105,6 +107,47 @@ def test_what_a_gpu_would_be_given_is_counted_and_nothing_measured(
     assert heading.endswith(" helium_mlx")
     assert len(rows) == len(PRECISIONS) * (len(STEPS) + 1)
     assert all(row.split()[-1].isdigit() for row in rows)
+
+
+def test_a_report_is_one_page_without_anything_of_its_owner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "somebody"
+    model, path = home / "models" / "my-4bit", home / "page.md"
+    model.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USER", "somebody")
+    found = Report([Figure(DECODE, 16, "tokens/s", True, [300.0], [])], 1e9, [f"prefill of {model}: too long"])
+    monkeypatch.setattr("helium_mlx.benchmark.benchmark", lambda **options: found)
+    monkeypatch.setattr(page_module, "selfcheck_summary", lambda: f"It ended with status 1: {home}/x is gone")
+    assert main(["--model", str(model), "--report", str(path)]) == 0
+    text = path.read_text(encoding="utf-8")
+    assert "| model " in text and " my-4bit |" in text and "It ended with status 1: x is gone" in text
+    assert platform.node() not in text and "somebody" not in text
+    assert "decode at context 16, tokens/s" in capsys.readouterr().out
+    assert [each.name for each in home.iterdir() if each != model.parent] == ["page.md"]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helium_mlx.benchmark.benchmark", lambda **options: pytest.fail("it was measured"))
+    assert main(["--report", str(tmp_path / "nowhere" / "page.md")]) == 1
+    assert "page.md: cannot be written, since" in capsys.readouterr().err
+
+
+def test_the_summary_of_selfcheck_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = [{"feature": "masks", "failed": 0}, {"feature": "RoPE", "failed": 2}]
+    for stdout, said in (
+        (json.dumps({"features": features[:1], "limits": {"float32": 1e-5}}),
+         "1 of 1 features within bounds of transformers' outputs (float32 1e-05)"),
+        (json.dumps({"features": features, "limits": {"float32": 1e-5}}),
+         "1 of 2 features within bounds of transformers' outputs (float32 1e-05); not RoPE"),
+        ("", "It ended with status 1: error: broken"),
+    ):  # fmt: skip
+        run = SimpleNamespace(stdout=stdout, stderr="error: broken\n", returncode=1)
+        monkeypatch.setattr(page_module.subprocess, "run", lambda *_, run=run, **__: run)
+        assert page_module.selfcheck_summary() == said
 
 
 def test_kernels_are_left_out_where_mlx_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +288,7 @@ def test_what_fits_after_a_context(context: int, limit: int, wanted: int, expect
         (["--generation-tokens", "1"], "at least 2"),
         (["--contexts", "16", "0"], "at least 1"),
         (["--plot", "speed.txt"], "must end in .svg, .png, .pdf"),
+        (["--report", "."], "--report is ., a directory; name a file"),
         (["--model", "no/such/directory"], "no/such/directory"),
     ],
 )
@@ -291,7 +335,7 @@ def test_the_parser_names_the_functions_options_and_defaults() -> None:
 
     parser = build_parser()
     parameters = inspect.signature(benchmark).parameters
-    given = {action.dest for action in parser._actions} - {"help", "json", "plot", "quiet", "wide"}
+    given = {action.dest for action in parser._actions} - {"help", "json", "plot", "quiet", "report", "wide"}
     assert given == set(parameters) - {"on_progress"}
     defaults = vars(parser.parse_args([]))
     for name in given - {"model"}:
