@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import on_terminal, run_command, run_python
+import yaml
+from processes import EXAMPLES, on_terminal, run_command, run_python
 
 from helium_mlx import cli
 from helium_mlx import convert as convert_function
@@ -579,3 +580,14 @@ def test_convert_py_without_its_packages_says_what_to_install(tmp_path: Path) ->
     assert re.fullmatch(
         r"error: the package helium_mlx is not installed for .*; in this folder run: pip install \.\n", bare.stderr
     )
+
+
+def test_the_workflow_keeps_the_page_that_its_benchmark_writes() -> None:
+    jobs = yaml.safe_load((EXAMPLES.parent / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    steps = jobs["check"]["steps"]
+    (script,) = (step["run"] for step in steps if "--report" in step.get("run", ""))
+    (kept,) = (step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", ""))
+    made, measured = (shlex.split(line)[1:] for line in script.splitlines())
+    converted = importlib.import_module("helium_mlx.convert").build_parser().parse_args(made[1:])
+    page = importlib.import_module("helium_mlx.benchmark").build_parser().parse_args(measured[1:])
+    assert (page.model, page.against, page.report) == (converted.mlx_path, "mlx-lm", kept)
