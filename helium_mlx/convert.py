@@ -3,10 +3,12 @@
 import sys
 import textwrap
 from dataclasses import fields
+from pathlib import Path
 
 from helium_mlx.checkpoint.config import DTYPES, HeliumConfig
 from helium_mlx.checkpoint.quantization_settings import MODES
 from helium_mlx.errors import HeliumError, UsageError
+from helium_mlx.model_card.record import CARD_FILE
 from helium_mlx.progress import Progress, note
 from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, bytes_on_disk, recipe_settings
 from helium_mlx.quantization.rounding import ROUNDINGS
@@ -111,6 +113,8 @@ def _convert(**options: object) -> None:
         f"{'verified' if report.verification else 'not verified'}, in {report.seconds:.1f} s and "
         f"{report.peak_resident_memory / 1e6:.0f} MB of memory"
     )
+    if options["measure"]:
+        note(f"compared with its source: the table is in {Path(report.mlx_path) / CARD_FILE}")
     if options["upload_repo"]:
         note(f"published as {options['upload_repo']}")
 

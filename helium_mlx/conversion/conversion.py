@@ -176,7 +176,7 @@ def convert(
     )
     _require_other(destination, source.directory)
     if measure and source.architecture != "ForCausalLM":
-        raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
+        raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop measure=True")
     root = root_of(source.directory, hf_path, subfolder)
     plan = plan_conversion(source, options, on_allocation, root=root, on_forecast=on_forecast)
     config = plan.config
