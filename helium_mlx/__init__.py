@@ -10,8 +10,6 @@ Importing the package loads next to nothing: each name brings its module in when
 
 import importlib
 import sys
-from collections.abc import Callable
-from functools import wraps
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
@@ -202,28 +200,13 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     if isinstance(value, FunctionType):
-        value = _with_known_keywords(value)
+        from helium_mlx.option_values import with_known_keywords
+
+        value = with_known_keywords(value)
+        # Where it is found again, by pickle too.
+        value.__module__ = __name__
     globals()[name] = value
     return value
-
-
-def _with_known_keywords(function: FunctionType) -> Callable[..., object]:
-    """Return a public function that answers a misspelled keyword with the nearest one."""
-    code = function.__code__
-    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-
-    @wraps(function)
-    def call(*arguments: object, **keywords: object) -> object:
-        for keyword in keywords:
-            if keyword not in known:
-                from helium_mlx.errors import KeywordError, unknown_keyword
-
-                raise KeywordError(unknown_keyword(function.__name__, keyword, known))
-        return function(*arguments, **keywords)
-
-    # Where it is found again, by pickle too.
-    call.__module__ = __name__
-    return call
 
 
 def __dir__() -> list[str]:
