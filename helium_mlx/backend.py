@@ -6,7 +6,7 @@ their columns, and two streams to convert on.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 import mlx.core as mx
@@ -53,6 +53,14 @@ def fuse(function: T) -> T:
     return cast(T, call)
 
 
+def compiled(function: Callable[..., Sequence[mx.array]]) -> Callable[..., Sequence[mx.array]]:
+    """Return `function`, which is one graph, with chains of element-wise operations as one kernel each on a GPU.
+
+    On the CPU as it is.
+    """
+    return function if is_cpu() else mx.compile(function)
+
+
 def value_of(scalar: mx.array) -> bool | int | float | None:
     """Return the value of an array without dimensions; None where it is not known, as within `mx.compile`.
 
@@ -81,12 +89,17 @@ def for_products(matrix: mx.array) -> mx.array:
     `x @ matrix.T` is then a product of two matrices stored by rows, which the BLAS of MLX's Linux wheel does up to
     twice as fast: it adds up whole rows, and not one number at a time. The sums are the same to the last bit.
     """
-    if not is_cpu() or matrix.dtype != mx.float32:
+    if not is_by_columns(matrix):
         return matrix
     # In strips: a large matrix read down its columns misses the cache at every number.
     starts = range(0, matrix.shape[-2], _STRIP)
     strips = [matrix[..., row : row + _STRIP, :].swapaxes(-1, -2) for row in starts]
     return mx.concatenate(strips, axis=-1).swapaxes(-1, -2)
+
+
+def is_by_columns(matrix: mx.array) -> bool:
+    """Return whether `for_products` stores a matrix by columns."""
+    return is_cpu() and matrix.dtype == mx.float32
 
 
 def wireable_bytes() -> int | None:

@@ -13,7 +13,7 @@ from helium_mlx.progress import Progress, note
 from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, bytes_on_disk, recipe_settings
 from helium_mlx.quantization.rounding import ROUNDINGS
 from helium_mlx.table import WIDTH
-from helium_mlx.terminal import CommandParser, add_repository_options, flags_of
+from helium_mlx.terminal import CommandParser, add_repository_options, flags_of, written_place
 
 
 def build_parser() -> CommandParser:
@@ -29,7 +29,9 @@ def build_parser() -> CommandParser:
         instead={"--trust-remote-code": "no code of a checkpoint is ever run; leave it out"},
     )
     parser.add_argument("--hf-path", "--model", required=True, help="checkpoint directory, Hub repository or 'demo'")
-    parser.add_argument("--mlx-path", default="mlx_model", help="directory to write (default: %(default)s)")
+    parser.add_argument(
+        "--mlx-path", type=written_place, default="mlx_model", help="directory to write (default: %(default)s)"
+    )
     add_repository_options(parser)
     parser.add_argument("--quantize", "-q", action="store_true", help="quantize the weights")
     parser.add_argument("--q-bits", type=int, help="bits a weight: 2, 3, 4, 5, 6 or 8 (default: 4)")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.json_writer import to_json
 from helium_mlx.progress import Progress, note
-from helium_mlx.terminal import CommandParser, add_repository_options
+from helium_mlx.terminal import CommandParser, add_repository_options, written_place
 
 
 def build_parser() -> CommandParser:
@@ -20,7 +20,7 @@ def build_parser() -> CommandParser:
         },
     )
     parser.add_argument("--model", required=True, help="checkpoint directory, Hub repository or 'demo'")
-    parser.add_argument("--output", required=True, help="directory to write")
+    parser.add_argument("--output", type=written_place, required=True, help="directory to write")
     parser.add_argument(
         "--context", type=int, help="tokens of prompt and completion together (default: as many as the model can)"
     )

@@ -12,7 +12,7 @@ from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.errors import OptionError, TokenizerError, shown
 from helium_mlx.json_writer import to_json
 from helium_mlx.progress import Progress, note
-from helium_mlx.terminal import CommandParser, add_repository_options
+from helium_mlx.terminal import CommandParser, add_repository_options, written_place
 
 if TYPE_CHECKING:
     from helium_mlx.generation.completion import GenerationChunk
@@ -109,6 +109,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--prompt-cache",
         "--prompt-cache-file",
+        type=written_place,
         metavar="FILE",
         help="cache of a prompt's beginning, read if it is there and written at the end",
     )

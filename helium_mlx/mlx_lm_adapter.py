@@ -8,24 +8,27 @@ mlx-lm is not a dependency of this package: `pip install mlx-lm`. It brings tran
 this module. The adapted model shares its weights with ours: LoRA layers that mlx-lm puts into it are in both.
 
 LoRA sees the merged projections (`self_attn.qkv_proj`, `mlp.gate_up_proj`), so its adapters fit this adapter only, and
-not mlx-lm's own Helium. Helium, a base model, has no chat template; one may be set (`tokenizer.chat_template = …`),
-which mlx-lm's prompt-and-completion data need. Without one, the server's chat requests get mlx-lm's plain rendering.
+not mlx-lm's own Helium. Helium, a base model, has no chat template; that of a model tuned from it is read, and one may
+be set (`tokenizer.chat_template = …`), which mlx-lm's prompt-and-completion data need. Without one, the server's chat
+requests get mlx-lm's plain rendering.
 """
 
 from argparse import Namespace
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from helium_mlx.errors import HeliumError
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.masks import Mask
 from helium_mlx.model.helium import HeliumDecoderLayer, HeliumForCausalLM
+from helium_mlx.tokenizer.declared import declared_name, read_chat_template
 from helium_mlx.tokenizer.detokenizer import StreamingDetokenizer
-from helium_mlx.tokenizer.tokenizer import BatchEncoding, HeliumTokenizer
+from helium_mlx.tokenizer.tokenizer import BatchEncoding, HeliumTokenizer, Padding, Side, Truncation
 
 try:
     from mlx_lm.models.base import scaled_dot_product_attention
@@ -34,6 +37,11 @@ try:
 except ImportError as error:
     raise HeliumError(f"mlx-lm is not there ({error}): pip install mlx-lm") from None
 
+if TYPE_CHECKING:
+    import torch
+
+Framework: TypeAlias = Literal["mlx", "np", "pt"]
+Encoded: TypeAlias = "list[int] | mx.array | np.ndarray | torch.Tensor"
 
 DEFAULT_MODEL = "default_model"
 
@@ -147,20 +155,38 @@ class MlxLmModel(nn.Module):
 
 
 class MlxLmTokenizer:
-    """Our tokenizer with what mlx-lm asks of a Hugging Face one. A `chat_template` may be set, as on one of those."""
+    """Our tokenizer with what mlx-lm asks of a Hugging Face one, whose defaults it has.
 
-    chat_template: str | None = None
+    What is not here is `HeliumTokenizer`'s own, also where it is set; a `chat_template` may be set too.
+    """
+
     # mlx-lm takes any other than this very function for a chat template of the tokenizer's own.
     apply_chat_template = PreTrainedTokenizerBase.apply_chat_template
     get_chat_template = PreTrainedTokenizerBase.get_chat_template
 
+    helium: HeliumTokenizer
+    chat_template: str | dict[str, str] | None
+    unk_token: str | None
+
     def __init__(self, tokenizer: HeliumTokenizer) -> None:
-        self.helium = tokenizer
-        self.eos_token_id, self.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
-        self.pad_token_id = tokenizer.pad_token_id
-        self.vocab_size = tokenizer.vocab_size
-        self.bos_token = tokenizer.convert_ids_to_tokens(tokenizer.bos_token_id)
-        self.eos_token = tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id)
+        directory = tokenizer.files[0].parent
+        vars(self).update(
+            helium=tokenizer,
+            chat_template=read_chat_template(directory),
+            unk_token=declared_name(directory, "unk_token"),
+        )
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.helium, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # mlx-lm's wrapper keeps the second here.
+        if name in ("chat_template", "has_chat_template"):
+            vars(self)[name] = value
+        else:
+            setattr(self.helium, name, value)
 
     def __len__(self) -> int:
         """Count the ids."""
@@ -171,52 +197,73 @@ class MlxLmTokenizer:
         text: str | Sequence[str],
         *,
         add_special_tokens: bool = True,
-        padding: bool = False,
-        truncation: bool = False,
+        padding: Padding = False,
+        padding_side: Side | None = None,
+        truncation: "Truncation | None" = None,
         max_length: int | None = None,
-        return_tensors: Literal["mlx"] | None = None,
+        return_tensors: Framework | None = None,
         sanitize_control_tokens: bool = False,
     ) -> BatchEncoding:
-        """Encode one text or several, as `HeliumTokenizer` does; what `apply_chat_template` rendered comes here."""
+        """Encode one text or several, as `HeliumTokenizer` does; what `apply_chat_template` rendered comes here.
+
+        As in transformers, a `max_length` cuts unless `truncation` or `padding` say otherwise.
+        """
         if sanitize_control_tokens:
             raise HeliumError("sanitize_control_tokens is True; this tokenizer does not have that: leave it out")
-        return self.helium(
+        if truncation is None:
+            truncation = max_length is not None and padding is False
+        encoded = self.helium(  # pyright: ignore[reportCallIssue]
             text,
             add_special_tokens=add_special_tokens,
             padding=padding,
+            padding_side=padding_side,
             truncation=truncation,
             max_length=max_length,
-            return_tensors=return_tensors,
+            return_tensors="mlx" if return_tensors in ("np", "pt") else return_tensors,  # pyright: ignore[reportArgumentType]
         )
+        if return_tensors not in ("np", "pt"):
+            return encoded
+        arrays = [np.array(array, dtype=np.int64) for array in encoded.values()]
+        if return_tensors == "np":
+            return BatchEncoding(*arrays)
+        try:
+            import torch
+        except ImportError as error:
+            raise HeliumError(
+                f"return_tensors is 'pt', and PyTorch is not there ({error}): pip install torch"
+            ) from None
+        return BatchEncoding(*map(torch.from_numpy, arrays))
 
-    def encode(
-        self, text: str, *, add_special_tokens: bool = True, return_tensors: Literal["mlx"] | None = None
-    ) -> list[int] | mx.array:
-        """Return the ids of a text, as a list or as an array of shape (1, L)."""
-        encoded = self(text, add_special_tokens=add_special_tokens, return_tensors=return_tensors)
-        return cast("list[int] | mx.array", encoded.input_ids)
+    def encode(self, text: str, **options: object) -> Encoded:
+        """Return the ids of a text, as a list or as an array of shape (1, L); `options` are those of a call."""
+        return self(text, **options).input_ids  # pyright: ignore[reportArgumentType]
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = False) -> list[str]:
+        """Return the pieces of a text."""
+        return self.helium.convert_ids_to_tokens(self.helium.encode(text, add_special_tokens=add_special_tokens))
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of `unk_token`."""
+        return None if self.unk_token is None else self.helium.convert_tokens_to_ids(self.unk_token)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """The special tokens by the names that chat templates have for them."""
-        ids = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id, "pad_token": self.pad_token_id}
-        return {name: self.helium.convert_ids_to_tokens(i) for name, i in ids.items() if i is not None}
+        tokens = {name: getattr(self, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        return {name: token for name, token in tokens.items() if token is not None}
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids."""
         return self.helium.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        """Return the piece of each id."""
-        return self.helium.convert_ids_to_tokens(ids)
-
-    def convert_tokens_to_ids(self, token: str) -> int:
-        """Return the id of a piece."""
-        return self.helium.convert_tokens_to_ids(token)
+    def batch_decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool = False) -> list[str]:
+        """Return the text of each sequence of ids."""
+        return self.helium.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
 
     def get_vocab(self) -> dict[str, int]:
         """Return every piece and its id."""
-        return {piece: index for index, piece in enumerate(self.convert_ids_to_tokens(range(len(self))))}
+        return {piece: i for i, piece in enumerate(self.helium.convert_ids_to_tokens(range(len(self))))}
 
 
 class MlxLmDetokenizer:

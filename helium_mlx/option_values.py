@@ -54,6 +54,15 @@ def plain(value: object) -> object:
     return item() if getattr(value, "ndim", None) == 0 and callable(item) else value
 
 
+def plain_values(value: object) -> object:
+    """Return a value as JSON has it, with plain numbers in its lists and objects too, which are copied."""
+    if isinstance(value, Mapping):
+        return {plain(key): plain_values(inner) for key, inner in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, list):
+        return [plain_values(inner) for inner in cast("list[object]", value)]
+    return plain(value)
+
+
 def real(value: object) -> int | float | None:
     """Return the Python number in a number, None for anything else."""
     number = plain(value)

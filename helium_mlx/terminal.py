@@ -88,6 +88,13 @@ class CommandParser(argparse.ArgumentParser):
         return did_you_mean(flag, [known for known in self._option_string_actions if known.startswith("--")])
 
 
+def written_place(name: str) -> str:
+    """Return the name of a file or directory to write, for an option that is never standard output."""
+    if name == "-":
+        raise argparse.ArgumentTypeError("it cannot be written to standard output; name a place, ./- for one called so")
+    return name
+
+
 def run_command(command: Callable[[], None], flags: Mapping[str, str] | None = None, *, quiet: bool = False) -> int:
     """Run `command` and return its exit status.
 

@@ -505,6 +505,21 @@ def test_flags_of_mlx_lm_are_understood(tmp_path: Path) -> None:
     assert (tmp_path / "cache.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (["convert", "--hf-path", "demo"], "--mlx-path"),
+        (["export", "--model", "demo"], "--output"),
+        (["generate", "--model", "demo", "--prompt", "A"], "--prompt-cache"),
+    ],
+)
+def test_what_is_no_text_is_not_written_to_standard_output(tmp_path: Path, command: list[str], flag: str) -> None:
+    ended = run_command(*command, flag, "-", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: argument {flag}") and "cannot be written to standard output" in ended.stderr
+    assert ended.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 def test_a_folder_is_made_where_none_is_named(tmp_path: Path) -> None:
     assert run_command("convert", "--hf-path", "demo", cwd=tmp_path).returncode == 0
     assert (tmp_path / "mlx_model" / "config.json").exists()

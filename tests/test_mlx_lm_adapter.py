@@ -27,7 +27,7 @@ from transformers import AutoTokenizer  # noqa: E402
 
 import helium_mlx  # noqa: E402
 from helium_mlx import HeliumForCausalLM, HeliumTokenizer  # noqa: E402
-from helium_mlx.errors import HeliumError  # noqa: E402
+from helium_mlx.errors import HeliumError, TokenizerError  # noqa: E402
 from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
 from helium_mlx.mlx_lm_adapter import MlxLmModel, adapt, model_provider  # noqa: E402
 from helium_mlx.model.loading import load_model  # noqa: E402
@@ -248,6 +248,112 @@ def test_the_tokenizer_encodes_into_an_array_as_mlx_lms_does(demo: Demo) -> None
             assert isinstance(ids, mx.array)
             assert ids.tolist() == reference.encode(text, return_tensors="mlx", **options).tolist()
             assert tokenizer.encode(text, **options) == reference.encode(text, **options)
+
+
+def tuned(directory: Path, **settings: object) -> Path:
+    """A copy of the demo without its weights, with settings of a tuned model's tokenizer."""
+    for source in DEMO_DIRECTORY.iterdir():
+        if source.suffix in (".json", ".model"):
+            (directory / source.name).write_bytes(source.read_bytes())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+def adapted_from(demo: Demo, directory: Path) -> TokenizerWrapper:
+    return adapt(demo[0], HeliumTokenizer.from_pretrained(directory))[1]
+
+
+NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+
+@pytest.mark.parametrize(
+    ("in_settings", "files"),
+    [
+        (TEMPLATE, {}),
+        ("", {}),
+        ([{"name": "default", "template": TEMPLATE}, {"name": "rag", "template": "R"}], {}),
+        ([], {}),
+        ("of the settings", {"chat_template.jinja": TEMPLATE + "\r\nend\n"}),
+        (None, {"chat_template.jinja": TEMPLATE, "additional_chat_templates/tool_use.jinja": "T"}),
+        (None, {"additional_chat_templates/rag.jinja": "R"}),
+        (None, {"chat_template.json": json.dumps({"chat_template": "of a processor"})}),
+    ],
+)
+def test_the_chat_template_is_the_checkpoints_own(
+    demo: Demo, tmp_path: Path, in_settings: object, files: dict[str, str]
+) -> None:
+    tuned(tmp_path, **NAMED, chat_template=in_settings)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(text.encode())
+    tokenizer, reference = adapted_from(demo, tmp_path), TokenizerWrapper(AutoTokenizer.from_pretrained(tmp_path))
+    assert tokenizer.chat_template == reference.chat_template
+    assert tokenizer.has_chat_template == reference.has_chat_template
+    if isinstance(tokenizer.chat_template, str) or "default" in (tokenizer.chat_template or {}):
+        messages = [{"role": "user", "content": "Ciao"}]
+        for options in ({}, {"tokenize": False}, {"tools": [], "add_generation_prompt": True}):
+            assert tokenizer.apply_chat_template(messages, **options) == reference.apply_chat_template(
+                messages, **options
+            )
+
+
+@pytest.mark.parametrize("template", [3, [3], [{"name": [], "template": "x"}], [{"name": "x"}], {"default": 3}])
+def test_a_chat_template_that_is_none_is_refused(demo: Demo, tmp_path: Path, template: object) -> None:
+    tokenizer = HeliumTokenizer.from_pretrained(tuned(tmp_path, chat_template=template))
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json has chat_template .*; expected a text, or texts"):
+        adapt(demo[0], tokenizer)
+    (tmp_path / "chat_template.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(TokenizerError, match=r"chat_template\.jinja is not UTF-8"):
+        adapt(demo[0], tokenizer)
+
+
+@pytest.mark.parametrize("settings", [{}, NAMED, {"unk_token": {"__type": "AddedToken", "content": "<unk>"}}])
+def test_the_tokenizer_gives_what_transformers_does(demo: Demo, tmp_path: Path, settings: dict[str, object]) -> None:
+    tokenizer = adapted_from(demo, tuned(tmp_path, **settings))
+    reference = AutoTokenizer.from_pretrained(tmp_path, padding_side="left")
+    for name in ("unk_token", "unk_token_id", "pad_token", "pad_token_id", "padding_side", "truncation_side"):
+        assert getattr(tokenizer, name) == getattr(reference, name), name
+    rows = [reference.encode(prompt) for prompt in PROMPTS]
+    for skipped in (False, True):
+        options = {"skip_special_tokens": skipped} if skipped else {}
+        assert tokenizer.batch_decode(rows, **options) == demo[1].batch_decode(rows, skip_special_tokens=skipped)
+        assert tokenizer.decode(rows[0], **options) == demo[1].decode(rows[0], skip_special_tokens=skipped)
+        assert reference.batch_decode(rows[:1], **options) == tokenizer.batch_decode(rows[:1], **options)
+    for text in PROMPTS:
+        assert tokenizer.tokenize(text) == reference.tokenize(text)
+        assert tokenizer.tokenize(text, add_special_tokens=True) == reference.tokenize(text, add_special_tokens=True)
+        for options in (
+            {"max_length": 3},
+            {"max_length": 3, "truncation": True},
+            {"max_length": 1, "truncation": True},
+            {"max_length": 3, "truncation": True, "add_special_tokens": False},
+            {"max_length": 20, "padding": "max_length"},
+            {"max_length": 4, "truncation": True, "padding": "max_length"},
+            {"padding": True},
+        ):
+            assert tokenizer.encode(text, **options) == reference.encode(text, **options), options
+
+
+def test_the_tokenizer_gives_arrays_of_every_framework_as_transformers_does(demo: Demo) -> None:
+    _, tokenizer = adapt(*demo)
+    reference = AutoTokenizer.from_pretrained(DEMO_DIRECTORY, padding_side="left")
+    for framework in ("np", "pt"):
+        ids, expected = (each.encode(PROMPTS[0], return_tensors=framework) for each in (tokenizer, reference))
+        assert (type(ids), ids.dtype, ids.tolist()) == (type(expected), expected.dtype, expected.tolist())  # pyright: ignore[reportAttributeAccessIssue]
+        calls = (tokenizer._tokenizer, reference)
+        batch, expected = (call(PROMPTS, padding=True, return_tensors=framework) for call in calls)
+        for name in ("input_ids", "attention_mask"):
+            assert (batch[name].dtype, batch[name].tolist()) == (expected[name].dtype, expected[name].tolist())
+    with pytest.raises(TokenizerError, match="return_tensors is 'tf'; expected None"):
+        tokenizer.encode("x", return_tensors="tf")
+
+
+def test_what_is_set_on_the_tokenizer_takes_effect_or_is_refused(demo: Demo) -> None:
+    tokenizer = adapt(demo[0], HeliumTokenizer.from_pretrained(DEMO_DIRECTORY))[1]
+    tokenizer.padding_side, tokenizer.pad_token = "right", "</s>"
+    assert tokenizer.encode("x", padding="max_length", max_length=6)[-1] == tokenizer.eos_token_id
+    with pytest.raises(TokenizerError, match="model_max_length cannot be set, since nothing reads it"):
+        tokenizer.model_max_length = 3
 
 
 def test_without_a_chat_template_there_is_transformers_error(demo: Demo) -> None:

@@ -52,6 +52,15 @@ DOORS = {
     "score": ("generate there", "helium_mlx.score(model, tokenizer, 'A')"),
     "model.generate": ("generate there", "model.generate([[1, 5]], max_new_tokens=2)"),
     "save_pretrained": ("save the model there", "model.save_pretrained('nowhere')"),
+    "a forward pass": ("run the model there", "model(ids)"),
+    "a loss": ("run the model there", "model(ids, labels=ids)"),
+    "the decoder": ("run the model there", "model.model(ids)"),
+    "a classifier": ("run the model there", "helium_mlx.HeliumForSequenceClassification(model.config)(ids)"),
+    "a tagger": ("run the model there", "helium_mlx.HeliumForTokenClassification(model.config)(ids, labels=ids % 2)"),
+    "save_cache": ("save the cache there", "helium_mlx.save_cache('nowhere', cache)"),
+    "load_cache": ("load the cache there", "helium_mlx.load_cache('nowhere')"),
+    "export": ("load the model there", "helium_mlx.export('demo', 'nowhere')"),
+    "a bundle": ("run the bundle there", "helium_mlx.BundleRunner('nowhere')"),
     "compare": ("compare there", "helium_mlx.compare('demo', 'demo')"),
     "convert": ("convert there", "helium_mlx.convert('demo', 'nowhere')"),
 }
@@ -63,7 +72,9 @@ def test_after_a_fork_nothing_waits_forever(door: str) -> None:
     code = f"""
 import os, warnings, helium_mlx
 warnings.simplefilter("ignore")
+import mlx.core as mx
 model, tokenizer = helium_mlx.load("demo")
+ids, cache = mx.array([[1, 5]]), helium_mlx.make_cache(model)
 process = os.fork()
 if process == 0:
     try:

@@ -179,17 +179,19 @@ def _model_of(model: Mapping[str, object], where: Path) -> ModelFacts:
             "model_type": str(model_type),
             "vocab_size": int(vocab_size),
             "num_hidden_layers": int(layers),
+            "num_attention_heads": int(query_heads),
             "num_key_value_heads": int(heads),
             "head_dim": int(head_dim),
             "dtype": str(dtype),
             "bits_per_weight": int() | float() as bits,
         } if (
-            min(vocab_size, layers, heads, head_dim) > 0
+            min(vocab_size, layers, query_heads, heads, head_dim) > 0
+            and query_heads % heads == 0
             and layers <= _MAX_LAYERS
             and dtype in DTYPES
             and _is_number(bits)
         ):
-            return ModelFacts(model_type, vocab_size, layers, heads, head_dim, dtype, bits)
+            return ModelFacts(model_type, vocab_size, layers, query_heads, heads, head_dim, dtype, bits)
     raise _damaged(where, "has a malformed model")
 
 
@@ -224,18 +226,21 @@ def _functions_of(
     functions: Sequence[object], facts: ModelFacts, context: int, where: Path
 ) -> tuple[FunctionShape, ...]:
     shapes = tuple(_function(entry, facts, where) for entry in functions)
-    decoded = sorted(shape.capacity for shape in shapes if shape.length == 1)
-    if len(set(shapes)) != len(shapes) or decoded != sorted({shape.capacity for shape in shapes}):
-        raise _damaged(where, "has not one function for decoding at each capacity")
-    if not decoded or decoded[-1] != context:
+    capacities = {shape.capacity for shape in shapes}
+    whole = [shape.capacity for shape in shapes if shape.length == 1 and shape.attended == shape.capacity]
+    if len(set(shapes)) != len(shapes) or sorted(whole) != sorted(capacities):
+        raise _damaged(where, "has not one function for decoding over the whole of each capacity")
+    if max(capacities, default=0) != context:
         raise _damaged(where, f"has no function for its context of {context}")
     return shapes
 
 
 def _function(entry: object, facts: ModelFacts, where: Path) -> FunctionShape:
     match entry:
-        case {"length": int(length), "capacity": int(capacity)} if 0 < length <= capacity <= _MAX_CONTEXT:
-            shape = FunctionShape(length, capacity)
+        case {"length": int(length), "capacity": int(capacity), "attended": int(attended)} if (
+            0 < length <= attended <= capacity <= _MAX_CONTEXT
+        ):
+            shape = FunctionShape(length, capacity, attended)
             if facts.function_entry(shape) == entry:
                 return shape
     name = entry.get("name") if isinstance(entry, dict) else entry

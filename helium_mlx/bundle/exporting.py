@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import mlx.core as mx
-
 from helium_mlx import backend
 from helium_mlx.bundle.bundle import open_bundle
-from helium_mlx.bundle.functions import BundleFunction, function_shapes
+from helium_mlx.bundle.functions import BundleFunction, bundled_weights, function_shapes
 from helium_mlx.bundle.manifest import (
     BUNDLE_FILE,
     FUNCTIONS_DIRECTORY,
@@ -169,22 +167,12 @@ def _checked_context(context: int | None, config: HeliumConfig) -> int:
 
 def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path, context: int) -> Manifest:
     """Write tokenizer, weights and functions, and return what the manifest says of them."""
-    tensors, dtype = model.tensors(), model.model.norm.weight.dtype
-    weights_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    config = model.config
+    tensors = bundled_weights(model)
     manifest = Manifest(
         backend=backend.name(),
         mlx_version=version("mlx"),
         helium_version=__version__,
-        model=ModelFacts(
-            model_type=config.model_type,
-            vocab_size=config.vocab_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            dtype=backend.dtype_name(dtype),
-            bits_per_weight=round(8 * weights_bytes / model.num_parameters(), 3),
-        ),
+        model=model_facts(model),
         context=context,
         tokenizer=write_tokenizer(tokenizer, directory),
         bos_token_id=tokenizer.bos_token_id,
@@ -202,9 +190,24 @@ def _write(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, directory: Path
             writer.write(name, tensor)
     (directory / FUNCTIONS_DIRECTORY).mkdir()
     for shape in manifest.functions:
-        inputs = [mx.zeros(spec.shape, getattr(mx, spec.dtype)) for spec in manifest.model.inputs(shape)]
-        BundleFunction(model, list(tensors), shape).write(directory / function_file(shape), inputs)
+        inputs = [spec.zeros() for spec in manifest.model.inputs(shape)]
+        BundleFunction(model, shape).write(directory / function_file(shape), inputs)
     return manifest
+
+
+def model_facts(model: HeliumForCausalLM) -> ModelFacts:
+    """Return what a manifest says of a model."""
+    config, weights_bytes = model.config, sum(tensor.nbytes for tensor in model.tensors().values())
+    return ModelFacts(
+        model_type=config.model_type,
+        vocab_size=config.vocab_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        dtype=backend.dtype_name(model.model.norm.weight.dtype),
+        bits_per_weight=round(8 * weights_bytes / model.num_parameters(), 3),
+    )
 
 
 def _sampling_defaults() -> dict[str, object]:

@@ -16,7 +16,7 @@ from helium_mlx.bundle.tokenizer import TokenizerRecipe
 from helium_mlx.files.hashes import file_hashes
 
 FORMAT = "helium-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 VECTORS_FILE = "vectors.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -37,6 +37,10 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: str
 
+    def zeros(self) -> mx.array:
+        """Return an array of zeros as it is described."""
+        return mx.zeros(self.shape, mx.bool_ if self.dtype == "bool" else getattr(mx, self.dtype))
+
     @property
     def values(self) -> dict[str, object]:
         """What stands in the manifest."""
@@ -45,38 +49,45 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a host must know of the model. `dtype` is the caches'; `bits_per_weight` counts scales and biases."""
+    """What a host must know of the model.
+
+    `dtype` is that of caches and logits; `bits_per_weight` counts scales and biases.
+    """
 
     model_type: str
     vocab_size: int
     num_hidden_layers: int
+    num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     dtype: str
     bits_per_weight: float
 
+    @property
+    def positions(self) -> int:
+        """How many positions a token's function takes: the groups of query heads, the keys and the values."""
+        return self.num_attention_heads // self.num_key_value_heads + 2
+
     def caches(self, capacity: int) -> list[ArraySpec]:
-        """Return keys and values of every layer, for `capacity` tokens."""
-        shape = (1, self.num_key_value_heads, capacity, self.head_dim)
-        return [
-            ArraySpec(f"{part}_{layer}", shape, self.dtype)
-            for layer in range(self.num_hidden_layers)
-            for part in ("keys", "values")
-        ]
+        """Return the cache of every layer, for `capacity` tokens: keys, then values."""
+        shape = (2, self.num_key_value_heads, capacity, self.head_dim)
+        return [ArraySpec(f"cache_{layer}", shape, self.dtype) for layer in range(self.num_hidden_layers)]
 
     def empty_caches(self, capacity: int) -> CacheArrays:
         """Return caches without tokens. Zeros: what is masked must be finite all the same."""
-        return [mx.zeros(spec.shape, getattr(mx, spec.dtype)) for spec in self.caches(capacity)]
+        return [spec.zeros() for spec in self.caches(capacity)]
 
     def inputs(self, shape: FunctionShape) -> list[ArraySpec]:
         """Return the inputs of a function before the weights."""
-        count = [ArraySpec("count", (1,), "int32")] if shape.length > 1 else []
-        tokens, offset = ArraySpec("tokens", (1, shape.length), "int32"), ArraySpec("offset", (1,), "int32")
-        return [tokens, offset, *count, *self.caches(shape.capacity)]
+        if shape.length == 1:
+            where = [ArraySpec("positions", (self.positions,), "int32"), ArraySpec("seen", (shape.attended,), "bool")]
+        else:
+            where = [ArraySpec("offset", (1,), "int32"), ArraySpec("count", (1,), "int32")]
+        return [ArraySpec("tokens", (shape.length,), "uint32"), *where, *self.caches(shape.capacity)]
 
     def outputs(self, shape: FunctionShape) -> list[ArraySpec]:
         """Return the outputs of a function."""
-        return [ArraySpec("logits", (1, self.vocab_size), "float32"), *self.caches(shape.capacity)]
+        return [ArraySpec("logits", (1, self.vocab_size), self.dtype), *self.caches(shape.capacity)]
 
     def function_entry(self, shape: FunctionShape) -> dict[str, object]:
         """Return what the manifest says of a function."""
@@ -86,6 +97,7 @@ class ModelFacts:
             "kind": shape.kind,
             "length": shape.length,
             "capacity": shape.capacity,
+            "attended": shape.attended,
             "inputs": [spec.values for spec in self.inputs(shape)],
             "outputs": [spec.values for spec in self.outputs(shape)],
         }

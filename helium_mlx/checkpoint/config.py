@@ -9,15 +9,16 @@ Two model types are known: `helium` (interleaved RoPE, no bias on `o_proj`) and 
 what the published Helium-1-2b checkpoints are.
 """
 
+import copy
 import math
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from helium_mlx.checkpoint.config_keys import model_type_of, refuse_keys
+from helium_mlx.checkpoint.config_keys import HARMLESS, model_type_of, refuse_keys
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.checkpoint.rope_parameters import (
     merge_spellings,
@@ -31,6 +32,7 @@ from helium_mlx.files.hub import resolve_file
 from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.untrusted import MalformedFile, UnreadableFile, read_json_object
+from helium_mlx.option_values import plain_values
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -75,6 +77,15 @@ _UNWRITTEN_DEFAULTS: dict[str, object] = {
 }
 # Quantizers that also round weights which are stored dense, whenever they are used.
 _ROUNDS_DENSE_WEIGHTS = ("'bitnet'",)
+# What transformers has as attributes of their own.
+_OTHER_SPELLINGS = {
+    "rope_theta": "it in rope_parameters",
+    "rope_scaling": "rope_parameters",
+    "partial_rotary_factor": "it in rope_parameters",
+    "original_max_position_embeddings": "it in rope_parameters",
+    "torch_dtype": "dtype",
+    "quantization_config": "quantization",
+}
 _DEFAULT_ROPE_THETA = {"helium": 100_000.0, "llama": 10_000.0}
 _SIZES = (
     "vocab_size",
@@ -106,7 +117,11 @@ class HeliumConfig:
     Field names and meanings are transformers'. `head_dim` and `num_key_value_heads` may be None: hidden_size /
     num_attention_heads, and num_attention_heads. `num_labels` follows from `id2label`, or is 2. `quantization` is
     MLX's: `group_size`, `bits` and `mode`, and entries that differ, keyed by module path. `dtype` is the one that the
-    tensors are stored in. `num_labels` and `id2label` may be assigned later, and stay consistent.
+    tensors are stored in.
+
+    Fields may be assigned later, too: `num_labels`, `id2label` and `label2id` stay consistent. In a model's config, as
+    in transformers, what the model was built from (`hidden_act`, `rope_parameters`, `model_type`, sizes) is saved then,
+    and computed with where it is next loaded; `from_pretrained(path, rope_parameters=…)` loads with it at once.
 
     Raises ConfigError, which names field, value and what is allowed, before anything is allocated.
     """
@@ -147,11 +162,7 @@ class HeliumConfig:
     extra: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model_type, str) or self.model_type not in _DEFAULT_ROPE_THETA:
-            raise ConfigError(
-                f"model_type is {shown(self.model_type)}; known are 'helium' (interleaved RoPE) and 'llama' "
-                "(Helium-1-2b)"
-            )
+        self._require_model_type()
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         self._require_sizes()
@@ -159,11 +170,9 @@ class HeliumConfig:
             self.head_dim = self.hidden_size // self.num_attention_heads
         self._require_heads()
         self._require_values()
-        labels = _labels(self.num_labels, self.id2label)
-        self.__dict__.update(labels)
-        self.rope_parameters = self._standardized_rope_parameters()
-        validate_rope_parameters(self.rope_parameters, self.head_dim)
-        self._require_rope_range()
+        self.__dict__.update(_labels(self.num_labels, self.id2label, self.label2id))
+        self._take_rope_parameters()
+        self.__dict__["_is_made"] = True
 
     @property
     def interleaved_rope(self) -> bool:
@@ -233,7 +242,11 @@ class HeliumConfig:
         return found.config
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` into `directory`, which is made if need be. Raises CheckpointError if it cannot be."""
+        """Write `config.json` into `directory`, which is made if need be. Raises CheckpointError if it cannot be.
+
+        Raises ConfigError, before anything is written, for values assigned since that do not fit each other.
+        """
+        self.with_values({})
         path = Path(directory) / CONFIG_FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +269,7 @@ class HeliumConfig:
         # As in transformers, what a causal LM has no use for is written only where it was set.
         values["id2label"] = {str(index): label for index, label in self.id2label.items()}
         del values["num_labels"]
-        if self.id2label == _default_labels(2):
+        if self.label2id == _numbers(_default_labels(2)) and self.num_labels == 2:
             del values["id2label"], values["label2id"]
         for name, default in _UNWRITTEN_DEFAULTS.items():
             if values[name] == default:
@@ -278,24 +291,72 @@ class HeliumConfig:
         merged |= values
         if "num_labels" in values and "id2label" not in values:
             merged.pop("id2label", None)
+        if values.keys() & {"num_labels", "id2label"} and "label2id" not in values:
+            merged.pop("label2id", None)
         return HeliumConfig.from_dict(merged)
 
     def __setattr__(self, name: str, value: object) -> None:
+        value = plain_values(value)
         refuse_keys({name: value})
-        # Before `label2id` is there, the config is being made.
-        if name not in ("num_labels", "id2label") or not self.__dict__.get("label2id"):
+        if "_is_made" not in self.__dict__:
             super().__setattr__(name, value)
-            return
+        elif name in ("num_labels", "id2label", "label2id"):
+            self._take_labels(name, value)
+        elif name in HARMLESS:
+            self.extra[name] = value
+        else:
+            if name not in self.__dataclass_fields__:
+                remedy = _OTHER_SPELLINGS.get(name, f"extra[{name!r}], which is written with them")
+                raise ConfigError(f"{name} is not a field of HeliumConfig; set {remedy}")
+            changed = copy.copy(self)
+            changed.__dict__[name] = value
+            changed._require_alone(name)
+            self.__dict__[name] = changed.__dict__[name]
+
+    if not TYPE_CHECKING:
+        # For checkers of types the fields are all that there is.
+        def __getattr__(self, name: str) -> object:
+            extra = self.__dict__.get("extra", {})
+            if name not in extra:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return extra[name]
+
+    def _take_labels(self, name: str, value: object) -> None:
         # As with transformers' properties: a number that is another one makes new names, names give the number.
-        if name == "num_labels" and value != self.num_labels:
-            self.__dict__.update(_labels(value, {}))
-        elif name == "id2label":
+        if name == "id2label":
             self.__dict__.update(_labels(None, value))
+        elif name == "label2id":
+            self.__dict__.update(_labels(None, self.id2label, value))
+        elif value != self.num_labels:
+            self.__dict__.update(_labels(value, {}))
+
+    def _take_rope_parameters(self) -> None:
+        parameters = self._standardized_rope_parameters()
+        validate_rope_parameters(parameters, self.head_dim)
+        self.__dict__["rope_parameters"] = parameters
+        self._require_rope_range()
+
+    def _require_alone(self, name: str) -> None:
+        """Check a field, but for how it fits the others, which may be about to change."""
+        if name == "rope_parameters":
+            self._take_rope_parameters()
+        elif name in _SIZES:
+            self._require_sizes()
+        else:
+            self._require_model_type()
+            self._require_values()
+
+    def _require_model_type(self) -> None:
+        if not isinstance(self.model_type, str) or self.model_type not in _DEFAULT_ROPE_THETA:
+            raise ConfigError(
+                f"model_type is {shown(self.model_type)}; known are 'helium' (interleaved RoPE) and 'llama' "
+                "(Helium-1-2b)"
+            )
 
     def _require_sizes(self) -> None:
         for name in _SIZES:
             value = getattr(self, name)
-            if name == "head_dim" and value is None:
+            if name == "head_dim" and value is None and "_is_made" not in self.__dict__:
                 continue
             if type(value) is not int or not 0 < value < 2**31:
                 raise ConfigError(f"{name} is {shown(value)}; it must be a whole number from 1 to 2^31 - 1")
@@ -470,8 +531,12 @@ def _default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
 
 
-def _labels(number: object, names: object) -> dict[str, object]:
-    """Return the fields for labels, of which `number` may be None and `names` empty. Raises ConfigError."""
+def _numbers(id2label: Mapping[int, str]) -> dict[str, int]:
+    return {label: index for index, label in id2label.items()}
+
+
+def _labels(number: object, names: object, numbers: object = None) -> dict[str, object]:
+    """Return the fields for labels, of which `number` may be None, `names` and `numbers` empty. Raises ConfigError."""
     # Each label gets a name, so their number is memory that no tensor vouches for yet.
     if number is not None and (not _is_int(number) or not 0 < cast(int, number) <= MAX_LABELS):
         raise ConfigError(f"num_labels is {shown(number)}; it must be a whole number from 1 to {MAX_LABELS}")
@@ -489,8 +554,17 @@ def _labels(number: object, names: object) -> dict[str, object]:
         raise ConfigError(f"id2label has the numbers {shown(sorted(id2label))}; they must be 0, 1, and so on")
     if number is not None and number != len(id2label):
         raise ConfigError(f"num_labels is {number}, but id2label has {len(id2label)} labels; keep one")
-    label2id = {label: index for index, label in id2label.items()}
-    return {"num_labels": len(id2label), "id2label": id2label, "label2id": label2id}
+    return {"num_labels": len(id2label), "id2label": id2label, "label2id": _label2id(numbers) or _numbers(id2label)}
+
+
+def _label2id(numbers: object) -> dict[str, int]:
+    entries = {} if numbers is None else numbers
+    if isinstance(entries, dict) and len(entries) <= MAX_LABELS:
+        # transformers' own type for it has numbers as text too.
+        read = {label: int(i) if isinstance(i, str) and i.isdecimal() else i for label, i in entries.items()}
+        if all(isinstance(label, str) and _is_int(index) for label, index in read.items()):
+            return cast("dict[str, int]", read)
+    raise ConfigError(f"label2id is {shown(numbers)}; it must map names to numbers")
 
 
 def _is_int(value: object) -> bool:

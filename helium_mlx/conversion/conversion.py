@@ -5,6 +5,7 @@ its destination, verified, and renamed, so that it is there whole or not at all.
 transformers' (see `checkpoint/layout.py`), and mlx-lm and mlx-swift-lm open the result.
 """
 
+import hashlib
 import platform
 import shutil
 import time
@@ -361,6 +362,7 @@ def _expected(plan: ConversionPlan, files: dict[str, str], source_files: dict[st
     copied = [*plan.tokenizer.files, *plan.copies, *plan.licences]
     names = [relative_name(path, plan.source.directory) for path in copied]
     copies = {name: source_files[name] for name in names if name not in plan.json_files}
+    copies |= {name: hashlib.sha256(data).hexdigest() for name, data in plan.templates.items()}
     if needs_notice(plan.source.directory, plan.source.config, plan.root):
         copies[NOTICE_FILE] = GEMMA_NOTICE_HASH
     return Expected(plan.tensors, plan.settings, plan.dtype, plan.json_files, copies, files, is_plain)

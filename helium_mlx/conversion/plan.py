@@ -21,13 +21,15 @@ from helium_mlx.checkpoint.quantization_settings import ModuleSettings, config_e
 from helium_mlx.conversion.options import ConversionOptions
 from helium_mlx.conversion.verification import prompt_ids
 from helium_mlx.errors import TokenizerError
-from helium_mlx.files.local_paths import published
+from helium_mlx.files.local_paths import published, published_text
 from helium_mlx.files.names import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
     INDEX_FILE,
     SETTINGS_FILES,
+    TEMPLATE_SUFFIX,
     companion_files,
+    relative_name,
 )
 from helium_mlx.files.safetensors_reader import MLX_DTYPES
 from helium_mlx.files.safetensors_writer import TensorPlan, plan_bytes
@@ -59,6 +61,7 @@ class ConversionPlan:
     allocation: Allocation | None
     companions: list[Path]
     rewritten: dict[str, dict[str, object]]
+    templates: dict[str, bytes]
     root: Path
 
     @property
@@ -104,7 +107,8 @@ class ConversionPlan:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of files that are not as the source has them."""
-        said = [f"{name} named a path, of which the last part is left" for name in self.rewritten]
+        cleaned = [*self.rewritten, *self.templates]
+        said = [f"{name} named a path, of which the last part is left" for name in cleaned]
         values = read_generation_config(self.source.directory)
         if values is not None and written_generation_config(self.source) is not None:
             ends = self.source.config.eos_token_id
@@ -168,6 +172,7 @@ def plan_conversion(
         allocation=allocation,
         companions=companions,
         rewritten=_with_local_paths(source.directory),
+        templates=_templates_with_local_paths(source.directory, companions),
         root=root,
     )
 
@@ -195,6 +200,13 @@ def _with_local_paths(directory: Path) -> dict[str, dict[str, object]]:
         if cleaned != values:
             rewritten[name] = cleaned
     return rewritten
+
+
+def _templates_with_local_paths(directory: Path, companions: list[Path]) -> dict[str, bytes]:
+    """Return the chat templates that hold a path of this machine, without it; the tokenizer saves them so."""
+    read = {path: path.read_bytes() for path in companions if path.suffix == TEMPLATE_SUFFIX}
+    cleaned = {path: published_text(data, directory) for path, data in read.items()}
+    return {relative_name(path, directory): data for path, data in cleaned.items() if data != read[path]}
 
 
 def _require_encodable(tokenizer: HeliumTokenizer, source: Checkpoint) -> None:

@@ -84,8 +84,8 @@ class Expected:
 
     With `is_plain`, weights are rounded to the nearest code; else they are rounded for the outputs that they give.
 
-    `json_files` maps names to contents, `copies` the names of the source's files that are there byte for byte to their
-    SHA-256, and `hashes` everything that was written to its own.
+    `json_files` maps names to contents, `copies` the names of the source's files that are there byte for byte, but for
+    local paths in templates, to their SHA-256, and `hashes` everything that was written to its own.
     """
 
     plans: Mapping[str, TensorPlan]

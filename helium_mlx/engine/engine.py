@@ -95,6 +95,15 @@ class HeliumEngine:
         )
         self._worker.start()
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse every name: what an engine does is settled where it is made."""
+        if not name.startswith("_"):
+            raise EngineError(
+                f"an engine's {name} cannot be set, since it would change nothing; close it, and make another "
+                "HeliumEngine with the arguments that you want"
+            )
+        super().__setattr__(name, value)
+
     def __repr__(self) -> str:
         """Say how it stands, at once: the worker goes on meanwhile, so that a request may be missing."""
         # Sizes out of range leave it without a worker.

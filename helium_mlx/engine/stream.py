@@ -49,6 +49,8 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
     -1.
     """
 
+    __slots__ = ("__weakref__", "_channel", "_number", "_read", "_request", "_save", "_tokenizer")
+
     def __init__(
         self, channel: Channel, save: Save, number: int, request: CompletionRequest, tokenizer: HeliumTokenizer
     ) -> None:

@@ -87,6 +87,8 @@ def _parts(path_or_repo: str | Path, revision: str | None, subfolder: str | None
     if found:
         name, subfolder = found[1], found[2]
     if subfolder is not None:
+        # As a shell completes it.
+        subfolder = subfolder.removesuffix("/")
         require_subfolder(subfolder)
     if revision is not None:
         require_branch_name(revision)

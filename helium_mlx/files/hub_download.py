@@ -30,6 +30,9 @@ _KNOWN_DOCUMENTS = ("README.md", "LICENSE")
 _MAX_FILE_BYTES = 1 << 50
 _MAX_FILES = 200_000
 
+# What is begun anew counts twice.
+_SPARE_BYTES = 1 << 24
+
 
 @dataclass(frozen=True)
 class _Listing:
@@ -229,7 +232,8 @@ def _fetch_file(repo: str, listing: _Listing, name: str, on_bytes: Callable[[int
     snapshot = snapshot_at(repo, listing.commit)
     with hub_problems(repo):
         # The client asks for a class of tqdm's, and uses these of its methods.
-        bar: Any = type("Bar", (_ClientBar,), {"on_bytes": staticmethod(on_bytes)})
+        most = 2 * listing.sizes[name] + _SPARE_BYTES
+        bar: Any = type("Bar", (_ClientBar,), {"on_bytes": staticmethod(on_bytes), "most": most})
         path = Path(hf_hub_download(repo, name, revision=listing.commit, tqdm_class=bar))
         if path != snapshot.root / name:
             path.unlink()
@@ -242,17 +246,23 @@ def _fetch_file(repo: str, listing: _Listing, name: str, on_bytes: Callable[[int
 
 
 class _ClientBar:
-    """What the client takes for its progress bar: draws nothing, and tells of the bytes that it counts."""
+    """What the client takes for its progress bar: draws nothing, tells of the bytes that it counts, and bounds them.
+
+    A body that never ends, or unpacks to any size, would else fill the disk before its size is looked at.
+    """
 
     on_bytes: Callable[[int], None]
+    most: int
 
     def __init__(self, *, initial: int = 0, total: int | None = None, **_: object) -> None:
         self.n = initial
         self.total = total
 
     def update(self, n: float | None = 1) -> None:
-        """Count `n` more bytes."""
+        """Count `n` more bytes. Raises ValueError for more than there can be; the client has not written them yet."""
         self.n += int(n or 0)
+        if self.n > self.most:
+            raise ValueError(f"a file has over {self.most} bytes, far more than was said")
         self.on_bytes(self.n)
 
     def update_transfer(self, n: float | None = 1) -> None:

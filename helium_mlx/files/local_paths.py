@@ -14,6 +14,9 @@ _MAY_BE_PATH = re.compile(r"path|file|dir|source|text|name|cache", re.IGNORECASE
 _PATH = re.compile(r"(?:file:(?://)?|~[\w.-]*|\.\.?)?(?:/[^/\n]+)+/?")
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/][^\n]*|\\\\[^\n]+")
 
+# How a path may begin that leads up to the root first.
+_UP = r"(?:\.{1,2}(?:/\.{1,2})*)?"
+
 # What ends a path within a sentence.
 _REST = r"""(?:/[^\s'"`,;:()<>]*|(?![\w.-]))"""
 
@@ -23,13 +26,19 @@ def without_local_paths(value: object, *directories: Path) -> object:
     known = (Path.home(), Path.cwd(), *(path.absolute() for path in directories))
     names = {str(form) for path in known for form in (path, Path(os.path.realpath(path)))} - {"/"}
     longest_first = sorted(names, key=len, reverse=True)
-    roots = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, longest_first))}){_REST}")
+    roots = re.compile(rf"(?<![\w.-])({_UP}(?:{'|'.join(map(re.escape, longest_first))})){_REST}")
     return _cleaned(value, roots, may_be_path=False)
 
 
 def published(values: Mapping[str, object], *directories: Path) -> dict[str, object]:
     """Return the values of a JSON file as they are written for others; see `without_local_paths`."""
     return cast("dict[str, object]", without_local_paths(values, *directories))
+
+
+def published_text(data: bytes, *directories: Path) -> bytes:
+    """Return a text file as it is written for others, byte for byte but for paths; see `without_local_paths`."""
+    text = data.decode("utf-8", errors="surrogateescape")
+    return str(without_local_paths(text, *directories)).encode("utf-8", errors="surrogateescape")
 
 
 def _cleaned(value: object, roots: re.Pattern[str], *, may_be_path: bool) -> object:

@@ -21,6 +21,9 @@ SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
 # Those that programs write, and their paths into: what is published goes through `local_paths.published`.
 SETTINGS_FILES = (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, LEGACY_CHAT_TEMPLATE_FILE)
 
+# A chat template's, which is a text: what is published goes through `local_paths.published_text`.
+TEMPLATE_SUFFIX = ".jinja"
+
 # Where transformers saves the templates that have a name, one a file.
 CHAT_TEMPLATES_DIRECTORY = "additional_chat_templates"
 

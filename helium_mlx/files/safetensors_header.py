@@ -38,6 +38,8 @@ BYTES_PER_VALUE = {
     "I64": 8,
     "F64": 8,
 }
+# Those of the format (safetensors 0.8) of other programs' quantization, whose values may be parts of a byte.
+_UNREAD_DTYPES = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")
 FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -114,6 +116,11 @@ def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> Tenso
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     problem = ""
+    if dtype in _UNREAD_DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {shown(name)} has dtype {dtype}, which is not read here; take the checkpoint in bfloat16, "
+            "float16 or float32"
+        )
     if not isinstance(dtype, str) or dtype not in BYTES_PER_VALUE:
         problem = f"dtype {shown(dtype)}, which the format does not have"
     elif not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(is_size, shape)):

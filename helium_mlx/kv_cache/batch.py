@@ -19,11 +19,18 @@ from helium_mlx.kv_cache.masks import Mask, causal_mask
 class BatchKVCache(KVCache):
     """Keys and values (2 * B, n_kv_heads, capacity, head_dim): row r is in the columns padding[r] to `offset`."""
 
+    __slots__ = ("_padding", "_seen", "_starts")
+
     def __init__(self, padding: Sequence[int]) -> None:
         super().__init__()
-        self.padding = tuple(padding)
+        self._padding = tuple(padding)
         self._starts = mx.array(list(padding), dtype=mx.int32)
         self._seen: mx.array | None = None
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """How many columns of padding each row begins with."""
+        return self._padding
 
     @property
     def lengths(self) -> list[int]:
@@ -53,7 +60,7 @@ class BatchKVCache(KVCache):
         columns = max(cache.lengths[row] for cache, rows in sources for row in rows)
         first = sources[0][0]
         self._held = [self._copied(part, sources, columns) for part in range(len(first._held))]
-        self.offset, self.dtype = columns, first.dtype
+        self.offset, self._dtype = columns, first.dtype
         mx.async_eval(self._held)
 
     def clear(self) -> None:

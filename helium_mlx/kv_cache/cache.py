@@ -33,6 +33,9 @@ class KVCache:
     gets, and at most a quarter of the memory is spare.
     """
 
+    # What is set here takes effect: there is nothing else to set.
+    __slots__ = ("_dtype", "_held", "in_use", "offset", "reserved", "storage")
+
     step = 256
 
     def __init__(self, *, storage: Storage | None = None) -> None:
@@ -40,7 +43,7 @@ class KVCache:
         self.offset = 0
         self.reserved = 0
         self.in_use = False
-        self.dtype: mx.Dtype | None = None
+        self._dtype: mx.Dtype | None = None
         self._held: list[mx.array] = []
 
     def reserve(self, tokens: int) -> None:
@@ -68,7 +71,7 @@ class KVCache:
 
     def attend_joined(self, queries: mx.array, keys_values: mx.array, *, scale: float, mask: Mask) -> mx.array:
         """Do what `attend` does, with the rows of keys and those of values in one (2 * B, n_kv_heads, L, head_dim)."""
-        self.dtype = keys_values.dtype
+        self._dtype = keys_values.dtype
         return self._attend(queries, self._place([[part] for part in self.storage.pack(keys_values)]), scale, mask)
 
     def _attend(self, queries: mx.array, held: list[mx.array], scale: float, mask: Mask) -> mx.array:
@@ -92,9 +95,14 @@ class KVCache:
     def empty(self: Cache) -> Cache:
         """Return an empty cache of the same kind."""
         other = copy.copy(self)
-        other.offset, other.reserved, other.dtype, other._held = 0, 0, None, []
+        other.offset, other.reserved, other._dtype, other._held = 0, 0, None, []
         other.in_use = False
         return other
+
+    @property
+    def dtype(self) -> mx.Dtype | None:
+        """What the keys and values came in; None before the first."""
+        return self._dtype
 
     @property
     def kind(self) -> dict[str, int]:
@@ -112,7 +120,7 @@ class KVCache:
         """Take up where a cache of the same kind was whose `parts`, `offset` and so on these were, unchecked."""
         half = len(parts) // 2
         self._held = [mx.concatenate(list(sides)) for sides in zip(parts[:half], parts[half:], strict=True)]
-        self.offset, self.dtype = offset, dtype
+        self.offset, self._dtype = offset, dtype
 
     def slots_for(self, tokens: int) -> int:
         """Return how many tokens' memory is in use once so many were written."""
@@ -160,7 +168,7 @@ class KVCache:
 
     def _append(self, keys: mx.array, values: mx.array) -> list[mx.array]:
         """Append keys and values; return the parts that attention is to see, those of the keys first."""
-        self.dtype = keys.dtype
+        self._dtype = keys.dtype
         sides = zip(self.storage.pack(keys), self.storage.pack(values), strict=True)
         return self._place([list(both) for both in sides])
 
@@ -188,6 +196,8 @@ class QuantizedKVCache(KVCache):
 
     Raises GenerationError for other bits or group sizes.
     """
+
+    __slots__ = ()
 
     def __init__(self, bits: int = 8, group_size: int = 64) -> None:
         super().__init__(storage=QuantizedStorage(bits, group_size))

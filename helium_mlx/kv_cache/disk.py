@@ -26,6 +26,7 @@ from helium_mlx.kv_cache.cache import KVCache, QuantizedKVCache
 from helium_mlx.kv_cache.make import CachedModel
 from helium_mlx.kv_cache.rotating import MAX_SIZE, SPARE, RotatingKVCache
 from helium_mlx.option_values import path_of, require_whole, token_ids
+from helium_mlx.process import require_not_forked
 
 RECORD = "helium_mlx_cache"
 
@@ -53,6 +54,7 @@ def save_cache(
     Raises GenerationError for a cache whose layers differ, or that holds another number of tokens, and CheckpointError
     where the file cannot be written.
     """
+    require_not_forked("save the cache there")
     path = path_of(path)
     record = _record(cache, tokens, fingerprint or {})
     arrays = {name: part for layer, one in enumerate(cache) for name, part in _named(layer, one.parts)}
@@ -66,6 +68,7 @@ def save_cache(
 
 def load_cache(path: str | Path) -> list[KVCache]:
     """Return the cache that `save_cache` wrote. Raises CheckpointError, one line, for anything else."""
+    require_not_forked("load the cache there")
     return _read(path_of(path)).cache
 
 
@@ -76,6 +79,7 @@ def load_fitting(
 
     Raises CheckpointError for a file that is damaged, or that was written with another model, tokenizer or kind.
     """
+    require_not_forked("load the cache there")
     path = Path(path)
     saved = _read(path)
     _require_same(path, saved, fingerprint, empty)

@@ -36,12 +36,24 @@ class RotatingKVCache(KVCache):
     Raises GenerationError for a `max_size` that leaves no room beside the first tokens.
     """
 
+    __slots__ = ("_constants", "_keep", "_max_size", "_written")
+
     def __init__(self, max_size: int, keep: int = 1, *, bits: int | None = None, group_size: int = 64) -> None:
         super().__init__(storage=None if bits is None else QuantizedStorage(bits, group_size))
-        self.keep = require_whole("keep", keep, 0)
-        self.max_size = require_whole("max_kv_size", max_size, self.keep + 1, MAX_SIZE)
+        self._keep = require_whole("keep", keep, 0)
+        self._max_size = require_whole("max_kv_size", max_size, self._keep + 1, MAX_SIZE)
         self._written = 0
         self._constants: list[mx.array] | None = None
+
+    @property
+    def max_size(self) -> int:
+        """How many tokens attention sees."""
+        return self._max_size
+
+    @property
+    def keep(self) -> int:
+        """How many of them are the first ones."""
+        return self._keep
 
     @property
     def kind(self) -> dict[str, int]:

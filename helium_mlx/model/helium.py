@@ -42,6 +42,7 @@ from helium_mlx.model.outputs import (
 )
 from helium_mlx.model.pretrained import HeliumPreTrainedModel
 from helium_mlx.model.rope import RotaryEmbedding, Rotation
+from helium_mlx.process import require_not_forked
 
 Projection = Callable[[mx.array], mx.array]
 Gate = Callable[[mx.array, mx.array], mx.array]
@@ -277,6 +278,7 @@ class HeliumModel(HeliumPreTrainedModel):
 
         Raises ArgumentError, before anything is computed, for arguments that do not fit the model or each other.
         """
+        require_not_forked("run the model there")
         config = self.config
         argument_checks.check_flags(
             use_cache=use_cache,
@@ -418,6 +420,7 @@ class HeliumForCausalLM(HeliumPreTrainedModel, GenerationMixin):
         `labels`: integers (B, L), -100 where there is none; the logits before each predict it. `logits_to_keep`: how
         many positions to keep from the end, 0 for all, or their indices.
         """
+        require_not_forked("run the model there")
         argument_checks.check_flags(return_dict=return_dict)
         argument_checks.check_labels(labels, input_ids, inputs_embeds, self.config.vocab_size)
         argument_checks.check_logits_to_keep(logits_to_keep, labels, input_ids, inputs_embeds)
@@ -478,6 +481,7 @@ class HeliumForSequenceClassification(HeliumPreTrainedModel):
         `labels`: classes (B,); numbers (B,) or (B, num_labels) for regression; 0/1 floats (B, num_labels) for several
         labels at once. Raises ArgumentError for a batch of several rows without a pad token.
         """
+        require_not_forked("run the model there")
         config = self.config
         argument_checks.check_flags(return_dict=return_dict)
         argument_checks.check_poolable(input_ids, inputs_embeds, config)
@@ -525,6 +529,7 @@ class HeliumForTokenClassification(HeliumPreTrainedModel):
         return_dict: bool | None = None,
     ) -> TokenClassifierOutput:
         """Return logits (B, L, num_labels) and, with `labels` (B, L), -100 where there is none, the loss."""
+        require_not_forked("run the model there")
         argument_checks.check_flags(return_dict=return_dict)
         argument_checks.check_labels(labels, input_ids, inputs_embeds, self.config.num_labels)
         output = self.model(

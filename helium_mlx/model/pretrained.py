@@ -69,7 +69,7 @@ class HeliumPreTrainedModel(nn.Module):
 
         Tensors keep their dtype. transformers reads the directory, unless the model is quantized, and so stays: this
         package and mlx-lm read it then. Raises CheckpointError, before anything is written, for a model with modules
-        that no reader knows, such as LoRA layers that are not fused.
+        that no reader knows, such as LoRA layers that are not fused, or that compute something else than it would.
         """
         save_model(self, Path(directory), max_shard_bytes=parse_size(max_shard_size))
 

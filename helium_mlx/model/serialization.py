@@ -1,10 +1,10 @@
 """From a model in memory to a checkpoint directory that transformers opens, or the Hub; and from a directory back."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,12 +26,16 @@ from helium_mlx.process import require_not_forked
 
 Model = TypeVar("Model", bound=PretrainedModel)
 
+# What of MLX's a model is made of, before and after `nn.quantize`; the rest is this package's.
+_MLX_MODULES = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding, nn.RMSNorm, nn.Dropout)
+
 
 def save_model(model: PretrainedModel, directory: Path, *, max_shard_bytes: int | None = None) -> None:
     """Write a model's config and weights into `directory`; see `HeliumPreTrainedModel.save_pretrained`."""
     require_not_forked("save the model there")
     settings = settings_in_memory(model)
     _require_readable(model, settings)
+    _require_own_modules(model)
     tensors = tensors_on_disk(model)
     dtypes = [backend.dtype_name(tensor.dtype) for tensor in tensors.values()]
     paths = [path for path, _ in layout.weight_shapes(model.config, model.architecture)]
@@ -89,6 +93,24 @@ def _require_readable(model: PretrainedModel, settings: ModuleSettings) -> None:
         raise CheckpointError(
             f"the model does not fit its config: {'; '.join([*said, *wrong[:3]])}; change the config with the model"
         )
+
+
+def _require_own_modules(model: PretrainedModel) -> None:
+    """Raise CheckpointError for a module that has the parameters of a model's own, and another function."""
+    eps = model.config.rms_norm_eps
+    for path, module in model.named_modules():
+        kind = type(module)
+        # The whole may be of a class that the user derived.
+        if path and kind not in _MLX_MODULES and not kind.__module__.startswith("helium_mlx."):
+            raise CheckpointError(
+                f"{path} is a {kind.__name__}; what reads its config computes otherwise: put an own module with its "
+                "weights there, such as nn.Linear or nn.RMSNorm"
+            )
+        if kind is nn.RMSNorm and cast(nn.RMSNorm, module).eps != eps:
+            raise CheckpointError(
+                f"{path} has eps {cast(nn.RMSNorm, module).eps}, and the config rms_norm_eps {eps}, which a reader "
+                "takes; set both to the same"
+            )
 
 
 def push_model(
@@ -156,13 +178,19 @@ def build_model(model_class: type[Model], checkpoint: Checkpoint, dtype: str | m
     }
     model.load_weights(list(weights.items()))
     del weights
-    multiplying = (nn.Linear, nn.Embedding) if config.tie_word_embeddings else nn.Linear
-    for module in model.modules():
-        if isinstance(module, multiplying):
-            module.weight = backend.for_products(module.weight)
+    for _, module in multiplying_modules(model):
+        module.weight = backend.for_products(module.weight)
     # One layer at a time: the parts of a merged projection are let go before the next layer is read.
     for layer in model.body.layers:
         mx.eval(layer.parameters())
     mx.eval(model.parameters())
     model.eval()
     return model
+
+
+def multiplying_modules(model: PretrainedModel) -> Iterator[tuple[str, nn.Linear | nn.Embedding]]:
+    """Yield the names and the modules whose `weight` is a matrix to multiply by, not quantized."""
+    kinds = (nn.Linear, nn.Embedding) if model.config.tie_word_embeddings else nn.Linear
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            yield name, cast("nn.Linear | nn.Embedding", module)

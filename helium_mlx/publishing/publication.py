@@ -12,12 +12,13 @@ from helium_mlx.errors import HeliumError, UploadError, shown
 from helium_mlx.files.hashes import file_hashes
 from helium_mlx.files.hub import DEMO_NAME
 from helium_mlx.files.hub_download import is_checkpoint_file
-from helium_mlx.files.local_paths import published, without_local_paths
+from helium_mlx.files.local_paths import published, published_text, without_local_paths
 from helium_mlx.files.names import (
     CHAT_TEMPLATES_DIRECTORY,
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
     SETTINGS_FILES,
+    TEMPLATE_SUFFIX,
 )
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, open_file, read_bytes, read_json_object
 from helium_mlx.json_writer import to_json
@@ -72,10 +73,10 @@ def publication(directory: Path, repo: str) -> Publication:
 
     card = with_repository(_text(directory / CARD_FILE), repo)
     files = {name: _on_disk(directory / name, name, digest) for name, digest in recorded.items()}
-    changed = {CARD_FILE: _in_memory(CARD_FILE, str(without_local_paths(card, directory)))}
+    changed = {CARD_FILE: _in_memory(CARD_FILE, str(without_local_paths(card, directory)).encode())}
     changed |= _without_paths(directory, recorded)
     files |= changed
-    files[CONVERSION_FILE] = _in_memory(CONVERSION_FILE, _published_record(record, changed, directory))
+    files[CONVERSION_FILE] = _in_memory(CONVERSION_FILE, _published_record(record, changed, directory).encode())
     warnings = [] if re.search(r"^license: *\S|^license:$", card, re.MULTILINE) else [
         f"{CARD_FILE} names no licence, because the source's files name none; say on the Hub which one it is"
     ]  # fmt: skip
@@ -147,8 +148,7 @@ def _on_disk(path: Path, name: str, digest: str) -> LocalFile:
     return LocalFile(name, path, path.stat().st_size, digest)
 
 
-def _in_memory(name: str, text: str) -> LocalFile:
-    data = text.encode()
+def _in_memory(name: str, data: bytes) -> LocalFile:
     return LocalFile(name, data, len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -160,13 +160,18 @@ def _text(path: Path) -> str:
 
 
 def _without_paths(directory: Path, recorded: Collection[str]) -> dict[str, LocalFile]:
-    """Return the settings that hold a path of this machine, as earlier versions wrote them, without it."""
+    """Return settings and templates that hold a path of this machine, as earlier versions wrote them, without it."""
     changed: dict[str, LocalFile] = {}
     for name in {*recorded} & {CONFIG_FILE, GENERATION_CONFIG_FILE, *SETTINGS_FILES}:
         with suppress(FileProblem):
             values = read_json_object(directory / name)
             if (cleaned := published(values, directory)) != values:
-                changed[name] = _in_memory(name, to_json(cleaned, indent=2) + "\n")
+                changed[name] = _in_memory(name, (to_json(cleaned, indent=2) + "\n").encode())
+    for name in recorded:
+        if name.endswith(TEMPLATE_SUFFIX):
+            data = (directory / name).read_bytes()
+            if (text := published_text(data, directory)) != data:
+                changed[name] = _in_memory(name, text)
     return changed
 
 

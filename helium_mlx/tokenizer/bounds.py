@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 MAX_STEPS = 1000
 MAX_GROWTH = 100
 
+# A group's beginning, a choice, or anything else with how often it is repeated; a class in brackets may hold others.
+_REGEX_PART = re.compile(
+    r"\((?:\?(?:[:=!>]|<[=!]|\w+:))?|\||(?:\)|\\.(?:\{\^?\w+\})?|\[\^?\]?(?:\\.|\[[^\]]*\]|[^\\\]])*\]|[^()|])"
+    r"(?P<repeated>(?:[*+?]|\{\d*,\d*\})[?+]?)?",
+    re.DOTALL,
+)
 _CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*(?:"([^"]*)"|.)', re.DOTALL)
 
 
@@ -44,16 +50,54 @@ def excess(tokenizer: "tokenizers.Tokenizer") -> str | None:
     return None
 
 
-def empty_rule(tokenizer: "tokenizers.Tokenizer") -> str | None:
-    """Name a normalizer that puts nothing in front, or something in place of nothing; None for none.
+def panicking_rule(tokenizer: "tokenizers.Tokenizer") -> str | None:
+    """Name a rule over which Rust panics with some texts (tokenizers 0.23.3); None for none.
 
-    Rust panics over them where another normalizer follows, with some texts (tokenizers 0.23.3, `transform_range`).
+    What else a pattern does is not known beforehand: one that takes long in another way still panics.
     """
-    part = tokenizer.normalizer
-    for node in [] if part is None else _objects(json.loads(part.__getstate__())):
-        if node.get("prepend") == "" or node.get("pattern") == {"String": ""}:
-            return f"a normalizer {node.get('type')} of nothing"
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        part = getattr(tokenizer, name)
+        for node in [] if part is None else _objects(json.loads(part.__getstate__())):
+            fault = _panic(name, node)
+            if fault is not None:
+                return f"a {name} {node.get('type')} {fault}"
     return None
+
+
+def _panic(part: str, node: dict[str, object]) -> str | None:
+    match part, node:
+        # `transform_range`, where another normalizer follows.
+        case ("normalizer", {"prepend": ""} | {"pattern": {"String": ""}}):
+            return "of nothing"
+        case "pre_tokenizer", {"type": "FixedLength", "length": 0}:
+            return "of length 0"
+        # `decode_chain` looks for characters before the first, in a piece that is too short.
+        case "decoder", {"type": "Strip", "stop": int(stop)} if stop:
+            return "that strips from the right"
+        case _, {"pattern": {"Regex": str(pattern)}} if _backtracks(pattern):
+            return "by a pattern that repeats what can be read in several ways"
+    return None
+
+
+def _backtracks(pattern: str) -> bool:
+    """Whether a regular expression repeats without end a group that has a choice in it, such as `(a+)+`.
+
+    The tries then double with each letter, and Onig gives up in a panic. Published tokenizers have none.
+    """
+    groups = [False]
+    for found in _REGEX_PART.finditer(pattern):
+        part, repeated = found[0], found["repeated"] or ""
+        is_endless = repeated[:1] in ("*", "+") or ",}" in repeated
+        if part.startswith("("):
+            groups.append(False)
+        elif part.startswith(")") and len(groups) > 1:
+            has_choice = groups.pop()
+            if has_choice and is_endless:
+                return True
+            groups[-1] |= has_choice or bool(repeated)
+        else:
+            groups[-1] |= part.startswith("|") or bool(repeated)
+    return False
 
 
 def undefined_token(processor: object) -> object | None:

@@ -5,12 +5,13 @@ else `special_tokens_map.json` and `added_tokens.json`; and every named special 
 not add itself. Settings with an effect there and none here are refused.
 """
 
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeGuard, cast
 
 from helium_mlx.errors import TokenizerError, shown
 from helium_mlx.files.names import (
@@ -22,7 +23,8 @@ from helium_mlx.files.names import (
     companion_files,
     relative_name,
 )
-from helium_mlx.files.untrusted import FileProblem, read_json_object
+from helium_mlx.files.text import not_utf8
+from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, read_bytes, read_json_object
 
 ADDED_TOKENS_FILE = "added_tokens.json"
 
@@ -156,6 +158,54 @@ def has_chat_template(directory: Path) -> bool:
         return bool(read_json_object(directory / TOKENIZER_CONFIG_FILE).get("chat_template"))
     except FileProblem:
         return False
+
+
+def read_chat_template(directory: Path) -> str | dict[str, str] | None:
+    """Return the template for chats as transformers' tokenizers have it: a text, several by name, or None.
+
+    Files go before `tokenizer_config.json`; `chat_template.json` is for processors only. Raises TokenizerError.
+    """
+    templates: dict[str, str] = {}
+    for path in companion_files(directory):
+        name = relative_name(path, directory)
+        if name == CHAT_TEMPLATE_FILE:
+            templates["default"] = _read_template(path)
+        elif name.startswith(f"{CHAT_TEMPLATES_DIRECTORY}/"):
+            templates[path.stem] = _read_template(path)
+    if templates:
+        return templates["default"] if list(templates) == ["default"] else templates
+    path = directory / TOKENIZER_CONFIG_FILE
+    given = read_object_if_there(path).get("chat_template")
+    if given is None or isinstance(given, str):
+        return given
+    # A list of objects with a name and a template, as transformers saved several of them once.
+    pairs = [tuple(map(entry.get, ("name", "template"))) for entry in given] if _are_objects(given) else None
+    pairs = list(given.items()) if isinstance(given, dict) else pairs
+    if pairs is None or not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise TokenizerError(f"{path} has chat_template {shown(given)}; expected a text, or texts with their names")
+    return dict(cast("list[tuple[str, str]]", pairs))
+
+
+def _are_objects(value: object) -> TypeGuard[list[dict[str, object]]]:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return io.TextIOWrapper(io.BytesIO(read_bytes(path, MAX_JSON_BYTES)), encoding="utf-8").read()
+    except FileProblem as problem:
+        raise TokenizerError(f"{path} {problem}") from None
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} {not_utf8(error)}") from None
+
+
+def declared_name(directory: Path, name: str) -> str | None:
+    """Return the text of a named special token, such as `unk_token`, where a checkpoint's settings declare it."""
+    for file in (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE):
+        value = read_object_if_there(directory / file).get(name)
+        if value is not None:
+            return _token(directory / file, value, None).content
+    return None
 
 
 def _in_order(path: Path, numbered: object) -> Iterable[tuple[int, object]]:

@@ -34,8 +34,8 @@ from helium_mlx.checkpoint.generation_config import is_no_token
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.errors import CheckpointError, TokenizerError, lone_surrogate, shown
 from helium_mlx.files.atomic import write_json
-from helium_mlx.files.local_paths import published
-from helium_mlx.files.names import SETTINGS_FILES, companion_files, relative_name
+from helium_mlx.files.local_paths import published, published_text
+from helium_mlx.files.names import SETTINGS_FILES, TEMPLATE_SUFFIX, companion_files, relative_name
 from helium_mlx.files.untrusted import MAX_JSON_BYTES, FileProblem, UnreadableFile, read_json_object, require_file
 from helium_mlx.option_values import plain, whole
 from helium_mlx.table import short_repr
@@ -62,7 +62,7 @@ Side: TypeAlias = Literal["left", "right"]
 Ids: TypeAlias = "SupportsIndex | Iterable[SupportsIndex] | mx.array"
 Padding: TypeAlias = "bool | Literal['longest', 'max_length', 'do_not_pad']"
 Truncation: TypeAlias = "bool | Literal['longest_first', 'do_not_truncate']"
-Encoded = TypeVar("Encoded", "list[int]", "list[list[int]]", "mx.array")
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -492,7 +492,7 @@ class HeliumTokenizer:
                 target = directory / relative_name(source, self._files[0].parent)
                 target.parent.mkdir(exist_ok=True)
                 if not (target.exists() and target.samefile(source)):
-                    _copy(source, target)
+                    _copy(source, target, self._files[0].parent)
                 saved.append(str(target))
         except OSError as error:
             raise TokenizerError(
@@ -617,13 +617,16 @@ def _as_arrays(rows: list[list[int]], masks: list[list[int]]) -> "BatchEncoding[
     return BatchEncoding(mx.array(rows, dtype=mx.int32), mx.array(masks, dtype=mx.int32))
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file byte for byte, but for settings that hold a path of this machine."""
+def _copy(source: Path, target: Path, directory: Path) -> None:
+    """Copy a file of `directory` byte for byte, but for settings and templates that hold a path of this machine."""
+    if source.suffix == TEMPLATE_SUFFIX:
+        target.write_bytes(published_text(source.read_bytes(), directory))
+        return
     values: dict[str, object] = {}
     if source.name in SETTINGS_FILES:
         with suppress(FileProblem):
             values = read_json_object(source)
-    cleaned = published(values, source.parent)
+    cleaned = published(values, directory)
     if cleaned == values:
         target.write_bytes(source.read_bytes())
     else:

@@ -13,8 +13,8 @@ from helium_mlx.files.untrusted import FileProblem, read_bytes
 from helium_mlx.tokenizer.bounds import (
     MAX_GROWTH,
     charsmap_fault,
-    empty_rule,
     excess,
+    panicking_rule,
     sentencepiece_growth,
     undefined_token,
 )
@@ -117,7 +117,7 @@ class JsonVocabulary:
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = declared.split_special_tokens
-        found = excess(self._tokenizer) or empty_rule(self._tokenizer)
+        found = excess(self._tokenizer) or panicking_rule(self._tokenizer)
         if found is not None:
             raise TokenizerError(f"{path} has {found}, which no Helium's has; fetch it again")
         # Their texts are normalized here.
@@ -173,7 +173,7 @@ class JsonVocabulary:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
         if all(index in skipped or self.token(index) is None for index in ids):
-            # Decoders that strip a text's end panic where there is nothing.
+            # Decoders look at the first piece, and there is none.
             return ""
         with _named_failures(f"{self._path} cannot decode ids"):
             text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

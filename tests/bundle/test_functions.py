@@ -1,6 +1,7 @@
 """Functions equal the model at every length, offset and configuration; called as hosts call them, from files."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -10,8 +11,8 @@ from bundle_samples import write_text_checkpoint
 from measures import relative_error
 from tiny_checkpoints import CASES, CaseLoader, write_checkpoint
 
-from helium_mlx.bundle.functions import BundleFunction, FunctionShape, capacities, function_shapes
-from helium_mlx.bundle.manifest import ModelFacts
+from helium_mlx.bundle.exporting import model_facts
+from helium_mlx.bundle.functions import BundleFunction, FunctionShape, bundled_weights, capacities, function_shapes
 from helium_mlx.conversion.conversion import convert
 from helium_mlx.diagnostics.selfcheck_cases import ROPE_TYPES
 from helium_mlx.kv_cache.make import make_cache
@@ -22,22 +23,24 @@ CAPACITY, LENGTH = 24, 8
 Function = Callable[..., Sequence[mx.array]]
 
 
-def facts(model: HeliumForCausalLM) -> ModelFacts:
-    config, dtype = model.config, str(model.model.norm.weight.dtype).removeprefix("mlx.core.")
-    return ModelFacts(
-        config.model_type, config.vocab_size, config.num_hidden_layers, config.num_key_value_heads, config.head_dim,
-        dtype, 32.0,
-    )  # fmt: skip
-
-
-def exported(model: HeliumForCausalLM, path: Path, *, length: int, capacity: int = CAPACITY) -> Function:
-    """The function of a file, with the weights put in."""
-    shape, tensors = FunctionShape(length, capacity), model.tensors()
-    inputs = [mx.zeros(spec.shape, getattr(mx, spec.dtype)) for spec in facts(model).inputs(shape)]
-    BundleFunction(model, list(tensors), shape).write(path, inputs)
+def exported(
+    model: HeliumForCausalLM, path: Path, *, length: int, capacity: int = CAPACITY, attended: int | None = None
+) -> Function:
+    """The function of a file, with the weights put in; of a single token, with positions and mask for an offset."""
+    shape, weights = FunctionShape(length, capacity, attended or capacity), bundled_weights(model)
+    inputs = [spec.zeros() for spec in model_facts(model).inputs(shape)]
+    BundleFunction(model, shape).write(path, inputs)
     function = mx.import_function(str(path))
     assert callable(function)
-    return lambda *inputs: function(*inputs, *tensors.values())
+    if length > 1:
+        return lambda *inputs: function(*inputs, *weights.values())
+
+    def decode(token: int, offset: int, *caches: mx.array) -> Sequence[mx.array]:
+        positions = mx.array([offset] * (model_facts(model).positions - 1) + [0], dtype=mx.int32)
+        seen = mx.arange(shape.attended) <= offset
+        return function(mx.array([token], dtype=mx.uint32), positions, seen, *caches, *weights.values())
+
+    return decode
 
 
 def ids(*tokens: int) -> mx.array:
@@ -54,18 +57,17 @@ def tokens(count: int, first: int = 5) -> list[int]:
 
 def run_prefill(prefill: Function, caches: Sequence[mx.array], text: list[int], offset: int, filler: int = 0) -> list:
     padded = [*text, *[filler] * (LENGTH - len(text))]
-    return list(prefill(ids(*padded), number(offset), number(len(text)), *caches))
+    return list(prefill(mx.array(padded, dtype=mx.uint32), number(offset), number(len(text)), *caches))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_decoding_equals_the_model(load_case: CaseLoader, tmp_path: Path, name: str) -> None:
     model = load_case(name)
     decode = exported(model, tmp_path / "decode.mlxfn", length=1)
-    cache, caches = make_cache(model), facts(model).empty_caches(CAPACITY)
+    cache, caches = make_cache(model), model_facts(model).empty_caches(CAPACITY)
     for offset, token in enumerate(tokens(CAPACITY)):
         expected = model.next_logits(ids(token), cache)
-        logits, *caches = decode(ids(token), number(offset), *caches)
-        assert logits.dtype == mx.float32
+        logits, *caches = decode(token, offset, *caches)
         assert relative_error(logits, expected) < 1e-5
 
 
@@ -76,7 +78,7 @@ def test_a_padded_prefill_equals_the_model_at_every_remainder(
 ) -> None:
     model, text = load_case(name), tokens(LENGTH + count)
     prefill = exported(model, tmp_path / "prefill.mlxfn", length=LENGTH)
-    _, *caches = run_prefill(prefill, facts(model).empty_caches(CAPACITY), text[:LENGTH], 0)
+    _, *caches = run_prefill(prefill, model_facts(model).empty_caches(CAPACITY), text[:LENGTH], 0)
     logits, *_ = run_prefill(prefill, caches, text[LENGTH:], LENGTH)
     assert relative_error(logits, model.next_logits(ids(*text), make_cache(model))) < 1e-5
 
@@ -87,14 +89,17 @@ def test_what_follows_padding_does_not_see_it(load_case: CaseLoader, tmp_path: P
     decode = exported(model, tmp_path / "decode.mlxfn", length=1)
     seen = []
     for filler in (0, 95):
-        _, *caches = run_prefill(prefill, facts(model).empty_caches(CAPACITY), text, 0, filler)
-        seen.append(decode(ids(42), number(len(text)), *caches)[0])
+        _, *caches = run_prefill(prefill, model_facts(model).empty_caches(CAPACITY), text, 0, filler)
+        seen.append(decode(42, len(text), *caches)[0])
     assert mx.array_equal(*seen)
 
 
 def test_a_last_prefill_may_end_where_the_capacity_does(load_case: CaseLoader, tmp_path: Path) -> None:
     model, text = load_case("helium-mha"), tokens(CAPACITY)
-    prefill, caches = exported(model, tmp_path / "prefill.mlxfn", length=LENGTH), facts(model).empty_caches(CAPACITY)
+    prefill, caches = (
+        exported(model, tmp_path / "prefill.mlxfn", length=LENGTH),
+        model_facts(model).empty_caches(CAPACITY),
+    )
     logits = mx.array(0)
     for offset in range(0, CAPACITY, LENGTH):
         logits, *caches = run_prefill(prefill, caches, text[offset : offset + LENGTH], offset)
@@ -111,13 +116,13 @@ def test_every_rope_type_equals_the_model_past_its_original_context(
     model = load_model(write_checkpoint(tmp_path, model_type=family, rope_parameters=parameters, num_hidden_layers=2))
     prefill = exported(model, tmp_path / "prefill.mlxfn", length=LENGTH)
     decode = exported(model, tmp_path / "decode.mlxfn", length=1)
-    cache, caches, text = make_cache(model), facts(model).empty_caches(CAPACITY), tokens(5)
+    cache, caches, text = make_cache(model), model_facts(model).empty_caches(CAPACITY), tokens(5)
     expected = model.next_logits(ids(*text), cache)
     logits, *caches = run_prefill(prefill, caches, text, 0)
     for offset in range(5, CAPACITY):
         assert relative_error(logits, expected) < 1e-5
         expected = model.next_logits(ids(offset), cache)
-        logits, *caches = decode(ids(offset), number(offset), *caches)
+        logits, *caches = decode(offset, offset, *caches)
 
 
 @pytest.mark.parametrize(
@@ -135,16 +140,16 @@ def test_every_quantization_equals_the_model(tmp_path: Path, options: dict) -> N
     decode = exported(model, tmp_path / "decode.mlxfn", length=1)
     cache, text = make_cache(model), tokens(7)
     expected = model.next_logits(ids(*text), cache)
-    logits, *caches = run_prefill(prefill, facts(model).empty_caches(CAPACITY), text, 0)
+    logits, *caches = run_prefill(prefill, model_facts(model).empty_caches(CAPACITY), text, 0)
     assert relative_error(logits, expected) < 1e-5
-    logits, *_ = decode(ids(9), number(7), *caches)
+    logits, *_ = decode(9, 7, *caches)
     assert relative_error(logits, model.next_logits(ids(9), cache)) < 1e-5
 
 
 def test_bfloat16_stays_within_its_rounding(tmp_path: Path) -> None:
     model = load_model(write_checkpoint(tmp_path), dtype="bfloat16")
     prefill, text = exported(model, tmp_path / "prefill.mlxfn", length=LENGTH), tokens(6)
-    logits, *caches = run_prefill(prefill, facts(model).empty_caches(CAPACITY), text, 0)
+    logits, *caches = run_prefill(prefill, model_facts(model).empty_caches(CAPACITY), text, 0)
     assert {array.dtype for array in caches} == {mx.bfloat16}
     assert relative_error(logits, model.next_logits(ids(*text), make_cache(model))) < 2e-2
 
@@ -152,15 +157,13 @@ def test_bfloat16_stays_within_its_rounding(tmp_path: Path) -> None:
 def test_the_cache_is_updated_in_place(load_case: CaseLoader, tmp_path: Path) -> None:
     model, capacity = load_case("helium-mha"), 4096
     decode = exported(model, tmp_path / "decode.mlxfn", length=1, capacity=capacity)
-    caches = facts(model).empty_caches(capacity)
+    caches = model_facts(model).empty_caches(capacity)
     mx.eval(caches)
     one_layer, before = caches[0].nbytes, mx.get_active_memory()
     mx.reset_peak_memory()
     for offset in range(3):
-        inputs = [ids(7), number(offset), *caches]
-        caches = []
-        outputs = decode(*inputs)
-        del inputs
+        outputs = decode(7, offset, *caches)
+        del caches
         logits, *caches = outputs
         del outputs
         mx.eval(logits, caches)
@@ -191,7 +194,26 @@ def test_capacities_double_up_to_the_context(context: int, sizes: list[int]) -> 
     assert capacities(context) == sizes
 
 
-def test_each_capacity_has_a_function_for_decoding_and_the_lengths_that_fit() -> None:
-    shapes = [(shape.length, shape.capacity) for shape in function_shapes(600)]
-    assert shapes == [(length, capacity) for capacity in (512, 600) for length in (1, 16, 128, 512)]
+def test_each_capacity_has_functions_for_decoding_and_the_lengths_that_fit() -> None:
+    shapes = [(shape.length, shape.capacity, shape.attended) for shape in function_shapes(600)]
+    assert shapes == [
+        (1, 512, 256), (1, 512, 512), (16, 512, 512), (128, 512, 512), (512, 512, 512),
+        (1, 600, 600), (16, 600, 600), (128, 600, 600), (512, 600, 600),
+    ]  # fmt: skip
     assert [shape.name for shape in function_shapes(40)] == ["decode_40", "prefill_16_40"]
+
+
+@pytest.mark.parametrize("context", [40, 512, 3000, 4096, 5000])
+def test_a_token_attends_to_256_places_more_than_are_filled_at_most(context: int) -> None:
+    attended = sorted(shape.attended for shape in function_shapes(context) if shape.length == 1)
+    assert attended[-1] == context
+    assert all(after - before <= 256 for before, after in pairwise([0, *attended]))
+
+
+def test_decoding_over_part_of_a_cache_equals_the_model(load_case: CaseLoader, tmp_path: Path) -> None:
+    model = load_case("helium-gqa-bias")
+    decode = exported(model, tmp_path / "decode.mlxfn", length=1, attended=9)
+    cache, caches = make_cache(model), model_facts(model).empty_caches(CAPACITY)
+    for offset, token in enumerate(tokens(9)):
+        logits, *caches = decode(token, offset, *caches)
+        assert relative_error(logits, model.next_logits(ids(token), cache)) < 1e-5

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
@@ -128,9 +129,9 @@ def lengths_run(runner: BundleRunner, tokens: list[int]) -> list[int]:
     made: list[int] = []
     call = runner._call
 
-    def record(shape: FunctionShape, inputs: list[mx.array]) -> object:
+    def record(shape: FunctionShape, inputs: list[mx.array], count: int) -> object:
         made.append(shape.length)
-        return call(shape, inputs)
+        return call(shape, inputs, count)
 
     runner._call = record  # pyright: ignore[reportAttributeAccessIssue]
     runner.feed(tokens)
@@ -154,6 +155,27 @@ def test_caches_are_never_copied_while_decoding(runner: BundleRunner) -> None:
     for _ in range(4):
         runner.feed([5])
     assert mx.get_peak_memory() - before < one_layer / 2
+
+
+def test_after_a_text_the_cache_holds_all_but_its_last_token(make: Callable[[str, bool], Made]) -> None:
+    source, runner = make("helium", False)
+    model = load(source)[0]
+    text = [*prompt(9), *(token for token, _ in islice(runner.greedy(prompt(9), 20), 5))]
+    assert runner.offset == len(text) - 1
+    expected = model(mx.array([[*text[:-1], 7]]), logits_to_keep=1).logits[:, -1]
+    assert mx.allclose(runner.feed([7]), expected, rtol=0, atol=1e-5 * float(mx.abs(expected).max().item()))  # pyright: ignore
+
+
+def test_while_a_token_is_read_the_next_step_is_under_way(
+    runner: BundleRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = runner.greedy(prompt(9), 20)
+    next(steps)
+    started: list[mx.array] = []
+    evaluate = mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda *trees: (started.append(trees[0][1]), evaluate(*trees)))
+    monkeypatch.setattr(runner, "_read", lambda step: pytest.fail("no step was started") if not started else 5)
+    next(steps)
 
 
 def test_a_text_ends_where_the_context_does(runner: BundleRunner) -> None:
@@ -186,6 +208,8 @@ def test_logits_that_are_not_numbers_are_refused_at_any_step(runner: BundleRunne
     next(steps)
     next(steps)
     runner._weights = [mx.full(each.shape, value, each.dtype) for each in sound]
+    # One step was under way.
+    next(steps)
     try:
         with pytest.raises(GenerationError, match="the model's logits are NaN, infinite or all the same"):
             next(steps)

@@ -1,7 +1,11 @@
+import copy
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
 import pytest
 from tiny_checkpoints import config_values
 
@@ -336,3 +340,91 @@ def test_no_file_names_the_weights(tmp_path: Path) -> None:
         HeliumConfig.from_pretrained(written(tmp_path, transformers_weights="other.safetensors"))
     with pytest.raises(ConfigError, match="is_causal is False"):
         config.is_causal = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_numbers_of_numpy_are_plain_ones_and_saved_as_such(tmp_path: Path) -> None:
+    plain: dict[str, object] = {
+        "vocab_size": 100,
+        "rms_norm_eps": 0.5,
+        "tie_word_embeddings": True,
+        "eos_token_id": [2, 3],
+        "pad_token_id": 4,
+        "num_labels": 3,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+        "extra": {"of_mine": [1, 0.5]},
+    }
+    numpy = HeliumConfig(
+        vocab_size=np.int64(100),  # pyright: ignore[reportArgumentType]
+        rms_norm_eps=np.float32(0.5),  # pyright: ignore[reportArgumentType]
+        tie_word_embeddings=np.bool_(True),  # pyright: ignore[reportArgumentType]
+        eos_token_id=[np.int32(2), np.int64(3)],  # pyright: ignore[reportArgumentType]
+        pad_token_id=mx.array(4),  # pyright: ignore[reportArgumentType]
+        num_labels=np.int64(3),  # pyright: ignore[reportArgumentType]
+        rope_parameters={"rope_type": "linear", "rope_theta": np.float64(5000), "factor": np.float16(2)},
+        extra={"of_mine": [np.uint8(1), np.float32(0.5)]},
+    )
+    assert numpy == HeliumConfig(**plain)  # pyright: ignore[reportArgumentType]
+    assert (type(numpy.vocab_size), type(numpy.rms_norm_eps), type(numpy.num_labels)) == (int, float, int)
+    numpy.save_pretrained(tmp_path)
+    assert HeliumConfig.from_pretrained(tmp_path).to_dict() == numpy.to_dict()
+    numpy.pad_token_id = np.int64(7)  # pyright: ignore[reportAttributeAccessIssue]
+    assert type(numpy.pad_token_id) is int
+    with pytest.raises(ConfigError, match=r"vocab_size is 100\.0; it must be a whole number"):
+        HeliumConfig(vocab_size=np.float64(100))  # pyright: ignore[reportArgumentType]
+
+
+def test_ids_of_labels_are_kept_and_written_where_they_are_set_alone(tmp_path: Path) -> None:
+    config = HeliumConfig()
+    config.label2id = {"NEG": 0, "POS": 1}
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["label2id"] == {"NEG": 0, "POS": 1}
+    read = HeliumConfig.from_pretrained(tmp_path)
+    assert (read.label2id, read.num_labels) == ({"NEG": 0, "POS": 1}, 2)
+    # As with transformers' property, another number makes other names.
+    read.num_labels = 3
+    assert read.label2id == {f"LABEL_{i}": i for i in range(3)}
+    for wrong in (3, ["a"], {"a": "x"}, {"a": 1.5}, {"a": True}):
+        with pytest.raises(ConfigError, match=r"label2id is .*; it must map names to numbers"):
+            config.label2id = wrong  # pyright: ignore[reportAttributeAccessIssue]
+    assert config.label2id == {"NEG": 0, "POS": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("hidden_act", "nonsense", "hidden_act is 'nonsense'; known are"),
+        ("rms_norm_eps", "a", "rms_norm_eps is 'a'; it must be a finite number"),
+        ("vocab_size", -1, "vocab_size is -1; it must be a whole number"),
+        ("model_type", "mistral", "model_type is 'mistral'; known are"),
+        ("use_cache", "no", "use_cache is 'no'; it must be true or false"),
+        ("rope_parameters", {"rope_type": "linear"}, "rope_type 'linear' needs factor"),
+        ("rope_theta", 5.0, "rope_theta is not a field of HeliumConfig; .*rope_parameters"),
+        ("torch_dtype", "float16", "torch_dtype is not a field of HeliumConfig; .*dtype"),
+        ("rms_norm_epsilon", 0.1, r"rms_norm_epsilon is not a field of HeliumConfig; .*extra\['rms_norm_epsilon'\]"),
+    ],
+)
+def test_what_is_assigned_later_is_checked_too(name: str, value: object, said: str) -> None:
+    config = HeliumConfig()
+    with pytest.raises(ConfigError, match=said):
+        setattr(config, name, value)
+    assert config == HeliumConfig()
+
+
+def test_what_is_assigned_later_is_saved(tmp_path: Path) -> None:
+    config = HeliumConfig()
+    # One after the other, they do not fit each other.
+    config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim = 64, 4, 2, 16
+    config.rope_parameters = {"rope_type": "linear", "factor": 2.0}
+    config.transformers_version = "5"  # pyright: ignore[reportAttributeAccessIssue]
+    assert config.transformers_version == "5"  # pyright: ignore[reportAttributeAccessIssue]
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(AttributeError, match="rms_norm_epsilon"):
+        config.rms_norm_epsilon  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    config.save_pretrained(tmp_path)
+    read = HeliumConfig.from_pretrained(tmp_path)
+    assert read.to_dict() == config.to_dict()
+    assert (read.hidden_size, read.rope_parameters["factor"], read.extra["transformers_version"]) == (64, 2.0, "5")
+    config.head_dim = 8
+    with pytest.raises(ConfigError, match=r"num_attention_heads \* head_dim"):
+        config.save_pretrained(tmp_path)
+    assert HeliumConfig.from_pretrained(tmp_path) == read

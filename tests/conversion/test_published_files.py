@@ -148,6 +148,8 @@ def test_paths_that_an_earlier_version_wrote_are_not_uploaded(tmp_path: Path, ho
         ({"content": "/no_think"}, {"content": "/no_think"}),
         ({"bos_token": "</s>", "n": 1.5, "x": None}, {"bos_token": "</s>", "n": 1.5, "x": None}),
         ("see HOME", "see ."),
+        ({"comment": "../..HOME/x", "y": "from ..HOME/x/z and ./..HOME"}, {"comment": "x", "y": "from z and ."}),
+        ("a..HOME/x", "a..HOME/x"),
         ("see HOME/a/b.txt, and HOMEly", "see b.txt, and HOMEly"),
         (["https://huggingface.coHOME/x"], ["https://huggingface.coHOME/x"]),
         ({"HOME/a": {"deep": ["HOME/b"]}}, {"a": {"deep": ["b"]}}),
@@ -181,3 +183,25 @@ def test_no_settings_of_a_tokenizer_are_published_with_a_path(tmp_path: Path) ->
     HeliumTokenizer.from_pretrained(source).save_pretrained(tmp_path / "saved")
     for written in (tmp_path / "x", tmp_path / "saved"):
         assert json.loads((written / "special_tokens_map.json").read_text())["note_path"] == "x.txt"
+
+
+def test_no_template_is_published_with_a_path(tmp_path: Path, home: Path) -> None:
+    source = source_in(tmp_path)
+    template = "{# from " + str(home / "runs/mine.jinja") + " #}{{ messages[0]['content'] }}\r\n"
+    (source / "additional_chat_templates").mkdir(exist_ok=True)
+    names = ("chat_template.jinja", "additional_chat_templates/rag.jinja")
+    for name in names:
+        (source / name).write_bytes(template.encode() + b"\xff")
+    expected = b"{# from mine.jinja #}{{ messages[0]['content'] }}\r\n\xff"
+    report = helium_mlx.convert(str(source), str(tmp_path / "x"))
+    HeliumTokenizer.from_pretrained(source).save_pretrained(tmp_path / "saved")
+    for name in names:
+        assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes() == expected
+        assert f"{name} named a path, of which the last part is left" in report.warnings
+    # As an earlier version wrote it.
+    record = json.loads((tmp_path / "x/conversion.json").read_text())
+    (tmp_path / "x" / names[0]).write_bytes(template.encode())
+    record["files"][names[0]] = hashlib.sha256(template.encode()).hexdigest()
+    (tmp_path / "x/conversion.json").write_text(json.dumps(record))
+    files = {file.name: file.content for file in publication(tmp_path / "x", "jane/x").files}
+    assert bytes(files[names[0]]) == expected[:-1]

@@ -396,6 +396,16 @@ def test_a_stream_can_be_closed_beside_others(engine: HeliumEngine, demo: Demo) 
         assert streams[place].result().text == helium_mlx.generate(*demo, PROMPTS[place], max_tokens=20)
 
 
+def test_what_changes_nothing_cannot_be_set(engine: HeliumEngine) -> None:
+    for name in ("batch_size", "memory_limit", "is_paused", "stream", "foo"):
+        with pytest.raises(EngineError, match=f"engine's {name} cannot be set.*make another HeliumEngine"):
+            setattr(engine, name, 3)
+    with engine.stream("A", max_tokens=1) as stream:
+        for name in ("max_tokens", "tokens", "foo"):
+            with pytest.raises(AttributeError, match=name):
+                setattr(stream, name, 3)
+
+
 def test_closing_ends_what_runs_and_refuses_what_comes() -> None:
     before = threading.active_count()
     with HeliumEngine("demo", dtype="float32", batch_size=2) as engine:

@@ -223,11 +223,12 @@ def test_kyutais_only_file_is_fetched_whatever_it_is_called(here: Holding) -> No
     assert len(asked) == before
 
 
-@pytest.mark.parametrize("how", ["argument", "name"])
+@pytest.mark.parametrize("how", ["argument", "name", "argument with a slash", "name with a slash"])
 def test_a_subfolder_is_a_checkpoint_of_its_own(here: Holding, how: str) -> None:
     inside = {f"variants/2024/{name}": data for name, data in demo_files().items() if name != "README.md"}
     here(inside | {"README.md": b"---\nlicense: mit\n---\n", "model.safetensors": b"x", "variants/config.json": b"x"})
-    name, subfolder = (REPO, "variants/2024") if how == "argument" else (f"{REPO}:variants/2024", None)
+    folder = "variants/2024/" if "slash" in how else "variants/2024"
+    name, subfolder = (REPO, folder) if how.startswith("argument") else (f"{REPO}:{folder}", None)
     directory = resolve(name, subfolder=subfolder)
     assert names(directory) == demo_files().keys() - {"README.md"}
     assert directory.parts[-2:] == ("variants", "2024")
@@ -298,11 +299,12 @@ def test_a_subfolder_of_a_directory_is_a_directory(tmp_path: Path) -> None:
     shutil.copytree(DEMO_DIRECTORY, tmp_path / "a/b")
     assert resolve(tmp_path, subfolder="a/b") == tmp_path / "a/b"
     assert resolve_file(tmp_path, "config.json", subfolder="a/b") == tmp_path / "a/b/config.json"
+    assert resolve(tmp_path, subfolder="a/b/") == tmp_path / "a/b"
     with pytest.raises(CheckpointError, match="has no subfolder c; check its name"):
         resolve(tmp_path, subfolder="c")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/../b", "/a", "a/", "a//b", "~", "a\\b", "a\nb", "a*", "./a"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/../b", "/a", "/", "a//", "a//b", "~", "a\\b", "a\nb", "a*", "./a"])
 def test_a_subfolder_that_leads_elsewhere_is_refused(name: str) -> None:
     for arguments in ((REPO, name), ("demo", name)):
         with pytest.raises(UsageError, match=r"^subfolder is "):

@@ -1,6 +1,7 @@
 """A Hub that misbehaves, in both directions: one line, status 1, no token, nothing half-written, and an end."""
 
 import copy
+import gzip
 import json
 import os
 import random
@@ -457,3 +458,16 @@ def test_a_warning_of_the_server_is_shown_without_token_and_control_characters(h
     assert token not in err
     assert "\x1b" not in err
     assert len(err) < 2000
+
+
+def test_a_file_that_unpacks_to_more_than_was_said_is_left_early(
+    hub: HubStandIn, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bomb = gzip.compress(bytes(400_000_000), 1)
+    hub.faults = [Fault("GET", f"{FILE}.*config.json", body=bomb, headers={"Content-Encoding": "gzip"}, times=999)]
+    assert "far more than was said" in error_of(capfd, download())
+    assert "config.json" not in written(tmp_path / "home")
+    # One part of the client's may come before anybody looks.
+    assert sum(path.stat().st_size for path in (tmp_path / "home").rglob("*")) < 50_000_000
+    hub.faults = []
+    assert download() == 0

@@ -104,3 +104,10 @@ def test_random_bytes_never_raise_anything_else(tmp_path_factory: pytest.TempPat
     path.write_bytes(data)
     with pytest.raises(CheckpointError):
         read_header(path)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64"])
+def test_a_dtype_of_the_format_that_is_not_read_is_refused_with_a_remedy(tmp_path: Path, dtype: str) -> None:
+    path = file_with(tmp_path / "a", {"a": entry(0, 4, [4], dtype)}, b"\0" * 4)
+    with pytest.raises(CheckpointError, match=f"'a' has dtype {dtype}, which is not read here; take .* in bfloat16"):
+        read_header(path)

@@ -1,6 +1,9 @@
 import mlx.core as mx
+import pytest
 
-from helium_mlx.kv_cache.cache import KVCache
+from helium_mlx.kv_cache.batch import BatchKVCache
+from helium_mlx.kv_cache.cache import KVCache, QuantizedKVCache
+from helium_mlx.kv_cache.rotating import RotatingKVCache
 
 
 def token(value: float, length: int = 1) -> mx.array:
@@ -74,3 +77,18 @@ def test_nbytes_counts_what_is_held() -> None:
     assert cache.nbytes == 0
     cache.update_and_fetch(token(0), token(0))
     assert cache.nbytes == 2 * 2 * 256 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("cache", "names"),
+    [
+        (KVCache(), ("max_size", "keep", "bits", "group_size", "step", "dtype", "nbytes", "batch_size", "foo")),
+        (QuantizedKVCache(4, 32), ("bits", "group_size", "kind", "dtype", "max_size", "foo")),
+        (RotatingKVCache(8, 1), ("max_size", "keep", "max_slots", "bits", "dtype", "foo")),
+        (BatchKVCache([2, 0]), ("padding", "lengths", "max_size", "dtype", "foo")),
+    ],
+)
+def test_what_changes_nothing_cannot_be_set(cache: KVCache, names: tuple[str, ...]) -> None:
+    for name in names:
+        with pytest.raises(AttributeError, match=name):
+            setattr(cache, name, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from hub_standin import HubStandIn, serve
 from hub_standin.client import environment
@@ -605,3 +606,82 @@ def test_a_model_that_does_not_fit_its_config_is_not_saved(tmp_path: Path) -> No
     model.score = model.score.to_quantized()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(CheckpointError, match="head `score` is quantized"):
         model.save_pretrained(tmp_path)
+
+
+def test_a_number_of_labels_may_be_numpys(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="initialised"):
+        model = HeliumForSequenceClassification.from_pretrained("demo", num_labels=np.int64(3))
+    assert (model.score.weight.shape[0], type(model.config.num_labels)) == (3, int)
+    model.save_pretrained(tmp_path)
+    assert HeliumForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 3
+
+
+class Shifted(nn.Linear):
+    """Has the parameters of its base, and another function."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x) + 1
+
+
+def shift_projection(model: HeliumForCausalLM) -> None:
+    model.model.layers[0].self_attn.o_proj = Shifted(64, 64, bias=False)
+
+
+def shift_head(model: HeliumForCausalLM) -> None:
+    model.lm_head = Shifted(64, model.config.vocab_size, bias=False)
+
+
+def exchange_norm(model: HeliumForCausalLM) -> None:
+    model.model.layers[1].input_layernorm = nn.LayerNorm(64, bias=False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def change_eps(model: HeliumForCausalLM) -> None:
+    model.model.norm.eps = 0.25
+
+
+def change_eps_in_config(model: HeliumForCausalLM) -> None:
+    model.config.rms_norm_eps = 0.25
+
+
+def exchange_mlp(model: HeliumForCausalLM) -> None:
+    class Doubled(type(model.model.layers[0].mlp)):
+        def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
+            return 2 * super().__call__(x, residual)
+
+    model.model.layers[0].mlp.__class__ = Doubled
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (shift_projection, r"model\.layers\.0\.self_attn\.o_proj is a Shifted; .*: put .* such as nn\.Linear"),
+        (shift_head, r"lm_head is a Shifted"),
+        (exchange_norm, r"model\.layers\.1\.input_layernorm is a LayerNorm"),
+        (exchange_mlp, r"model\.layers\.0\.mlp is a Doubled"),
+        (change_eps, r"model\.norm has eps 0\.25, and the config rms_norm_eps 0\.01.*set both"),
+        (change_eps_in_config, r"has eps 0\.01, and the config rms_norm_eps 0\.25.*set both"),
+    ],
+)
+def test_modules_with_another_function_are_not_saved(
+    tmp_path: Path, change: Callable[[HeliumForCausalLM], None], said: str
+) -> None:
+    model = HeliumForCausalLM(tiny_config())
+    change(model)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        model.save_pretrained(tmp_path)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@every_class
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_models_own_modules_are_saved(tmp_path: Path, model_class: type[Model], family: dict[str, object]) -> None:
+    class Mine(model_class):
+        """A class of the user's own, for the whole."""
+
+    model = Mine(tiny_config(**family))
+    for norm in [module for module in model.modules() if isinstance(module, nn.RMSNorm)]:
+        norm.eps = 0.5
+    model.config.rms_norm_eps = 0.5
+    model.body.embed_tokens = nn.Embedding(*model.body.embed_tokens.weight.shape)
+    model.save_pretrained(tmp_path)
+    assert mx.allclose(run(evaluated(model_class.from_pretrained(tmp_path))), run(evaluated(model)), atol=1e-5)

@@ -727,7 +727,7 @@ def test_a_tokenizer_may_lie_in_a_subfolder(tmp_path: Path) -> None:
 def test_nothing_decodes_to_nothing_whatever_the_decoder_strips(tmp_path: Path) -> None:
     decoder = {
         "type": "Sequence",
-        "decoders": [{"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 0, "stop": 1}],
+        "decoders": [{"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 3, "stop": 0}],
     }
     tokenizer = HeliumTokenizer.from_pretrained(rewrite_json(tmp_path, {"decoder": decoder}))
     assert tokenizer.decode([]) == tokenizer.decode([tokenizer.bos_token_id]) == ""
@@ -753,9 +753,8 @@ def test_a_token_is_named_by_id_piece_or_text(from_json: HeliumTokenizer, from_m
     [
         None,
         decoders.Sequence([decoders.Fuse(), decoders.ByteFallback()]),
-        decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 0, 1)]),
     ],
-    ids=["none", "order", "right strip"],
+    ids=["none", "order"],
 )
 def test_a_decoder_that_is_not_heliums_is_not_streamed(tmp_path: Path, decoder: decoders.Decoder | None) -> None:
     state = None if decoder is None else json.loads(decoder.__getstate__())
@@ -1018,6 +1017,54 @@ def test_a_rule_about_nothing_that_rust_would_panic_over_is_refused_quietly(
     with pytest.raises(TokenizerError, match=r"has a normalizer (Prepend|Replace) of nothing, which no Helium's"):
         HeliumTokenizer.from_pretrained(directory)
     assert capfd.readouterr() == ("", "")
+
+
+def splitting(pattern: str) -> dict[str, object]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+LONG_SEARCHES = [
+    "(a+)+$", "(?:a|aa)*$", "(a*)*b", "((a?))+$", "([ab]+c?)+d", "(a{1,})+$", "(?=(a+)+$)", "(?i:x|(a+)+)$",
+    "((a|b))*c", r"(\(a+)+$", "(a+){2,}b", "(a+)+?$", r"(\p{L}+)+$", "([^)]+)+$", "(.*)*x",
+]  # fmt: skip
+RULES_OF_PANICS: dict[str, tuple[dict[str, object], str]] = {
+    **{p: ({"pre_tokenizer": splitting(p)}, "a pre_tokenizer Split by a pattern that repeats") for p in LONG_SEARCHES},
+    "in a normalizer": (
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}},
+        "a normalizer Replace by a pattern that repeats",
+    ),
+    "pieces of no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "FixedLength of length 0"),
+    "the end of a piece": (
+        {"decoder": {"type": "Sequence", "decoders": [{"type": "Strip", "content": "▁", "start": 1, "stop": 1}]}},
+        "a decoder Strip that strips from the right",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES_OF_PANICS)
+def test_a_rule_that_rust_would_panic_over_is_refused_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    parts, said = RULES_OF_PANICS[name]
+    with pytest.raises(TokenizerError, match=f"has .*{said}.*, which no Helium's has"):
+        HeliumTokenizer.from_pretrained(tokenizer_with(tmp_path, **parts))
+    assert capfd.readouterr() == ("", "")
+
+
+PUBLISHED_PATTERNS = {
+    "GPT-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "Llama 3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}]+[\r\n]*|\s*[\r\n]+|\s+",
+    "groups of digits": r"\d{1,3}(?=(?:\d{3})*\b)",
+    "BLOOM": r" ?[^(\s|[.,!?…])]+",
+    "DeepSeek": r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|\s+(?!\S)""",
+    "o200k": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]*[\p{Ll}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?| ?[^\s]+[\r\n/]*",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PATTERNS)
+def test_the_patterns_of_published_tokenizers_are_taken(tmp_path: Path, name: str) -> None:
+    directory = tokenizer_with(tmp_path, pre_tokenizer=splitting(PUBLISHED_PATTERNS[name]))
+    assert HeliumTokenizer.from_pretrained(directory).encode("Once upon a time, 12345 (a)")
 
 
 def test_a_normalizer_that_panics_over_a_declared_token_is_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 #include "bundle.h"
 
 #include <mlx/backend/metal/metal.h>
+#include <mlx/compile.h>
 #include <mlx/device.h>
 #include <mlx/io.h>
 #include <mlx/transforms.h>
@@ -66,7 +67,7 @@ std::string backend_here() {
 Bundle::Bundle(const std::filesystem::path& directory, helium_verification verification)
     : directory_(directory),
       manifest_(std::make_shared<const Manifest>(read_manifest(directory))),
-      cache_dtype_(dtype_of(manifest_->cache_dtype)) {
+      dtype_(dtype_of(manifest_->dtype)) {
   verify(directory_, *manifest_, verification);
   tokenizer_ = std::make_shared<const Tokenizer>(*manifest_, path_of(manifest_->tokenizer.model_file));
   load_weights();
@@ -101,45 +102,54 @@ void Bundle::load_weights() {
 }
 
 mx::Shape Bundle::cache_shape(std::int32_t capacity) const {
-  return {1, manifest_->model.num_key_value_heads, capacity, manifest_->model.head_dim};
+  return {2, manifest_->model.num_key_value_heads, capacity, manifest_->model.head_dim};
 }
 
-std::vector<mx::array> Bundle::call(std::int32_t length, std::int32_t capacity, const mx::Args& arguments) {
-  const auto is_wanted = [&](const FunctionSpec& f) { return f.length == length && f.capacity == capacity; };
-  const auto& specs = manifest_->functions;
-  const std::string& file = std::find_if(specs.begin(), specs.end(), is_wanted)->file;
+const FunctionSpec& Bundle::function_for(std::int32_t length, std::int32_t filled) const {
+  const FunctionSpec* best = nullptr;
+  for (const FunctionSpec& function : manifest_->functions) {
+    if (function.length != length || function.attended < filled) continue;
+    if (best == nullptr || function.attended < best->attended) best = &function;
+  }
+  return *best;
+}
+
+std::vector<mx::array> Bundle::call(const FunctionSpec& spec, const mx::Args& arguments) {
   std::vector<mx::array> outputs;
   std::string fault;
   try {
-    outputs = function(file)(arguments);
-    fault = fault_of(outputs, capacity);
+    outputs = function(spec.file)(arguments);
+    fault = fault_of(outputs, spec.capacity);
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception& error) {
     fault = "cannot be run: " + shown(error.what(), 200);
   }
   if (fault.empty()) return outputs;
-  throw Error(HELIUM_ERROR_BUNDLE, path_of(file).string() + " " + fault + "; export the bundle anew");
+  throw Error(HELIUM_ERROR_BUNDLE, path_of(spec.file).string() + " " + fault + "; export the bundle anew");
 }
 
-const mx::ImportedFunction& Bundle::function(const std::string& file) {
+const Bundle::Function& Bundle::function(const std::string& file) {
   const auto loaded = functions_.find(file);
   if (loaded != functions_.end()) return loaded->second;
-  return functions_.emplace(file, mx::import_function(path_of(file).string())).first->second;
+  const mx::ImportedFunction imported = mx::import_function(path_of(file).string());
+  Function function = [imported](const mx::Args& arguments) { return imported(arguments); };
+  // Chains of element-wise operations become one kernel each. On the CPU that would call a C++ compiler.
+  if (manifest_->backend != "cpu") function = mx::compile(function);
+  return functions_.emplace(file, std::move(function)).first->second;
 }
 
 std::string Bundle::fault_of(const std::vector<mx::array>& outputs, std::int32_t capacity) const {
-  const std::size_t count = 1 + 2 * static_cast<std::size_t>(manifest_->model.num_hidden_layers);
+  const std::size_t count = 1 + static_cast<std::size_t>(manifest_->model.num_hidden_layers);
   if (outputs.size() != count) {
     return "gives " + std::to_string(outputs.size()) + " arrays, and the manifest has " + std::to_string(count);
   }
   for (std::size_t i = 0; i < count; ++i) {
     const bool is_logits = i == 0;
     const mx::Shape shape = is_logits ? mx::Shape{1, manifest_->model.vocab_size} : cache_shape(capacity);
-    const mx::Dtype dtype = is_logits ? mx::float32 : cache_dtype_;
-    if (outputs[i].shape() == shape && outputs[i].dtype() == dtype) continue;
+    if (outputs[i].shape() == shape && outputs[i].dtype() == dtype_) continue;
     return "gives " + described(outputs[i].dtype(), outputs[i].shape()) + " as its output " + std::to_string(i) +
-           ", and the manifest has " + described(dtype, shape);
+           ", and the manifest has " + described(dtype_, shape);
   }
   return "";
 }

@@ -6,6 +6,7 @@
 #include <mlx/export.h>
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -29,19 +30,24 @@ class Bundle {
   const std::shared_ptr<const Manifest>& shared_manifest() const { return manifest_; }
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
   const std::vector<mlx::core::array>& weights() const { return weights_; }
-  const mlx::core::Dtype& cache_dtype() const { return cache_dtype_; }
+  // Of caches and logits.
+  const mlx::core::Dtype& dtype() const { return dtype_; }
   std::filesystem::path path_of(const std::string& name) const { return directory_ / name; }
 
-  // Of the keys, or the values, of a layer: (1, n_kv_heads, capacity, head_dim).
+  // Of the keys and then the values of a layer: (2, n_kv_heads, capacity, head_dim).
   mlx::core::Shape cache_shape(std::int32_t capacity) const;
 
-  // Run the function for `length` tokens over caches of `capacity`, which the manifest must have; return the logits and
-  // then the caches, lazily. Throws Error (HELIUM_ERROR_BUNDLE) if they are not what the manifest says, or if MLX
-  // refuses the file.
-  std::vector<mlx::core::array> call(std::int32_t length, std::int32_t capacity, const mlx::core::Args& arguments);
+  // The function for `length` tokens that sees least beyond `filled` places. The manifest must have one.
+  const FunctionSpec& function_for(std::int32_t length, std::int32_t filled) const;
+
+  // Run a function of the manifest's; return the logits and then the caches, lazily. Throws Error (HELIUM_ERROR_BUNDLE)
+  // if they are not what the manifest says, or if MLX refuses the file.
+  std::vector<mlx::core::array> call(const FunctionSpec& function, const mlx::core::Args& arguments);
 
  private:
-  const mlx::core::ImportedFunction& function(const std::string& file);
+  using Function = std::function<std::vector<mlx::core::array>(const mlx::core::Args&)>;
+
+  const Function& function(const std::string& file);
   // What is wrong with the outputs of a function, nothing if they are as in the manifest.
   std::string fault_of(const std::vector<mlx::core::array>& outputs, std::int32_t capacity) const;
   void load_weights();
@@ -50,8 +56,8 @@ class Bundle {
   std::shared_ptr<const Manifest> manifest_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::vector<mlx::core::array> weights_;
-  mlx::core::Dtype cache_dtype_;
-  std::map<std::string, mlx::core::ImportedFunction> functions_;
+  mlx::core::Dtype dtype_;
+  std::map<std::string, Function> functions_;
 };
 
 }  // namespace helium

@@ -92,14 +92,14 @@ class VectorCheck {
     std::optional<mx::array> logits = run.prefill(ids, go_on);
     for (std::size_t i = 0; logits; ++i) {
       // What is read below has no strides.
-      logits = mx::contiguous(*logits);
+      logits = mx::contiguous(mx::astype(*logits, mx::float32));
       mx::eval(*logits);
       compare(*logits, run.offset() - 1);
       if (i == vector_.greedy_ids.size()) break;
       compare_token(*logits, i);
       const bool is_needed = i + 1 < vector_.greedy_ids.size() || is_compared(run.offset());
       if (!is_needed) break;
-      logits = may_go_on() ? std::optional(run.step(vector_.greedy_ids[i])) : std::nullopt;
+      logits = may_go_on() ? std::optional(run.step(mx::array({static_cast<std::uint32_t>(vector_.greedy_ids[i])}))) : std::nullopt;
     }
     if (!logits) throw Error(HELIUM_ERROR_CANCELLED, "the check was cancelled before its end");
     compare_pieces();

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <optional>
 
@@ -26,9 +27,6 @@ constexpr std::int32_t kTokensPerClearing = 256;
 // What a request may bring, as in Python: the tables of so many take a few milliseconds and megabytes to make.
 constexpr std::size_t kMostStopStrings = 1000;
 constexpr std::size_t kMostStopCharacters = 20'000;
-
-// In the place of a token where no text should be made of the logits. No vocabulary has so many.
-constexpr std::uint32_t kUnsound = 0xFFFFFFFF;
 
 double seconds_between(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double>(end - start).count();
@@ -89,18 +87,32 @@ void check_ids(const std::vector<std::int32_t>& tokens, std::int32_t vocab_size)
   }
 }
 
-// The next token, or kUnsound unless the logits have numbers, some larger than others: in one array, so that reading it
-// is the only wait. Memory that ran out gives logits that are all the same on some backends.
-mx::array next_token(Sampler& sampler, const mx::array& logits) {
-  const mx::array highest = mx::max(logits, -1);
-  const mx::array is_sound = mx::logical_and(mx::isfinite(highest), mx::greater(highest, mx::min(logits, -1)));
-  return mx::where(is_sound, sampler(logits), mx::array(kUnsound));
+// A token that is being computed, uint32 (1,), and the highest and the lowest of the logits that it was chosen by.
+struct Drawn {
+  mx::array token;
+  mx::array highest;
+  mx::array lowest;
+};
+
+// Start computing the next token.
+Drawn draw(Sampler& sampler, const mx::array& logits) {
+  Drawn drawn{sampler(logits), mx::max(logits, -1), mx::min(logits, -1)};
+  mx::async_eval({drawn.token, drawn.highest, drawn.lowest});
+  return drawn;
 }
 
-// Wait for a token. Throws Error (HELIUM_ERROR_LOGITS) for kUnsound.
-std::int32_t read_token(mx::array& token) {
-  const auto id = token.item<std::uint32_t>();
-  if (id != kUnsound) return static_cast<std::int32_t>(id);
+float number_in(mx::array& scalar) {
+  if (scalar.dtype() == mx::bfloat16) return static_cast<float>(scalar.item<mx::bfloat16_t>());
+  if (scalar.dtype() == mx::float16) return static_cast<float>(scalar.item<mx::float16_t>());
+  return scalar.item<float>();
+}
+
+// Wait for a token. Throws Error (HELIUM_ERROR_LOGITS) unless its logits have numbers, some larger than others. Memory
+// that ran out gives logits that are all the same on some backends.
+std::int32_t read_token(Drawn& drawn) {
+  const auto id = drawn.token.item<std::uint32_t>();
+  const float highest = number_in(drawn.highest);
+  if (std::isfinite(highest) && highest > number_in(drawn.lowest)) return static_cast<std::int32_t>(id);
   throw Error(HELIUM_ERROR_LOGITS,
               "the model's logits are NaN, infinite or all the same: its weights are damaged, its dtype overflows or "
               "memory ran out; run the check, or export a bundle in float32");
@@ -155,11 +167,14 @@ helium_statistics generate(Bundle& bundle, const std::vector<std::int32_t>& toke
   }
   Sampler sampler(options.sampling, manifest.model.vocab_size, manifest.reserved);
   CompletionText completion(bundle, options);
-  mx::array drawn = next_token(sampler, *prompt_logits);
+  std::optional<Drawn> drawn = draw(sampler, *prompt_logits);
   Clock::time_point first_token = start;
   bool refused = false;
   while (true) {
-    const std::int32_t token = read_token(drawn);
+    // While a token is read and its text is handed out, the step after it is under way.
+    std::optional<Drawn> following;
+    if (statistics.generated_tokens + 1 < count) following = draw(sampler, run.step(drawn->token));
+    const std::int32_t token = read_token(*drawn);
     if (++statistics.generated_tokens == 1) {
       first_token = Clock::now();
       statistics.prompt_seconds = seconds_between(start, first_token);
@@ -171,13 +186,9 @@ helium_statistics generate(Bundle& bundle, const std::vector<std::int32_t>& toke
     auto reason = statistics.generated_tokens == count ? HELIUM_FINISH_LENGTH : HELIUM_FINISH_NONE;
     if (cancelled) reason = HELIUM_FINISH_CANCELLED;
     const std::string text = completion.add(token, reason);
-    if (reason == HELIUM_FINISH_NONE) {
-      // Started before the text is handed out, so that the listener does not hold it up.
-      drawn = next_token(sampler, run.step(token));
-      mx::async_eval(drawn);
-    }
     refused = !listener.on_chunk({text.c_str(), text.size(), token, reason});
     if (reason != HELIUM_FINISH_NONE) return end_with(reason);
+    drawn = std::move(following);
     if (statistics.generated_tokens % kTokensPerClearing == 0) mx::clear_cache();
   }
 }

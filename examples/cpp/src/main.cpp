@@ -3,9 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "arguments.h"
@@ -155,11 +157,22 @@ int print_info(const helium_model* model) {
   return print(helium::one_line(line + info.mlx_version) + "\n");
 }
 
+// The text in what a program or an editor wrote, as Python's `--prompt -` has it: without a byte order mark, lines end
+// in "\n", and the last end, which would be a token of the prompt, is not meant.
+std::string as_text(std::string_view input) {
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  if (input.starts_with(kByteOrderMark)) input.remove_prefix(kByteOrderMark.size());
+  std::string text;
+  for (std::size_t i = 0; i < input.size(); ++i) {
+    if (!input.substr(i).starts_with("\r\n")) text += input[i];
+  }
+  if (text.ends_with('\n')) text.pop_back();
+  return text;
+}
+
 std::string prompt_of(const Arguments& arguments) {
   if (arguments.prompt != "-") return arguments.prompt;
-  std::string prompt = helium::read_input();
-  // `echo` ends a line; as part of a prompt it would be a token.
-  if (prompt.ends_with('\n')) prompt.pop_back();
+  const std::string prompt = as_text(helium::read_input());
   if (prompt.find('\0') != std::string::npos) {
     throw StreamError("standard input has a zero byte, where the prompt would end; remove it");
   }

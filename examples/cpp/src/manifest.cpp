@@ -4,6 +4,7 @@
 #include <limits>
 #include <set>
 #include <stdexcept>
+#include <tuple>
 
 #include "error.h"
 #include "files.h"
@@ -42,9 +43,9 @@ void check_format(const JsonField& root, const std::string& name) {
                 name + " is of no bundle; name the directory that python -m helium_mlx.export wrote");
   }
   const std::int64_t version = root["format_version"].integer(1, kMost);
-  if (version != 1) {
+  if (version != 2) {
     throw Error(HELIUM_ERROR_VERSION, name + " has format_version " + std::to_string(version) +
-                                          "; this program reads 1: export the bundle anew, or build a newer one");
+                                          "; this program reads 2: export the bundle anew, or build a newer one");
   }
 }
 
@@ -67,7 +68,11 @@ ModelSpec parse_model(const JsonField& field) {
   model.model_type = field["model_type"].string();
   model.vocab_size = whole(field["vocab_size"], 1, kMostTokens);
   model.num_hidden_layers = whole(field["num_hidden_layers"], 1, kMostLayers);
+  model.num_attention_heads = whole(field["num_attention_heads"], 1, kMostHeads);
   model.num_key_value_heads = whole(field["num_key_value_heads"], 1, kMostHeads);
+  if (model.num_attention_heads % model.num_key_value_heads != 0) {
+    field["num_attention_heads"].refuse("a multiple of num_key_value_heads");
+  }
   model.head_dim = whole(field["head_dim"], 1, kMostHeadDim);
   model.bits_per_weight = field["bits_per_weight"].number(0, 64);
   return model;
@@ -149,9 +154,7 @@ std::vector<TensorSpec> parse_tensors(const JsonField& field) {
 std::vector<TensorSpec> cache_specs(const ModelSpec& model, std::int32_t capacity, const std::string& dtype) {
   std::vector<TensorSpec> specs;
   for (std::int32_t layer = 0; layer < model.num_hidden_layers; ++layer) {
-    for (const char* part : {"keys_", "values_"}) {
-      specs.push_back({part + std::to_string(layer), {1, model.num_key_value_heads, capacity, model.head_dim}, dtype});
-    }
+    specs.push_back({"cache_" + std::to_string(layer), {2, model.num_key_value_heads, capacity, model.head_dim}, dtype});
   }
   return specs;
 }
@@ -161,17 +164,26 @@ FunctionSpec parse_function(const JsonField& field, const Manifest& manifest) {
   function.file = file_name(field["file"]);
   function.capacity = whole(field["capacity"], 1, kMostTokens);
   function.length = whole(field["length"], 1, function.capacity);
+  function.attended = whole(field["attended"], function.length, function.capacity);
   const bool decodes = function.length == 1;
   if (field["kind"].string() != (decodes ? "decode" : "prefill")) {
     field["kind"].refuse("decode for a length of 1, else prefill");
   }
-  const auto caches = cache_specs(manifest.model, function.capacity, manifest.cache_dtype);
-  std::vector<TensorSpec> inputs = {{"tokens", {1, function.length}, "int32"}, {"offset", {1}, "int32"}};
-  if (!decodes) inputs.push_back({"count", {1}, "int32"});
+  const auto caches = cache_specs(manifest.model, function.capacity, manifest.dtype);
+  std::vector<TensorSpec> inputs = {{"tokens", {function.length}, "uint32"}};
+  if (decodes) {
+    inputs.push_back({"positions", {manifest.model.positions()}, "int32"});
+    inputs.push_back({"seen", {function.attended}, "bool"});
+  } else {
+    inputs.push_back({"offset", {1}, "int32"});
+    inputs.push_back({"count", {1}, "int32"});
+  }
   inputs.insert(inputs.end(), caches.begin(), caches.end());
-  std::vector<TensorSpec> outputs = {{"logits", {1, manifest.model.vocab_size}, "float32"}};
+  std::vector<TensorSpec> outputs = {{"logits", {1, manifest.model.vocab_size}, manifest.dtype}};
   outputs.insert(outputs.end(), caches.begin(), caches.end());
-  if (parse_tensors(field["inputs"]) != inputs) field["inputs"].refuse("tokens, offset, count and the caches");
+  if (parse_tensors(field["inputs"]) != inputs) {
+    field["inputs"].refuse(decodes ? "tokens, positions, seen and the caches" : "tokens, offset, count and the caches");
+  }
   if (parse_tensors(field["outputs"]) != outputs) field["outputs"].refuse("logits and the caches");
   return function;
 }
@@ -180,18 +192,20 @@ void parse_functions(const JsonField& field, Manifest& manifest) {
   const auto entries = field.elements();
   if (entries.empty()) field.refuse("functions");
   for (const JsonField& cache : entries[0]["inputs"].elements()) {
-    if (cache["name"].string() == "keys_0") manifest.cache_dtype = cache["dtype"].string();
+    if (cache["name"].string() == "cache_0") manifest.dtype = cache["dtype"].string();
   }
-  std::set<std::pair<std::int32_t, std::int32_t>> shapes;
+  std::set<std::tuple<std::int32_t, std::int32_t, std::int32_t>> shapes;
   std::int32_t largest = 0;
   for (const JsonField& entry : entries) {
     manifest.functions.push_back(parse_function(entry, manifest));
     const FunctionSpec& function = manifest.functions.back();
-    if (!shapes.emplace(function.capacity, function.length).second) entry.refuse("each shape once");
+    if (!shapes.emplace(function.capacity, function.length, function.attended).second) entry.refuse("each shape once");
     largest = std::max(largest, function.capacity);
   }
   for (const FunctionSpec& function : manifest.functions) {
-    if (!shapes.contains({function.capacity, 1})) field.refuse("a decode function for every capacity");
+    if (!shapes.contains({function.capacity, 1, function.capacity})) {
+      field.refuse("a decode function over the whole of every capacity");
+    }
   }
   if (largest < manifest.context) field.refuse("functions with the capacity of the context");
 }

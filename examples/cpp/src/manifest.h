@@ -20,11 +20,13 @@ struct TensorSpec {
   bool operator==(const TensorSpec&) const = default;
 };
 
-// An exported function: it runs `length` tokens at once over caches of `capacity` tokens; `length` 1 decodes.
+// An exported function: it runs `length` tokens at once over caches of `capacity` tokens, of which attention goes over
+// the first `attended`; `length` 1 decodes.
 struct FunctionSpec {
   std::string file;
   std::int32_t length = 1;
   std::int32_t capacity = 0;
+  std::int32_t attended = 0;
 };
 
 struct FileSpec {
@@ -57,9 +59,13 @@ struct ModelSpec {
   std::string model_type;
   std::int32_t vocab_size = 0;
   std::int32_t num_hidden_layers = 0;
+  std::int32_t num_attention_heads = 0;
   std::int32_t num_key_value_heads = 0;
   std::int32_t head_dim = 0;
   double bits_per_weight = 0;
+
+  // How many positions a token's function takes: of the groups of query heads, of the keys and of the values.
+  std::int32_t positions() const { return num_attention_heads / num_key_value_heads + 2; }
 };
 
 struct Manifest {
@@ -76,7 +82,8 @@ struct Manifest {
   std::vector<std::string> weight_files;
   // In the order in which functions take them.
   std::vector<TensorSpec> weights;
-  std::string cache_dtype;
+  // Of caches and logits.
+  std::string dtype;
   std::vector<FunctionSpec> functions;
   std::map<std::string, FileSpec> files;
 

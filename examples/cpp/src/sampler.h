@@ -34,7 +34,7 @@ class Sampler {
  public:
   Sampler(const SamplingOptions& options, int vocab_size, const std::vector<std::int32_t>& banned);
 
-  // The next token, uint32 (1,), for logits float32 (1, vocab_size).
+  // The next token, uint32 (1,), for logits (1, vocab_size) of any precision.
   mlx::core::array operator()(const mlx::core::array& logits);
 
  private:

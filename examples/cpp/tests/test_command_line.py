@@ -126,6 +126,16 @@ class CommandLine(unittest.TestCase):
         self.assertEqual((code, complaint), (0, ""))
         self.assertEqual(ids, run(*words, "--prompt", "Once upon a time")[1])
 
+    def test_standard_input_is_a_text_as_in_python(self) -> None:
+        words = ("--bundle", BUNDLE, "--tokens")
+        for given, text in (
+            (b"\xef\xbb\xbfOnce upon\r\na time\r\n", "Once upon\na time"),
+            (b"Once\r\r\n\n", "Once\r\n"),
+            (b"\xef\xbb\xbf", ""),
+            (b"a\r", "a\r"),
+        ):
+            self.assertEqual(run(*words, text=given), run(*words, "--prompt", text))
+
     def test_a_prompt_with_a_zero_byte_is_refused(self) -> None:
         for task in ((), ("--tokens",)):
             done = run("--bundle", BUNDLE, *task, text=b"Once\0 upon a time")

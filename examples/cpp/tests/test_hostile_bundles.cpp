@@ -227,8 +227,8 @@ TEST(hostile_bundles, other_versions_are_refused) {
   const Copy copy;
   const std::string manifest = contents("manifest.json");
   const std::string mlx = std::string("\"mlx\": \"") + helium_mlx_version() + "\"";
-  copy.write("manifest.json", replaced(manifest, "\"format_version\": 1", "\"format_version\": 2"));
-  EXPECT(mentions(refused(copy, {HELIUM_ERROR_VERSION}), "has format_version 2; this program reads 1"));
+  copy.write("manifest.json", replaced(manifest, "\"format_version\": 2", "\"format_version\": 3"));
+  EXPECT(mentions(refused(copy, {HELIUM_ERROR_VERSION}), "has format_version 3; this program reads 2"));
   copy.write("manifest.json", replaced(manifest, "\"helium-bundle\"", "\"other\""));
   EXPECT(mentions(refused(copy, {HELIUM_ERROR_BUNDLE}), "is of no bundle"));
   for (const char* other : {"0.31.2", "1.32.4", "0.33.0", "", "0", "0.", "x"}) {
@@ -341,7 +341,7 @@ TEST(hostile_bundles, deep_and_large_manifests_are_refused) {
 TEST(hostile_bundles, names_that_leave_the_bundle_are_refused) {
   const std::string manifest = contents("manifest.json");
   for (const char* name : {"../weights.safetensors", "/etc/passwd", "a/../../b", "functions//x", "", "a\\\\b"}) {
-    for (const char* old : {"\"weights.safetensors\"", "\"functions/decode_512.mlxfn\"", "\"tokenizer.model\""}) {
+    for (const char* old : {"\"weights.safetensors\"", "\"functions/decode_256.mlxfn\"", "\"tokenizer.model\""}) {
       EXPECT(!is_taken(replaced(manifest, old, "\"" + std::string(name) + "\"")));
     }
   }
@@ -375,10 +375,15 @@ std::string exported(std::int32_t length, const std::function<Arrays(Arrays)>& c
   Worker::shared().run([&] {
     const Bundle bundle(testing::bundle_directory(), HELIUM_VERIFY_ALL);
     const ModelSpec& model = bundle.manifest().model;
-    Arrays inputs = {mx::zeros({1, length}, mx::int32), mx::zeros({1}, mx::int32)};
-    if (length > 1) inputs.push_back(mx::zeros({1}, mx::int32));
-    const std::size_t first = inputs.size(), count = 2 * static_cast<std::size_t>(model.num_hidden_layers);
-    inputs.insert(inputs.end(), count, mx::zeros(bundle.cache_shape(512), bundle.cache_dtype()));
+    Arrays inputs = {mx::zeros({length}, mx::uint32)};
+    if (length > 1) {
+      inputs.insert(inputs.end(), 2, mx::zeros({1}, mx::int32));
+    } else {
+      inputs.push_back(mx::zeros({model.positions()}, mx::int32));
+      inputs.push_back(mx::zeros({256}, mx::bool_));
+    }
+    const std::size_t first = inputs.size(), count = static_cast<std::size_t>(model.num_hidden_layers);
+    inputs.insert(inputs.end(), count, mx::zeros(bundle.cache_shape(512), bundle.dtype()));
     inputs.insert(inputs.end(), bundle.weights().begin(), bundle.weights().end());
     const auto function = [&](const Arrays& given) {
       const mx::array logit = mx::astype(mx::sum(given[0]), mx::float32);
@@ -437,19 +442,19 @@ TEST(hostile_bundles, functions_that_are_signed_and_return_what_the_manifest_doe
          given[0] = mx::astype(given[0], mx::int8);
          return given;
        }},
-      {"float16 (1,2,512,64) as its output 2",
+      {"float16 (2,2,512,64) as its output 2",
        [](Arrays given) {
          given[2] = mx::astype(given[2], mx::float16);
          return given;
        }},
-      {"float32 (1,2,1,64) as its output 12",
+      {"float32 (2,2,1,64) as its output 6",
        [](Arrays given) {
-         given[12] = mx::slice(given[12], {0, 0, 0, 0}, {1, 2, 1, 64});
+         given[6] = mx::slice(given[6], {0, 0, 0, 0}, {2, 2, 1, 64});
          return given;
        }},
   };
   for (const std::int32_t length : {1, 16}) {
-    const std::string name = length == 1 ? "functions/decode_512.mlxfn" : "functions/prefill_16_512.mlxfn";
+    const std::string name = length == 1 ? "functions/decode_256.mlxfn" : "functions/prefill_16_512.mlxfn";
     for (const auto& [fault, change] : wrong) {
       copy.write_and_sign(name, exported(length, change));
       const Failures failures(copy);
@@ -492,7 +497,7 @@ TEST(hostile_bundles, logits_that_are_not_numbers_end_a_completion_with_its_firs
       with_logits([](const mx::array& ids) { return mx::zeros_like(ids); }),
   };
   for (const std::int32_t length : {1, 16}) {
-    const std::string name = length == 1 ? "functions/decode_512.mlxfn" : "functions/prefill_16_512.mlxfn";
+    const std::string name = length == 1 ? "functions/decode_256.mlxfn" : "functions/prefill_16_512.mlxfn";
     for (const auto& change : wrong) {
       copy.write_and_sign(name, exported(length, change));
       const OpenModel model(copy.path());
@@ -533,7 +538,7 @@ TEST(hostile_bundles, a_tokenizer_that_gives_ids_beyond_the_vocabulary_is_refuse
 TEST(hostile_bundles, function_files_that_are_signed_and_hold_another_function_or_none_are_refused) {
   const Copy copy;
   const std::string name = "functions/prefill_16_512.mlxfn";
-  for (const std::string& bytes : {contents("functions/decode_512.mlxfn"), std::string("x"), std::string()}) {
+  for (const std::string& bytes : {contents("functions/decode_256.mlxfn"), std::string("x"), std::string()}) {
     copy.write_and_sign(name, bytes);
     const Failures failures(copy);
     EXPECT_EQUAL(failures.completion.status, HELIUM_ERROR_BUNDLE);
