@@ -10,6 +10,7 @@ they are asked for.
 import json
 import os
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -140,7 +141,8 @@ class MlxLm:
             self.model, self.tokenizer = mlx_lm.load(str(directory))[:2]
         except (TypeError, ValueError, KeyError, OSError) as error:
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise HeliumError(f"mlx-lm cannot open {directory} ({first_line}); convert it first") from None
+            remedy = f"convert it first: helium-mlx convert --hf-path {shlex.quote(str(directory))} --mlx-path DIR"
+            raise HeliumError(f"mlx-lm cannot open {directory} ({first_line}); {remedy}") from None
         self.tokenizer.eos_token_ids = set()
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         self.context, self.vocab_size = config["max_position_embeddings"], config["vocab_size"]
