@@ -89,11 +89,12 @@ def page(
         better = " The ratio is above 1 where helium_mlx is better." if against else ""
         lines += ["", "## Measured", "", f"Medians, and the least and the most of the runs.{better}"]
         lines += ["", *figure_table(measured, model, against, wide=True).markdown()]
-        lines += [line for reason in report.left_out for line in ("", f"Left out: {reason}")]
-        lines += [line for reason in report.measured_once for line in ("", f"Measured once: {reason}")]
         lines += ["", "## Share of the memory's bandwidth", "", *_share(report, against, machine)]
     if counted:
         lines += ["", "## Counted, as on a GPU", "", *figure_table(counted, model, against, wide=False).markdown()]
+    notes = [f"- Left out: {reason}" for reason in report.left_out]
+    notes += [f"- Measured once: {reason}" for reason in report.measured_once]
+    lines += ["", "## Notes", "", *notes] if notes else []
     lines += ["", "## Selfcheck", "", selfcheck, ""]
     lines.append(
         f'To share it, open an issue named "Benchmark: {machine.chip}" where you got helium_mlx from, and paste this '

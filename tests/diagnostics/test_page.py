@@ -70,7 +70,7 @@ def test_both_programs_stand_side_by_side_and_counts_apart() -> None:
         "start to first token, s", "decode at context 16, tokens/s", "bytes a token at context 16, MB",
     ]  # fmt: skip
     assert rows[1][1:] == ["0.20", "0.10", "0.30", "2.10", "2.00", "2.20", "10.50"]
-    assert "Left out: prefill of 9: too long" in measured
+    assert "- Left out: prefill of 9: too long" in section("Notes", lines())
     assert [cells(line)[0] for line in counted if line.startswith("| ")][1:] == [
         "on a GPU, 4 bits, alone, kernels a token", "graph of a token for a GPU, 4 bits, nodes",
         "building a token's graph, 4 bits, µs of CPU",
@@ -100,6 +100,11 @@ def test_counts_alone_make_a_page_too() -> None:
     only = lines(report=Report([figure for figure in REPORT.figures if figure.unit == KERNELS], None, []))
     assert not [line for line in only if line.startswith("## Measured") or "bandwidth" in line]
     assert "## Counted, as on a GPU" in only
+
+
+def test_what_could_not_be_counted_is_noted_where_nothing_else_is() -> None:
+    only = lines(report=Report([], None, ["kernels on a GPU: no compiler"]))
+    assert [line for line in section("Notes", only) if line] == ["- Left out: kernels on a GPU: no compiler"]
 
 
 def test_a_program_alone_has_no_columns_of_another() -> None:
