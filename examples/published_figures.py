@@ -263,12 +263,17 @@ def beside_mlx_lm(_: Path) -> Iterator[Figure]:
                 _beside(*(cast(float, each.ask("peak", tokens=4095, step_size=step)) / 1e6 for each in (ours, theirs)))
                 for step in PEAKS.values()
             )
-        counted = printed_by(f"helium-mlx benchmark --model {model} --against mlx-lm --kernels")
+        counted = json.loads(
+            "".join(printed_by(f"helium-mlx benchmark --model {model} --against mlx-lm --kernels --json"))
+        )
     page = "docs/benchmarks.md"
     yield Figure("README.md", f"| peak memory, prompt of 4,095 tokens, MB {whole}", slack=5)
     yield Figure(page, f"| peak memory, prompt of 4,095, MB {whole}", slack=5)
     yield Figure(page, f"| the same in steps of 512 tokens {steps}", slack=5)
-    yield from (Figure(page, line) for line in counted if " GPU, " in line)
+    for each in counted["figures"]:
+        found = ["" if not values else f"{values[0]:.0f}" for values in (each["ours"], each["theirs"])]
+        ratio = "" if each["ratio"] is None else f"{each['ratio']:.2f}"
+        yield Figure(page, row(f"{each['name']}, {each['unit']}", *found, ratio))
 
 
 def _beside(ours: float, theirs: float) -> str:

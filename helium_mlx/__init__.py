@@ -10,7 +10,7 @@ Importing the package loads next to nothing: each name brings its module in when
 
 import importlib
 import sys
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 from helium_mlx import process as _process
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         EngineMemoryError,
         GenerationError,
         HeliumError,
+        KeywordError,
         OptionError,
         QuantizationError,
         TokenizerError,
@@ -110,6 +111,7 @@ _HOMES = {
     "load_cache": "kv_cache.disk",
     "save_cache": "kv_cache.disk",
     "HeliumError": "errors",
+    "KeywordError": "errors",
     "ArgumentError": "errors",
     "BundleError": "errors",
     "CheckpointError": "errors",
@@ -157,6 +159,7 @@ __all__ = [
     "HeliumModel",
     "HeliumTokenizer",
     "KVCache",
+    "KeywordError",
     "OptionError",
     "Progress",
     "PromptCache",
@@ -196,6 +199,12 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if isinstance(value, FunctionType):
+        from helium_mlx.option_values import with_known_keywords
+
+        value = with_known_keywords(value)
+        # Where it is found again, by pickle too.
+        value.__module__ = __name__
     globals()[name] = value
     return value
 

@@ -1,8 +1,8 @@
 """The command `benchmark`: speed and memory on this machine, alone or beside mlx-lm on the same directory.
 
-Figures are medians over the runs, with the smallest and largest beside them, and the ratio is of the medians, above 1
-where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start` is the wall
-time of a whole process that generates one token, with its peak resident memory; everything else is measured in a
+Figures are medians over the runs, and with `--wide` the smallest and largest beside them; the ratio is of the medians,
+above 1 where helium_mlx is better. What takes a program more than 15 seconds is measured once, and said. `start` is the
+wall time of a whole process that generates one token, with its peak resident memory; everything else is measured in a
 process a program that has the checkpoint loaded, greedily. Peak memory is MLX's own count, weights included. Bytes a
 token are counted, not timed; so are the kernels that a GPU would be given, which are the same on every machine
 (`diagnostics/gpu_kernels.py`).
@@ -14,16 +14,19 @@ What is measured stands in `diagnostics/measures.py`, what is done in the measur
 """
 
 import os
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import cast
 
+from helium_mlx.diagnostics.figure_table import figure_table
 from helium_mlx.diagnostics.measures import Figure, Report, benchmark
+from helium_mlx.errors import UsageError
+from helium_mlx.files.atomic import replacing, require_writable
 from helium_mlx.json_writer import to_json
-from helium_mlx.progress import Progress
+from helium_mlx.progress import Progress, note
 from helium_mlx.terminal import CommandParser, add_repository_options
 from helium_mlx.version import __version__
 
@@ -31,14 +34,15 @@ __all__ = ["Figure", "Report", "benchmark", "build_parser", "main"]
 
 
 def build_parser() -> CommandParser:
-    """Return the parser; option names are those of `benchmark`, and `--json` and `--plot`."""
+    """Return the parser; option names are those of `benchmark`, and `--wide`, `--json`, `--plot` and `--report`."""
     parser = CommandParser(
         "benchmark",
         "Measure speed and memory on this machine.",
         examples={
             "--model helium-2b-4bit": "every figure of a checkpoint",
             "--model helium-2b-4bit --against mlx-lm --plot speed.svg": "beside mlx-lm, drawn",
-            "--model demo --against mlx-lm --kernels": "what each gives a GPU to do, counted",
+            "--model helium-2b-4bit --against mlx-lm --report benchmark.md": "a page to send to others",
+            "--model helium-2b-4bit --against mlx-lm --kernels": "what each gives a GPU to do, counted",
         },
     )
     parser.add_argument("--model", default="demo", help="directory, Hub repository or 'demo' (default: %(default)s)")
@@ -62,8 +66,15 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--kernels", action="store_true", help="only count the kernels that a GPU would be given; measure nothing"
     )
+    parser.add_argument(
+        "--wide", action="store_true", help="print the smallest and largest of the runs too, in a Markdown table"
+    )
     parser.add_argument("--json", action="store_true", help="print every run as JSON instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="draw decode speed over context: a .svg, .png or .pdf")
+    parser.add_argument(
+        "--report", metavar="FILE",
+        help="write a page of Markdown to send to others: machine, figures, counts, selfcheck; nothing of whose it is",
+    )  # fmt: skip
     return parser
 
 
@@ -72,30 +83,50 @@ def main(argv: list[str] | None = None) -> int:
     return build_parser().run(argv, _run)
 
 
-def _run(*, json: bool, plot: str | None, **options: object) -> None:
+def _run(*, json: bool, wide: bool, plot: str | None, report: str | None, **options: object) -> None:
     if plot is not None:
         from helium_mlx.plotting import check_plot
 
         check_plot(plot)
-    report = benchmark(**options, on_progress=Progress("Measuring"))  # pyright: ignore[reportArgumentType]
+    if report is not None:
+        _require_file(Path(report))
+    found = benchmark(**options, on_progress=Progress("Measuring"))  # pyright: ignore[reportArgumentType]
     against = cast("str | None", options["against"])
     machine, versions = _machine(), _versions(against)
     place = _place(machine, versions)
+    if report is not None:
+        _write_page(Path(report), found, str(options["model"]), against, versions)
     if plot is not None:
         from helium_mlx.diagnostics.plot import draw
 
-        draw(plot, report.figures, against=against, caption=f"{options['model']} on {place}")
+        draw(plot, found.figures, against=against, caption=f"{options['model']} on {place}")
     if json:
-        rows = [_fields(figure) for figure in report.figures]
+        rows = [_fields(figure) for figure in found.figures]
         print(to_json({
             "options": dict(options), "machine": machine, "versions": versions,
-            "bandwidth": report.bandwidth, "left_out": report.left_out,
-            "measured_once": report.measured_once, "figures": rows,
+            "bandwidth": found.bandwidth, "left_out": found.left_out,
+            "measured_once": found.measured_once, "figures": rows,
         }))  # fmt: skip
         return
-    reached = "" if report.bandwidth is None else f"; memory bandwidth {report.bandwidth / 1e9:.1f} GB/s"
+    reached = "" if found.bandwidth is None else f"; memory bandwidth {found.bandwidth / 1e9:.1f} GB/s"
     print(f"{place}{reached}\n")
-    print("\n".join(table(report, str(options["model"]), against)))
+    print("\n".join(table(found, str(options["model"]), against, wide=wide)))
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"--report is {path}, a directory; name a file")
+    require_writable(path)
+
+
+def _write_page(path: Path, report: Report, model: str, against: str | None, versions: Mapping[str, str]) -> None:
+    from helium_mlx.diagnostics.page import page, selfcheck_summary, shown_name, this_machine
+
+    note("Running selfcheck")
+    text = page(report, shown_name(model), against, this_machine(), versions, selfcheck=selfcheck_summary())
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    note(f"{path}: a page to send to others; its last line says where")
 
 
 def _fields(figure: Figure) -> dict[str, object]:
@@ -105,22 +136,15 @@ def _fields(figure: Figure) -> dict[str, object]:
     return fields | {"name": figure.name, "ratio": figure.ratio}
 
 
-def table(report: Report, model: str, against: str | None) -> list[str]:
-    """Return the lines of a Markdown table, and one for each row that was left out or measured once."""
-    columns = [model, "helium_mlx", *([against, "ratio"] if against else [])]
-    lines = [_row(columns), "|--" * len(columns) + "|"]
-    for figure in report.figures:
-        row = [f"{figure.name}, {figure.unit}", _spread(figure.values)]
-        if against:
-            row += [_spread(figure.baseline), "" if figure.ratio is None else f"{figure.ratio:.2f}"]
-        lines.append(_row(row))
+def table(report: Report, model: str, against: str | None, *, wide: bool = False) -> list[str]:
+    """Return the lines of a table, 80 columns wide, and one for each row that was left out or measured once.
+
+    With `wide` it is Markdown, and has the smallest and the largest of the runs.
+    """
+    made = figure_table(report.figures, model, against, wide=wide)
     notes = [f"Left out: {reason}" for reason in report.left_out]
     notes += [f"Measured once: {reason}" for reason in report.measured_once]
-    return [*lines, "", *notes] if notes else lines
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return [*(made.markdown() if wide else map(str.rstrip, made.plain())), *(["", *notes] if notes else [])]
 
 
 def _machine() -> dict[str, object]:
@@ -140,16 +164,6 @@ def _versions(against: str | None) -> dict[str, str]:
 def _place(machine: Mapping[str, object], versions: Mapping[str, str]) -> str:
     programs = ", ".join(f"{name} {number}" for name, number in versions.items())
     return f"{machine['name']}, {machine['cpus']} CPUs, {machine['device']}; {programs}"
-
-
-def _spread(values: list[float]) -> str:
-    """Return "median (smallest to largest)", or the number alone where all are the same."""
-    if not values:
-        return ""
-    middle = statistics.median(values)
-    digits = 0 if middle >= 100 or all(value == int(value) for value in values) else 1 if middle >= 10 else 2
-    low, median, high = (f"{value:,.{digits}f}" for value in (min(values), middle, max(values)))
-    return median if len(values) == 1 else f"{median} ({low} to {high})"
 
 
 if __name__ == "__main__":

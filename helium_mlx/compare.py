@@ -138,12 +138,13 @@ def _lines(report: ComparisonReport, before: Sequence[ComparisonReport], *, wide
     table = report.table(wide=wide)
     if not several:
         lines = [reference, candidate, extent, "", *(table.markdown() if wide else table.plain())]
-    elif wide:
-        lines = [*([""] if before else [reference, extent, ""]), candidate, "", *table.markdown()]
     else:
         is_new = not before or before[-1].perplexity_unit != report.perplexity_unit
-        lines = [*([] if before else [reference, extent]), *(["", *table.headings()] if is_new else [])]
-        lines += [candidate, *table.lines()]
+        lines = [*([] if before else [reference, extent]), *([""] if is_new else [])]
+        if wide:
+            lines += table.beside("B", report.candidate.name).markdown()[0 if is_new else 2 :]
+        else:
+            lines += [*(table.headings() if is_new else []), candidate, *table.lines()]
     if report.layers:
         layers = layer_table(report.layers)
         lines += ["", *(layers.markdown() if wide else layers.plain())]

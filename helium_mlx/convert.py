@@ -1,14 +1,18 @@
 """The command `convert`: Hugging Face weights to MLX, and back. `python -m helium_mlx.convert --help`."""
 
 import sys
+import textwrap
 from dataclasses import fields
+from pathlib import Path
 
-from helium_mlx.checkpoint.config import DTYPES
+from helium_mlx.checkpoint.config import DTYPES, HeliumConfig
 from helium_mlx.checkpoint.quantization_settings import MODES
 from helium_mlx.errors import HeliumError, UsageError
+from helium_mlx.model_card.record import CARD_FILE
 from helium_mlx.progress import Progress, note
-from helium_mlx.quantization.recipes import RECIPES
+from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, bytes_on_disk, recipe_settings
 from helium_mlx.quantization.rounding import ROUNDINGS
+from helium_mlx.table import WIDTH
 from helium_mlx.terminal import CommandParser, add_repository_options, flags_of, written_place
 
 
@@ -21,6 +25,7 @@ def build_parser() -> CommandParser:
             "--hf-path kyutai/helium-1-preview-2b --mlx-path helium-2b-4bit -q": "the 2B preview at 4 bits",
             "--hf-path helium-2b-4bit --mlx-path helium-2b-hf --to hf -d": "back, for transformers",
         },
+        details=_recipes,
         instead={"--trust-remote-code": "no code of a checkpoint is ever run; leave it out"},
     )
     parser.add_argument("--hf-path", "--model", required=True, help="checkpoint directory, Hub repository or 'demo'")
@@ -32,18 +37,19 @@ def build_parser() -> CommandParser:
     parser.add_argument("--q-bits", type=int, help="bits a weight: 2, 3, 4, 5, 6 or 8 (default: 4)")
     parser.add_argument("--q-group-size", type=int, help="weights that share a scale: 32, 64 or 128 (default: 64)")
     parser.add_argument("--q-mode", choices=tuple(MODES), help="format of the weights (default: affine)")
-    recipes = "; ".join(f"{name} ({recipe.description})" for name, recipe in RECIPES.items())
     parser.add_argument(
-        "--recipe", "--quant-predicate", metavar="NAME", help=f"quantize, with bits by module: {recipes}"
+        "--recipe", "--quant-predicate", metavar="NAME", help=f"quantize, with bits by module: {', '.join(RECIPES)}"
     )
     parser.add_argument(
-        "--target-bpw", type=float, metavar="X", help="quantize to X bits per weight, measured out module by module"
-    )
+        "--target-bpw", type=float, metavar="X",
+        help="quantize to X bits per weight, measured out module by module; it says how long that takes",
+    )  # fmt: skip
     parser.add_argument(
         "--rounding",
         choices=ROUNDINGS,
         default="nearest",
-        help="how weights are rounded: nearest (default), fitted scales and biases, or gptq, which is best and slowest",
+        help="how weights are rounded: nearest (default), fitted scales and biases, or gptq, which is best and slowest "
+        "(minutes to hours for 2 billion weights; both say how long)",
     )
     parser.add_argument(
         "--calibration-text", metavar="FILE", help="text for the last two (default: the package's, in six languages)"
@@ -68,6 +74,17 @@ def build_parser() -> CommandParser:
     return parser
 
 
+def _recipes() -> str:
+    preview = HeliumConfig()
+    lines = ["", "recipes, as fast as -q, and what Helium-1 preview takes (2.2 billion weights):"]
+    for name, recipe in RECIPES.items():
+        settings = recipe_settings(name, preview)
+        size = bytes_on_disk(preview, settings) / 1e9
+        lines.append(f"  {name:<12} {bits_per_weight(preview, settings):.2f} bits a weight, {size:.2f} GB")
+        lines += textwrap.wrap(recipe.description, WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15)
+    return "\n".join([*lines, ""])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = build_parser()
@@ -87,6 +104,7 @@ def _convert(**options: object) -> None:
         on_verification=Progress("Verifying"),
         on_comparison=Progress("Comparing"),
         on_upload=Progress("Uploading", unit="B") if options["upload_repo"] else None,
+        on_forecast=note,
     )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -97,6 +115,8 @@ def _convert(**options: object) -> None:
         f"{'verified' if report.verification else 'not verified'}, in {report.seconds:.1f} s and "
         f"{report.peak_resident_memory / 1e6:.0f} MB of memory"
     )
+    if options["measure"]:
+        note(f"compared with its source: the table is in {Path(report.mlx_path) / CARD_FILE}")
     if options["upload_repo"]:
         note(f"published as {options['upload_repo']}")
 

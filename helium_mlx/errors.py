@@ -6,6 +6,7 @@
     ├── GenerationError                text that cannot be generated or scored
     │   ├── OptionError
     │   └── ContextOverflowError       a prompt, or a prompt and its completion, is too long
+    ├── KeywordError                   a keyword that a function of the package has not
     ├── ArgumentError                  an argument of a model's forward pass
     ├── ConfigError                    config.json, or a field of HeliumConfig
     ├── CheckpointError                a directory, file or tensor
@@ -18,7 +19,7 @@
         └── EngineMemoryError          more than its memory_limit
 
 Those about values are ValueErrors: UsageError, GenerationError, ArgumentError, ConfigError, TokenizerError,
-QuantizationError and ComparisonError.
+QuantizationError and ComparisonError. A KeywordError is a TypeError, as Python's own is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,10 @@ class OptionError(UsageError, GenerationError):
 
 class ContextOverflowError(GenerationError):
     """A prompt, or a prompt with its completion, longer than the model's context."""
+
+
+class KeywordError(HeliumError, TypeError):
+    """A keyword that a public function does not take; the message has the nearest that it does."""
 
 
 class ArgumentError(HeliumError, ValueError):
@@ -114,8 +119,16 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     import difflib
 
     names = {name.lstrip("-"): name for name in known}
-    near = difflib.get_close_matches(word.lstrip("-"), names, n=1)
+    word = word.lstrip("-")
+    near = difflib.get_close_matches(word, names, n=1)
+    # An abbreviation is less like its word than a misspelling.
+    near = near or [name for name in names if len(word) > 2 and name.startswith(word)]
     return names[near[0]] if near else None
+
+
+def unknown_keyword(function: str, keyword: str, known: Sequence[str]) -> str:
+    """Return the message about a keyword that a function does not take."""
+    return f"{function}() has no argument {keyword}{did_you_mean(keyword, known) or f'; it takes {some(known, 9)}'}"
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -7,15 +7,45 @@ caller names another `error`.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import cast
+from types import FunctionType
+from typing import ParamSpec, TypeVar, cast
 
-from helium_mlx.errors import CheckpointError, GenerationError, OptionError, lone_surrogate, shown
+from helium_mlx.errors import (
+    CheckpointError,
+    GenerationError,
+    KeywordError,
+    OptionError,
+    lone_surrogate,
+    shown,
+    unknown_keyword,
+)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 OnProgress = Callable[[int, int], None]
 
 # Makes the error of a message: a class of errors, in most cases.
 ErrorOf = Callable[[str], Exception]
+
+
+def with_known_keywords(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that answers a misspelled keyword with a KeywordError, which names the nearest one.
+
+    `function` has no `**` of its own. What `helium_mlx` makes public goes through here.
+    """
+    code = cast(FunctionType, function).__code__
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+    @wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> T:
+        for keyword in keywords:
+            if keyword not in known:
+                raise KeywordError(unknown_keyword(function.__name__, keyword, known))
+        return function(*arguments, **keywords)
+
+    return call
 
 
 def plain(value: object) -> object:

@@ -16,12 +16,17 @@ class Table:
     """Rows of a label and of figures, each column with its name and its unit, "" where it has none.
 
     `label` is the name of the column of labels. Plain text is at most `WIDTH` characters wide for five figures of at
-    most 11 characters; a longer label is cut at its beginning.
+    most 11 characters; a longer label is cut at its beginning. Its columns are at least `narrowest` characters wide.
     """
 
     label: str
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[str]]
+    narrowest: int = _CELL
+
+    def beside(self, label: str, name: str) -> "Table":
+        """Return the table with a first column more, which says the same in every row."""
+        return Table(label, [(self.label, ""), *self.columns], [[name, *row] for row in self.rows])
 
     def headings(self) -> list[str]:
         """Return the two lines of headings of plain text, names and units."""
@@ -65,10 +70,15 @@ class Table:
 
     def _line(self, row: Sequence[str]) -> str:
         longest = max(len(one_line(cells[0])) for cells in [[self.label], *self.rows])
-        width = min(longest, WIDTH - _CELL * len(self.columns))
+        widths = [self._width(column) for column in range(len(self.columns))]
+        width = min(longest, WIDTH - sum(widths))
         label = one_line(row[0])
         label = label if len(label) <= width else "…" + label[len(label) - width + 1 :]
-        return label.ljust(width) + "".join(cell.rjust(_CELL) for cell in row[1:])
+        return label.ljust(width) + "".join(cell.rjust(each) for cell, each in zip(row[1:], widths, strict=True))
+
+    def _width(self, column: int) -> int:
+        cells = [*self.columns[column], *(row[column + 1] for row in self.rows)]
+        return max(self.narrowest, 1 + max(map(len, cells)))
 
 
 def short_repr(subject: object, **facts: object) -> str:

@@ -28,7 +28,8 @@ class _TerminatedError(BaseException):
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command, with `--quiet`, examples under its help, and errors in one line.
 
-    `examples` are command lines without the program's name, each with what it does. `instead` says what to use for a
+    `examples` are command lines without the program's name, each with what it does; `details` are printed before
+    them, which only help needs. `instead` says what to use for a
     flag that other programs have. Any other unknown flag is answered with the nearest.
     """
 
@@ -38,17 +39,19 @@ class CommandParser(argparse.ArgumentParser):
         description: str,
         *,
         examples: Mapping[str, str],
+        details: Callable[[], str] = str,
         instead: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(prog=f"helium-mlx {command}", description=description)
         self.examples = examples
+        self.details = details
         self.instead = instead
         self.add_argument("--quiet", action="store_true", help="no progress and no remarks; errors and warnings stay")
 
     def format_help(self) -> str:
-        """Return the help with its examples."""
+        """Return the help with its details and examples."""
         shown = [f"  # {what}\n  {self.prog} {line}" for line, what in self.examples.items()]
-        return super().format_help() + "\nexamples:\n" + "\n".join(shown) + "\n"
+        return f"{super().format_help()}{self.details()}\nexamples:\n" + "\n".join(shown) + "\n"
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> argparse.Namespace:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the options, or end the process with status 2 after a line about the first that is wrong."""
@@ -169,17 +172,19 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
 def in_flags(error: HeliumError, flags: Mapping[str, str]) -> str:
     """Return the message of an error with flags in the place of options' names in Python.
 
-    Names that are words of English too, such as `stop`, are put so only where the message of a UsageError begins.
+    `overwrite=True` is --overwrite, and `verify=False` is --no-verify. Names that are words of English too, such as
+    `stop`, are else put so only where the message of a UsageError begins.
     """
     message = str(error)
     first, space, rest = message.partition(" ")
     if isinstance(error, UsageError) and first in flags:
         message = f"{flags[first]}{space}{rest}"
-    names = "|".join(name for name in flags if "_" in name)
+    if not flags:
+        return message
+    names = [rf"(?:{'|'.join(flags)})=(?:True|False)", *(name for name in flags if "_" in name)]
     # Not within a path or a longer name, nor in quotes, which are of what a file holds.
-    return (
-        re.sub(rf"(?<![\w./'\"-])(?:{names})(?![\w./'\"-])", lambda name: flags[name[0]], message) if names else message
-    )
+    named = re.compile(rf"(?<![\w./'\"-])(?:{'|'.join(names)})(?![\w./'\"-])")
+    return named.sub(lambda found: flags[found[0].partition("=")[0]], message)
 
 
 def _prepare_streams() -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from helium_mlx.benchmark import build_parser, main, table
 from helium_mlx.conversion.conversion import convert
 from helium_mlx.diagnostics import measures as benchmark_measures
+from helium_mlx.diagnostics import page as page_module
 from helium_mlx.diagnostics.gpu_kernels import PRECISIONS
 from helium_mlx.diagnostics.measures import (
     BUILD,
@@ -102,9 +104,50 @@ def test_what_a_gpu_would_be_given_is_counted_and_nothing_measured(
     assert main(["--model", str(short_demo), "--kernels", "--quiet"]) == 0
     place, _, heading, _, *rows = capsys.readouterr().out.splitlines()
     assert "bandwidth" not in place
-    assert heading == f"| {short_demo} | helium_mlx |"
+    assert heading.endswith(" helium_mlx")
     assert len(rows) == len(PRECISIONS) * (len(STEPS) + 1)
-    assert all(row.split("|")[2].strip().isdigit() for row in rows)
+    assert all(row.split()[-1].isdigit() for row in rows)
+
+
+def test_a_report_is_one_page_without_anything_of_its_owner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "somebody"
+    model, path = home / "models" / "my-4bit", home / "page.md"
+    model.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USER", "somebody")
+    found = Report([Figure(DECODE, 16, "tokens/s", True, [300.0], [])], 1e9, [f"prefill of {model}: too long"])
+    monkeypatch.setattr("helium_mlx.benchmark.benchmark", lambda **options: found)
+    monkeypatch.setattr(page_module, "selfcheck_summary", lambda: f"It ended with status 1: {home}/x is gone")
+    assert main(["--model", str(model), "--report", str(path)]) == 0
+    text = path.read_text(encoding="utf-8")
+    assert "| model " in text and " my-4bit |" in text and "It ended with status 1: x is gone" in text
+    assert platform.node() not in text and "somebody" not in text
+    assert "decode at context 16, tokens/s" in capsys.readouterr().out
+    assert [each.name for each in home.iterdir() if each != model.parent] == ["page.md"]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helium_mlx.benchmark.benchmark", lambda **options: pytest.fail("it was measured"))
+    assert main(["--report", str(tmp_path / "nowhere" / "page.md")]) == 1
+    assert "page.md: cannot be written, since" in capsys.readouterr().err
+
+
+def test_the_summary_of_selfcheck_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = [{"feature": "masks", "failed": 0}, {"feature": "RoPE", "failed": 2}]
+    for stdout, said in (
+        (json.dumps({"features": features[:1], "limits": {"float32": 1e-5}}),
+         "1 of 1 features within bounds of transformers' outputs (float32 1e-05)"),
+        (json.dumps({"features": features, "limits": {"float32": 1e-5}}),
+         "1 of 2 features within bounds of transformers' outputs (float32 1e-05); not RoPE"),
+        ("", "It ended with status 1: error: broken"),
+    ):  # fmt: skip
+        run = SimpleNamespace(stdout=stdout, stderr="error: broken\n", returncode=1)
+        monkeypatch.setattr(page_module.subprocess, "run", lambda *_, run=run, **__: run)
+        assert page_module.selfcheck_summary() == said
 
 
 def test_kernels_are_left_out_where_mlx_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,26 +224,52 @@ def test_the_table_has_a_row_a_figure() -> None:
         Figure(SHARE, 1024, "%", None, [12.3], []),
     ]
     report = Report(figures, 1e9, ["prefill of 9: too long"], ["decode at context 1,024, mlx-lm: a run takes 20 s"])
-    assert table(report, "demo", "mlx-lm") == [
-        "| demo | helium_mlx | mlx-lm | ratio |",
-        "|--|--|--|--|",
-        "| start to first token, s | 0.20 (0.10 to 0.30) | 0.60 (0.40 to 0.80) | 3.00 |",
-        "| decode at context 1,024, tokens/s | 300 | 1,200 | 0.25 |",
-        "| on a GPU, 4 bits, alone, kernels per token | 104 | 145 | 1.39 |",
-        "| share of the bandwidth at context 1,024, % | 12.3 |  |  |",
+    notes = [
         "",
         "Left out: prefill of 9: too long",
         "Measured once: decode at context 1,024, mlx-lm: a run takes 20 s",
     ]
+    assert table(report, "demo", "mlx-lm") == [
+        "                                           helium_mlx  mlx-lm   ratio",
+        "demo                                           median  median",
+        "start to first token, s                          0.20    0.60    3.00",
+        "decode at context 1,024, tokens/s                 300   1,200    0.25",
+        "on a GPU, 4 bits, alone, kernels a token          104     145    1.39",
+        "share of the bandwidth at context 1,024, %       12.3",
+        *notes,
+    ]
+    lines = table(report, "demo", "mlx-lm", wide=True)
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:6])] == [
+        ["demo", "helium_mlx, median", "least", "most", "mlx-lm, median", "least", "most", "ratio"],
+        ["start to first token, s", "0.20", "0.10", "0.30", "0.60", "0.40", "0.80", "3.00"],
+        ["decode at context 1,024, tokens/s", "300", "", "", "1,200", "", "", "0.25"],
+        ["on a GPU, 4 bits, alone, kernels a token", "104", "", "", "145", "", "", "1.39"],
+        ["share of the bandwidth at context 1,024, %", "12.3", "", "", "", "", "", ""],
+    ]
+    assert lines[6:] == notes
 
 
 def test_a_program_alone_has_no_empty_columns() -> None:
-    report = Report([Figure(DECODE, 1024, "tokens/s", True, [300.0], [])], 1e9, [], [])
+    report = Report([Figure(DECODE, 1024, "tokens/s", True, [300.0, 290.0, 310.5], [])], 1e9, [], [])
     assert table(report, "demo", None) == [
-        "| demo | helium_mlx |",
-        "|--|--|",
-        "| decode at context 1,024, tokens/s | 300 |",
+        "                                  helium_mlx",
+        "demo                                  median",
+        "decode at context 1,024, tokens/s        300",
     ]
+    (row,) = table(report, "demo", None, wide=True)[2:]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["300", "290", "310"]
+
+
+def test_no_row_is_wider_than_a_terminal_or_cut() -> None:
+    units = {kind: DRAFT_KERNELS if "prompt_lookup" in options else KERNELS for kind, options in STEPS.items()}
+    rows = [(ON_GPU.format(p, kind), unit) for p in PRECISIONS for kind, unit in units.items()]
+    rows += [(name.format(p), unit) for p in PRECISIONS for name, unit in ((NODES, "nodes"), (BUILD, "µs of CPU"))]
+    rows += [(name.format("131,072"), "MB") for name in (*PEAKS, PREFILL, DECODE, MOVED, SHARE)]
+    rows += [(START, "s"), (START_PEAK, "MB")]
+    figures = [Figure(name, None, unit, True, [123_456.0], [99_999.0]) for name, unit in rows]
+    lines = table(Report(figures, 1e9, [], []), "demo", "mlx-lm")
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "…" in line]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +288,7 @@ def test_what_fits_after_a_context(context: int, limit: int, wanted: int, expect
         (["--generation-tokens", "1"], "at least 2"),
         (["--contexts", "16", "0"], "at least 1"),
         (["--plot", "speed.txt"], "must end in .svg, .png, .pdf"),
+        (["--report", "."], "--report is ., a directory; name a file"),
         (["--model", "no/such/directory"], "no/such/directory"),
     ],
 )
@@ -265,7 +335,7 @@ def test_the_parser_names_the_functions_options_and_defaults() -> None:
 
     parser = build_parser()
     parameters = inspect.signature(benchmark).parameters
-    given = {action.dest for action in parser._actions} - {"help", "json", "plot", "quiet"}
+    given = {action.dest for action in parser._actions} - {"help", "json", "plot", "quiet", "report", "wide"}
     assert given == set(parameters) - {"on_progress"}
     defaults = vars(parser.parse_args([]))
     for name in given - {"model"}:

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import on_terminal, run_command, run_python
+import yaml
+from processes import EXAMPLES, on_terminal, run_command, run_python
 
 from helium_mlx import cli
 from helium_mlx import convert as convert_function
 from helium_mlx.cli import COMMANDS
+from helium_mlx.errors import HeliumError
 from helium_mlx.files.hub import DEMO_DIRECTORY
+from helium_mlx.terminal import flags_of, in_flags
 
 PROMPT = ["--model", "demo", "--prompt", "Once upon a time"]
 
@@ -168,7 +171,7 @@ CONVERT = ["convert", "--hf-path", "nowhere/at-all", "--mlx-path", "x"]
         (["generate", *NOWHERE, "--num-samples", "2", "--kv-bits", "8"], "--kv-bits is for a single completion"),
         ([*CONVERT, "-q", "--q-bits", "7"], "--q-bits is 7; mode 'affine' allows"),
         ([*CONVERT, "-q", "--q-group-size", "7"], "--q-group-size is 7"),
-        ([*CONVERT, "--q-bits", "8"], "--q-bits is given, but the checkpoint is not to be quantized; add -q"),
+        ([*CONVERT, "--q-bits", "8"], "--q-bits is given, but the checkpoint is not to be quantized; add --quantize"),
         ([*CONVERT, "--recipe", "none"], "--recipe is 'none'; known are"),
         ([*CONVERT, "--max-shard-size", "many"], "--max-shard-size"),
         (["benchmark", "--runs", "0"], "--runs is 0; it must be a whole number, at least 1"),
@@ -594,3 +597,52 @@ def test_convert_py_without_its_packages_says_what_to_install(tmp_path: Path) ->
     assert re.fullmatch(
         r"error: the package helium_mlx is not installed for .*; in this folder run: pip install \.\n", bare.stderr
     )
+
+
+def test_the_workflow_keeps_the_page_that_its_benchmark_writes() -> None:
+    jobs = yaml.safe_load((EXAMPLES.parent / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    steps = jobs["check"]["steps"]
+    (script,) = (step["run"] for step in steps if "--report" in step.get("run", ""))
+    (kept,) = (step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", ""))
+    made, measured = (shlex.split(line)[1:] for line in script.splitlines())
+    converted = importlib.import_module("helium_mlx.convert").build_parser().parse_args(made[1:])
+    page = importlib.import_module("helium_mlx.benchmark").build_parser().parse_args(measured[1:])
+    assert (page.model, page.against, page.report) == (converted.mlx_path, "mlx-lm", kept)
+
+
+def test_what_a_message_says_of_arguments_a_command_says_of_flags() -> None:
+    flags = flags_of(importlib.import_module("helium_mlx.convert").build_parser())
+    for message, said in (
+        ("out is there already; replace it with overwrite=True", "out is there already; replace it with --overwrite"),
+        ("it was converted with verify=False", "it was converted with --no-verify"),
+        ("a/overwrite=True is no directory", "a/overwrite=True is no directory"),
+        ("'overwrite=True' is its name", "'overwrite=True' is its name"),
+        ("you may quantize it; give quantize=True", "you may quantize it; give --quantize"),
+    ):
+        assert in_flags(HeliumError(message), flags) == said
+
+
+def test_errors_in_python_name_arguments(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(HeliumError, match=r"choose another name, or replace it with overwrite=True$"):
+        convert_function("demo", str(tmp_path / "there"))
+    with pytest.raises(HeliumError, match=r"add quantize=True$"):
+        convert_function("demo", str(tmp_path / "new"), q_bits=4)
+    run = run_command("convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "there"))
+    assert run.stderr.endswith("choose another name, or replace it with --overwrite\n")
+    run = run_command("convert", "--hf-path", "demo", "--mlx-path", str(tmp_path / "new"), "--q-bits", "4")
+    assert "add --quantize" in run.stderr
+
+
+def test_a_measured_conversion_says_where_its_table_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from helium_mlx.conversion import conversion
+    from helium_mlx.convert import main
+
+    monkeypatch.setattr(conversion, "_measured", lambda report, *_: report)
+    flags = ["--hf-path", "demo", "-q", "--no-verify"]
+    for more, said in (["--measure"], True), ([], False):
+        assert main([*flags, "--mlx-path", str(tmp_path / str(said)), *more]) == 0
+        line = f"compared with its source: the table is in {tmp_path / 'True' / 'README.md'}"
+        assert (line in capsys.readouterr().err.splitlines()) is said

@@ -129,6 +129,19 @@ def test_wide_is_markdown_with_every_figure(
     assert len({len(line) for line in (head, rule, *rows)}) == 1
 
 
+def test_wide_headings_come_once_for_several_candidates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(monkeypatch, capsys, "--candidate", "r", "--wide")
+    (heading,) = [number for number, line in enumerate(lines) if line.startswith("| B ") and " language |" in line]
+    assert set(lines[heading + 1]) == set("|-:")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[heading + 2 : heading + 8]]
+    assert [row[:2] for row in rows] == [["mlx-lm:q", name] for name in ("en", "português", "all")] * 2
+    assert lines[heading + 8] == ""
+    again = _lines(replace(REPORT, perplexity_unit="byte"), [REPORT], wide=True, several=True)
+    assert (again[0], again[1].split("|")[1].strip()) == ("", "B")
+
+
 def test_a_report_says_what_it_was_measured_on() -> None:
     notes, other = OwnText("notes|for\nme`.txt", "0" * 64), OwnText("other.txt", "1" * 64)
     one = replace(REPORT, windows=1, texts=(notes,))

@@ -1,13 +1,14 @@
 """The hierarchy of errors: as `errors.py` draws it, and as callers meet it."""
 
 import inspect
+import pickle
 import re
 
 import pytest
 
 import helium_mlx
 from helium_mlx import errors
-from helium_mlx.errors import GenerationError, HeliumError, OptionError, UsageError
+from helium_mlx.errors import GenerationError, HeliumError, KeywordError, OptionError, UsageError
 
 
 def test_the_hierarchy_is_drawn_as_it_is() -> None:
@@ -43,3 +44,41 @@ def test_only_options_of_generation_raise_a_kind_of_generation_error(tmp_path: o
         helium_mlx.export("demo", f"{tmp_path}/bundle", context=1)
     assert not any(isinstance(caught.value, GenerationError) for caught in (uploading, comparing, exporting))
     assert issubclass(OptionError, GenerationError)
+
+
+FUNCTIONS = sorted(name for name in helium_mlx.__all__ if inspect.isfunction(getattr(helium_mlx, name)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_misspelled_keyword_is_named_with_the_nearest(name: str) -> None:
+    function = getattr(helium_mlx, name)
+    known = inspect.signature(function).parameters
+    keyword = list(known)[-1]
+    with pytest.raises(KeywordError) as caught:
+        function(**{f"{keyword}x": 1})
+    assert str(caught.value) == f"{name}() has no argument {keyword}x; did you mean {keyword}?"
+    with pytest.raises(KeywordError) as caught:
+        function(quux=1)
+    assert str(caught.value).startswith(f"{name}() has no argument quux; it takes {next(iter(known))}")
+    assert isinstance(caught.value, TypeError)
+
+
+def test_what_is_misspelled_often_is_found() -> None:
+    for function, given, meant in (
+        (helium_mlx.convert, "quantise", "quantize"),
+        (helium_mlx.generate, "max_token", "max_tokens"),
+        (helium_mlx.generate, "temp", "temperature"),
+        (helium_mlx.compare, "text", "texts"),
+    ):
+        with pytest.raises(KeywordError, match=rf"no argument {given}; did you mean {meant}\?"):
+            function(**{given: 1})  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_functions_are_still_what_they_were() -> None:
+    for name in FUNCTIONS:
+        function = getattr(helium_mlx, name)
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert (function.__name__, bool(function.__doc__)) == (name, True)
+    with pytest.raises(TypeError, match="missing 1 required positional argument") as caught:
+        helium_mlx.convert("demo")  # pyright: ignore[reportCallIssue]
+    assert not isinstance(caught.value, HeliumError)

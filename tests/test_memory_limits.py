@@ -3,10 +3,13 @@
 import io
 from collections.abc import Callable
 
+import mlx.core as mx
 import pytest
 
 from helium_mlx import backend, memory_limits
+from helium_mlx.checkpoint.checkpoint import open_checkpoint
 from helium_mlx.compare import main as compare_main
+from helium_mlx.comparison import sides
 from helium_mlx.diagnostics import worker
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.generate import main as generate_main
@@ -60,3 +63,27 @@ def test_the_benchmarks_process_wires_memory(
     monkeypatch.setattr("sys.argv", ["worker", "helium_mlx", str(DEMO_DIRECTORY)])
     assert worker.main() == 0
     assert (seen, wired) == ([[9000]], [9000, 5])
+
+
+def test_a_comparison_that_does_not_fit_is_refused_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--reference", "demo", "--candidate", "demo", "--languages", "en", "--quiet"]
+    weights = 2 * sides.parameter_count(open_checkpoint(DEMO_DIRECTORY))
+    monkeypatch.setattr(sides, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    for limit, dtype, said in (
+        (weights - 1, "bfloat16", "demo: weights of 3.6 MB in bfloat16 are over the 3.6 MB that this device recommends;"
+         " take a smaller or quantized model"),
+        (weights, "float32", "demo: weights of 7.2 MB in float32 are over the 3.6 MB that this device recommends; "
+         "give dtype bfloat16 or float16, or take a smaller or quantized model"),
+    ):  # fmt: skip
+        monkeypatch.setattr(sides, "working_set_bytes", lambda limit=limit: limit)
+        assert compare_main([*flags, "--dtype", dtype]) == 1
+        assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_comparison_that_fits_or_of_which_nothing_is_known_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = sides.open_side("demo")
+    for limit in (4 * sides.parameter_count(open_checkpoint(DEMO_DIRECTORY)), None):
+        monkeypatch.setattr(sides, "working_set_bytes", lambda limit=limit: limit)
+        sides.require_fits(side, mx.float32)

@@ -34,3 +34,8 @@ def test_a_long_label_keeps_its_end() -> None:
     assert {len(line) for line in table.lines()} == {80}
     assert table.lines()[0].startswith("…")
     assert "/end " in table.lines()[0]
+
+
+def test_columns_may_be_as_narrow_as_what_stands_in_them() -> None:
+    table = Table("file", [("size", "MB"), ("rate", "")], [["a", "123456", "2"]], narrowest=6)
+    assert table.plain() == ["       size  rate", "file     MB", "a    123456     2"]

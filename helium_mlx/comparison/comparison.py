@@ -26,6 +26,7 @@ from helium_mlx.comparison.sides import (
     Side,
     layer_groups,
     open_side,
+    require_fits,
     require_same_shape,
 )
 from helium_mlx.comparison.text import STORIES, Document, EncodedText, bundled_documents, documents_of, encoded_text
@@ -110,6 +111,8 @@ def compare_all(
     runs = 1 + sum(map(len, groups))
     on_scored = _counting(runs * text.positions + sum(each.positions for each in texts), on_progress)
     how = ScoringOptions(_common_dtype(dtype, sides), batch_size, on_scored)
+    for side in sides:
+        require_fits(side, how.dtype)
     with LogitsFile(text.positions) as cached:
         losses = run_reference(reference_side, text, how, cached if any(alike) else None)
         for side, candidate_text, is_alike, parts in zip(candidate_sides, texts, alike, groups, strict=True):

@@ -165,7 +165,7 @@ def _why_not_finite(side: Loadable, dtype: mx.Dtype) -> str:
         for name, info in infos.items():
             if info.dtype in FLOAT_DTYPES and not all_finite(reader.read(info)).item():
                 return f"its weight {one_line(name)} holds NaN or infinity; fetch or convert it again"
-    advice = ", though its weights are" if dtype == mx.float32 else "; take --dtype float32"
+    advice = ", though its weights are" if dtype == mx.float32 else "; take dtype float32"
     return f"its logits are not finite in {dtype_name(dtype)}{advice}"
 
 

@@ -9,7 +9,7 @@ import hashlib
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ from helium_mlx.process import peak_resident_memory, require_not_forked
 from helium_mlx.publishing.upload import publish, require_ready
 from helium_mlx.quantization.calibrated_rounding import RoundingOutcome, rounded_rows
 from helium_mlx.quantization.calibration import CalibrationReport, Windows
+from helium_mlx.quantization.forecast import OnForecast, told_in_words
 from helium_mlx.quantization.plain import converted_rows
 from helium_mlx.table import Table, short_repr
 from helium_mlx.tokenizer.tokenizer import JSON_FILE
@@ -129,6 +130,7 @@ def convert(
     on_verification: OnProgress | None = None,
     on_comparison: OnProgress | None = None,
     on_upload: OnProgress | None = None,
+    on_forecast: Callable[[str], None] | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint (directory, Hub repository, or "demo") into the directory `mlx_path`.
 
@@ -147,7 +149,8 @@ def convert(
     An existing `mlx_path` is refused, or with `overwrite` replaced once the new one is complete. `verify` opens what
     was written and compares it with the source before that (see `conversion/verification.py`). `on_progress(done,
     total)` counts bytes written, `on_allocation(done, total)` products that measure modules for
-    `target_bpw`, `on_verification(done, total)` blocks of rows that were looked through.
+    `target_bpw`, `on_verification(done, total)` blocks of rows that were looked through. `on_forecast(sentence)` is
+    told how long choosing bits will take, and calibrated rounding, once the first layer is done.
 
     `measure` compares the result with its source (see `comparison/comparison.py`; minutes for 2 billion parameters) and
     writes the table into the card; `on_comparison(done, total)` counts tokens then. `upload_repo` is the Hub's
@@ -174,8 +177,9 @@ def convert(
     )
     _require_other(destination, source.directory)
     if measure and source.architecture != "ForCausalLM":
-        raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop --measure")
-    plan = plan_conversion(source, options, on_allocation, root=root_of(source.directory, hf_path, subfolder))
+        raise CheckpointError(f"{hf_path} is no causal LM, and only those can be measured; drop measure=True")
+    root = root_of(source.directory, hf_path, subfolder)
+    plan = plan_conversion(source, options, on_allocation, root=root, on_forecast=on_forecast)
     config = plan.config
 
     # The source is hashed while its tensors are converted, which reads the same bytes.
@@ -185,7 +189,7 @@ def convert(
     ):
         _require_space(directory, plan.total_bytes, destination)
         _write_configs(plan, directory, destination)
-        calibration = _write_weights(plan, directory, on_progress)
+        calibration = _write_weights(plan, directory, on_progress, on_forecast)
         files = file_hashes(_files_of(directory), within=directory)
         figures = None
         if verify:
@@ -282,7 +286,9 @@ def _files_of(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def _write_weights(plan: ConversionPlan, directory: Path, on_progress: OnProgress | None) -> CalibrationReport | None:
+def _write_weights(
+    plan: ConversionPlan, directory: Path, on_progress: OnProgress | None, on_forecast: Callable[[str], None] | None
+) -> CalibrationReport | None:
     """Write the weight files; return what calibration has to say, where there was any."""
     options, windows = plan.options, plan.windows
     if windows is None:
@@ -290,7 +296,8 @@ def _write_weights(plan: ConversionPlan, directory: Path, on_progress: OnProgres
         return None
     start, outcome, kept = time.perf_counter(), RoundingOutcome(), options.rounding_kind
     if kept != "nearest":
-        _write_rows(plan, directory, _calibrated_rows(plan, windows, outcome), on_progress)
+        on_seconds = told_in_words(on_forecast, "Rounding", plan.parameters)
+        _write_rows(plan, directory, _calibrated_rows(plan, windows, outcome, on_seconds), on_progress)
     if kept == "nearest" or not outcome.is_better:
         kept = "nearest"
         _write_rows(plan, directory, converted_rows(plan.source, plan.settings, plan.dtype), on_progress)
@@ -315,7 +322,7 @@ def _write_weights(plan: ConversionPlan, directory: Path, on_progress: OnProgres
 
 
 def _calibrated_rows(
-    plan: ConversionPlan, windows: Windows, outcome: RoundingOutcome
+    plan: ConversionPlan, windows: Windows, outcome: RoundingOutcome, on_forecast: OnForecast | None
 ) -> Iterator[tuple[str, int, mx.array]]:
     def is_kept(name: str) -> bool:
         path, _, suffix = name.rpartition(".")
@@ -329,6 +336,7 @@ def _calibrated_rows(
         rounding=plan.options.rounding_kind,
         windows=windows,
         outcome=outcome,
+        on_forecast=on_forecast,
     )
 
 

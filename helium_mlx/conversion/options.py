@@ -65,7 +65,7 @@ class ConversionOptions:
             given += ["rounding"] if self.rounding != "nearest" else []
             if given:
                 raise QuantizationError(
-                    f"{given[0]} is given, but the checkpoint is not to be quantized; add -q (quantize)"
+                    f"{given[0]} is given, but the checkpoint is not to be quantized; add quantize=True"
                 )
 
     @property
@@ -103,12 +103,14 @@ class ConversionOptions:
                 "convert the full-precision checkpoint that it was made from"
             )
         if self.dequantize and not source.is_quantized:
-            raise QuantizationError(f"{source.directory} is not quantized, so there is nothing to dequantize; drop -d")
+            raise QuantizationError(
+                f"{source.directory} is not quantized, so there is nothing to dequantize; drop dequantize=True"
+            )
         if not self.is_quantizing:
             if source.is_quantized and not self.dequantize and self.to == "mlx":
                 raise QuantizationError(
-                    f"{source.directory} is quantized already, and in MLX's format; dequantize it with -d, or convert "
-                    "the full-precision checkpoint that it was made from"
+                    f"{source.directory} is quantized already, and in MLX's format; undo that with dequantize=True, or "
+                    "convert the full-precision checkpoint that it was made from"
                 )
             return unquantized
         if self.is_calibrated and source.architecture != "ForCausalLM":
@@ -143,10 +145,10 @@ class ConversionOptions:
 
     def _require_consistent(self) -> None:
         if self.dequantize:
-            asked = "-q" if self.quantize else "--recipe" if self.recipe is not None else "--target-bpw"
-            raise QuantizationError(f"{asked} quantizes, and -d undoes that; keep one")
+            asked = "quantize=True" if self.quantize else "recipe" if self.recipe is not None else "target_bpw"
+            raise QuantizationError(f"{asked} quantizes, and dequantize=True undoes that; keep one")
         if self.to == "hf":
-            raise QuantizationError("transformers cannot read MLX's quantization; drop -q, or write to mlx")
+            raise QuantizationError("transformers cannot read MLX's quantization; do not quantize, or write to mlx")
         if self.target_bpw is not None and not 0 < self.target_bpw < math.inf:
             raise QuantizationError(f"target_bpw is {self.target_bpw}; give bits per weight, such as 3.5")
         for name in ("recipe", "q_bits", "q_group_size", "q_mode") if self.target_bpw is not None else ():

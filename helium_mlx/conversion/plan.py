@@ -1,6 +1,7 @@
 """What a conversion will do, decided before a tensor is read: config, tensors, bits of each module."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from helium_mlx.model_card.source import licence_files
 from helium_mlx.option_values import OnProgress
 from helium_mlx.quantization.bit_allocation import Allocation, allocate
 from helium_mlx.quantization.calibration import Windows, calibration_windows
+from helium_mlx.quantization.forecast import told_in_words
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 from helium_mlx.tokenizer.vocabularies import MAX_TOKENIZER_BYTES
 
@@ -128,12 +130,19 @@ def written_generation_config(source: Checkpoint) -> dict[str, object] | None:
 
 
 def plan_conversion(
-    source: Checkpoint, options: ConversionOptions, on_allocation: OnProgress | None, *, root: Path
+    source: Checkpoint,
+    options: ConversionOptions,
+    on_allocation: OnProgress | None,
+    *,
+    root: Path,
+    on_forecast: Callable[[str], None] | None = None,
 ) -> ConversionPlan:
     """Decide everything about a conversion before a tensor is written; bits by sensitivity are measured here."""
     settings = options.settings_for(source)
     tokenizer = HeliumTokenizer.from_pretrained(source.directory)
     _require_encodable(tokenizer, source)
+    shapes = layout.tensor_shapes(source.config, unquantized, source.architecture)
+    parameters = sum(math.prod(shape) for _, shape in shapes)
     windows = allocation = None
     if options.is_calibrated:
         windows = calibration_windows(tokenizer, source.config, options.calibration_text)
@@ -145,11 +154,11 @@ def plan_conversion(
             rounding=options.rounding_kind,
             dtype=getattr(mx, options.dtype or source.dtype),
             on_progress=on_allocation,
+            on_forecast=told_in_words(on_forecast, "Choosing bits", parameters),
         )
         settings = allocation.settings.get
     config = _converted_config(source, settings, options.dtype)
     tensors = _tensor_plans(config, settings, source.architecture)
-    parameters = sum(math.prod(shape) for _, shape in layout.tensor_shapes(config, unquantized, source.architecture))
     companions = _readable_companions(source.directory)
     return ConversionPlan(
         source=source,

@@ -275,9 +275,9 @@ def _require_sound(name: str, blocks: list[_Compared], expected: Expected, n_dim
         raise CheckpointError(f"{name} has values that are not finite")
     if all(block.is_zero for block in blocks):
         if not all(block.source_is_zero for block in blocks):
-            raise CheckpointError(f"{name} is all zeros, as the source is not: take a --dtype or mode of larger range")
+            raise CheckpointError(f"{name} is all zeros, as the source is not: take a dtype or mode of larger range")
         if n_dims > 1:
-            raise CheckpointError(f"{name} is all zeros, in the source too; if that is meant, say --no-verify")
+            raise CheckpointError(f"{name} is all zeros, in the source too; if that is meant, say verify=False")
     n_different = sum(block.n_different for block in blocks)
     if n_different:
         raise CheckpointError(f"{name} differs from the source, rounded to {dtype}, in {n_different} values")
@@ -288,7 +288,7 @@ def _require_sound(name: str, blocks: list[_Compared], expected: Expected, n_dim
     relative = math.sqrt(sum(block.error for block in blocks) / size) if size else 0.0
     if settings is None and relative > 4 * ROUNDING_ERROR[dtype]:
         raise CheckpointError(
-            f"{name} loses {relative:.3g} of its size in {dtype}, whose range is too small for it; take another --dtype"
+            f"{name} loses {relative:.3g} of its size in {dtype}, whose range is too small for it; take another dtype"
         )
     return relative
 

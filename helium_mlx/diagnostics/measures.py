@@ -80,10 +80,10 @@ ON_GPU = "on a GPU, {}, {}"
 """What is counted rather than measured (`gpu_kernels.py`): precision, and kind of step."""
 
 
-KERNELS, DRAFT_KERNELS = "kernels per token", "kernels per pass"
+KERNELS, DRAFT_KERNELS = "kernels a token", "kernels a pass"
 NODES = "graph of a token for a GPU, {}"
-BUILD = "building a token's graph for a GPU, {}"
-MOVED = "bytes per token at context {}"
+BUILD = "building a token's graph, {}"
+MOVED = "bytes a token at context {}"
 SHARE = "share of the bandwidth at context {}"
 
 

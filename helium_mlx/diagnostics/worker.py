@@ -10,6 +10,7 @@ they are asked for.
 import json
 import os
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -37,7 +38,7 @@ STEPS: dict[str, dict[str, object]] = {
     "rotating cache": {"max_kv_size": 12},
     "8-bit cache": {"kv_bits": 8},
     "top-p sampling": {"temperature": 0.8, "top_p": 0.9},
-    "4 drafts by lookup": {"prompt_lookup": 4},
+    "drafts by lookup": {"prompt_lookup": 4},
 }
 """The kinds of decoding steps whose kernels are counted, and the options of `stream_generate` that make them."""
 
@@ -140,7 +141,8 @@ class MlxLm:
             self.model, self.tokenizer = mlx_lm.load(str(directory))[:2]
         except (TypeError, ValueError, KeyError, OSError) as error:
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise HeliumError(f"mlx-lm cannot open {directory} ({first_line}); convert it first") from None
+            remedy = f"convert it first: helium-mlx convert --hf-path {shlex.quote(str(directory))} --mlx-path DIR"
+            raise HeliumError(f"mlx-lm cannot open {directory} ({first_line}); {remedy}") from None
         self.tokenizer.eos_token_ids = set()
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         self.context, self.vocab_size = config["max_position_embeddings"], config["vocab_size"]

@@ -94,9 +94,11 @@ def require_free(
     if destination.is_symlink() or not destination.is_dir():
         raise error(f"{destination} is there already and not a directory; choose another name")
     if not replace:
-        raise error(f"{destination} is there already; choose another name, or replace it with --overwrite")
+        raise error(f"{destination} is there already; choose another name, or replace it with overwrite=True")
     if foreign is not None and (problem := foreign(destination)):
-        raise error(f"{destination} {problem}, so --overwrite leaves it alone; choose another name, or move that away")
+        raise error(
+            f"{destination} {problem}, so overwrite=True leaves it alone; choose another name, or move that away"
+        )
 
 
 @contextmanager

@@ -6,7 +6,6 @@ those that are not a field here are refused by name, wherever they are set, unle
 them without effect.
 """
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES, GenerationConfig
-from helium_mlx.errors import GenerationError
+from helium_mlx.errors import GenerationError, unknown_keyword
 from helium_mlx.option_values import plain
 
 # What a file says about itself.
@@ -263,8 +262,7 @@ def _refuse_unsupported(name: str, value: object) -> None:
     if name in NAMES:
         return
     if name not in REFUSED:
-        near = difflib.get_close_matches(name, [*NAMES, *REFUSED], n=1)
-        raise GenerationError(f"generate has no argument {name}{f'; did you mean {near[0]}?' if near else ''}")
+        raise GenerationError(unknown_keyword("generate", name, [*NAMES, *REFUSED]))
     if value is None or any(value is off or (type(value) is not bool and value == off) for off in REFUSED[name]):
         return
     shown = repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__

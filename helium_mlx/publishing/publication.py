@@ -113,8 +113,8 @@ def _require_verified(record: dict[str, object], directory: Path) -> None:
     figures = record.get("verification")
     if not isinstance(figures, dict) or not figures:
         raise UploadError(
-            f"{directory} was converted with --no-verify, and what nobody has checked is not published; convert it "
-            "again without"
+            f"{directory} was converted without verification, and what nobody has checked is not published; convert it "
+            "again with it"
         )
 
 

@@ -170,6 +170,6 @@ def require_replaceable(repo: str, state: RemoteState, *, is_uploaded: bool, ove
         return
     held = legible(some(sorted(state.files)), 500)
     raise UploadError(
-        f"{repo} holds {held}, which no upload of helium_mlx put there; choose another name, or say --overwrite, "
+        f"{repo} holds {held}, which no upload of helium_mlx put there; choose another name, or say overwrite=True, "
         "which replaces files of the same names and the weights, and leaves the rest"
     )

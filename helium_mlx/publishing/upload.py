@@ -158,7 +158,7 @@ def require_ready(repo: str, *, verify: bool) -> None:
     """Raise HeliumError for what would only fail after a conversion: a repository's name, no token, no verification."""
     _require_names(repo, None)
     if not verify:
-        raise UsageError("what nobody has checked is not published; drop --no-verify, or --upload-repo")
+        raise UsageError("what nobody has checked is not published; drop verify=False, or upload_repo")
     hub_api(needs_token=True)
 
 
@@ -239,13 +239,15 @@ class _Upload:
     def _require_acceptable(self, state: RemoteState) -> None:
         if self.private and state.head and not state.is_private:
             raise UploadError(
-                f"{self.repo} is there already, and public; drop --private, or make it private on the Hub first"
+                f"{self.repo} is there already, and public; drop private=True, or make it private on the Hub first"
             )
         needs = f"pull request {self.revision}" if self.branch.startswith("refs/") else f"branch {self.revision}"
         if not state.has_branch and self.revision and (self.create_pr or self.branch.startswith("refs/")):
-            raise UploadError(f"{self.repo} has no {needs}; check --revision")
+            raise UploadError(f"{self.repo} has no {needs}; check the revision")
         if self.create_pr and state.head is None:
-            raise UploadError(f"{self.repo}: there is no such repository to open a pull request in; drop --create-pr")
+            raise UploadError(
+                f"{self.repo}: there is no such repository to open a pull request in; drop create_pr=True"
+            )
 
     def _stale(self, state: RemoteState, record: dict[str, object] | None) -> list[str]:
         """Return what an earlier upload left there and this one lacks; without one, the weights that are replaced."""

@@ -14,7 +14,7 @@ Last, bits are dealt out: from the smallest setting of all, one after the other 
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -29,6 +29,7 @@ from helium_mlx.option_values import OnProgress
 from helium_mlx.quantization import gptq
 from helium_mlx.quantization.calibrated_rounding import cross_moments
 from helium_mlx.quantization.calibration import Windows
+from helium_mlx.quantization.forecast import OnForecast
 from helium_mlx.quantization.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, Stream, walk
 from helium_mlx.quantization.plain import quantized
 from helium_mlx.quantization.rounding import Rounding, fitted
@@ -70,11 +71,12 @@ def allocate(
     rounding: Rounding,
     dtype: mx.Dtype,
     on_progress: OnProgress | None = None,
+    on_forecast: OnForecast | None = None,
 ) -> Allocation:
     """Choose the settings of each module of a causal LM for at most `target_bpw` bits per weight, all tensors counted.
 
     `rounding` is how the modules will be rounded, `dtype` that of scales, biases and what is not quantized.
-    `on_progress(done, total)` counts products of a weight with a token.
+    `on_progress(done, total)` counts products of a weight with a token; `on_forecast` is called after the first layer.
 
     Raises QuantizationError for a target below what the smallest setting takes, or above what the largest does, and
     CheckpointError for weights that are not finite.
@@ -95,7 +97,7 @@ def allocate(
             raise QuantizationError(f"target_bpw is {target_bpw:g}; the {what} that this model can take is {limit:.3f}")
     with walk(checkpoint) as layers:
         measured = _Measurement(layers, windows, rounding, dtype)
-        choices = measured.choices(on_progress)
+        choices = measured.choices(on_progress, on_forecast)
     chosen = deal_out(choices, budget)
     return Allocation(
         {path: choice.settings for path, choice in chosen.items()},
@@ -167,21 +169,38 @@ class _Measurement:
         self._rounded = {EMBEDDING: rounded_table.stream(measured)}
         self._errors: dict[str, _Errors] = {}
         self.sensitivities: dict[str, float] = {}
-        self._on_products: Callable[[int], None] = lambda products: None
+        self._on_progress: OnProgress | None = None
+        # Products of a weight with a token, and what took how many seconds so far.
+        self._products, self._all_products = 0, 0
+        self._trying_settings, self._multiplying = 0.0, 0.0
 
-    def choices(self, on_progress: OnProgress | None = None) -> dict[str, list[Choice]]:
+    def choices(
+        self, on_progress: OnProgress | None = None, on_forecast: OnForecast | None = None
+    ) -> dict[str, list[Choice]]:
         """Run everything through the model; return what each module could be."""
         weight = next(self._layers.rows(EMBEDDING))
         self._errors[EMBEDDING] = self._errors_of(weight, mx.ones(weight.shape[1]), mx.ones(weight.shape[1]))
         for stream in (self._fit, self._source, self._rounded[EMBEDDING]):
             self._layers.begin(stream)
         stages = list(self._layers.stages())
-        if on_progress:
-            self._on_products = _counter(self._n_products(stages), on_progress)
+        self._on_progress, self._all_products = on_progress, self._n_products(stages)
+        self._multiplied(0)
         for stage in stages:
             self._pass(stage)
+            if stage.is_end_of_layer and stage.index == 0 and on_forecast:
+                on_forecast(self._forecast())
         self._measure_head()
         return {path: self._choices_of(path) for path in self._shapes}
+
+    def _forecast(self) -> float:
+        """Return, after the first layer, the seconds for all: products grow from layer to layer, the rest does not."""
+        per_product = self._multiplying / self._products
+        return self._layers.config.num_hidden_layers * self._trying_settings + self._all_products * per_product
+
+    def _multiplied(self, products: int) -> None:
+        self._products += products
+        if self._on_progress:
+            self._on_progress(self._products, self._all_products)
 
     def _n_products(self, stages: Sequence[Stage]) -> int:
         """Return how many products of a weight with a token of a stream will be computed."""
@@ -196,19 +215,23 @@ class _Measurement:
         return sum(math.prod(self._shapes[path]) for path in paths)
 
     def _pass(self, stage: Stage) -> None:
+        began = time.perf_counter()
         weights = {path: self._layers.weight(path) for path in stage.paths}
         importances = self._importances()
         for path, weight in weights.items():
             self._errors[path] = self._errors_of(weight, *importances)
+        tried = time.perf_counter()
         begun = {path: Stream(self._source.hidden, self._source.inputs) for path in stage.paths}
         for stream in (*self._rounded.values(), self._fit, self._source):
             self._layers.advance(stream, stage, weights)
-            self._on_products(self._size(stage.paths))
+            self._multiplied(self._size(stage.paths))
         for path, stream in begun.items():
             alone = {path: self._plain(weights[path], _measured_settings(weights[path]))}
             self._layers.advance(stream, stage, weights | alone)
-            self._on_products(self._size(stage.paths))
+            self._multiplied(self._size(stage.paths))
         self._rounded |= begun
+        self._trying_settings += tried - began
+        self._multiplying += time.perf_counter() - tried
 
     def _measure_head(self) -> None:
         path = self._layers.head_path
@@ -226,7 +249,7 @@ class _Measurement:
                 divergences[name].add(logits, stream.rows @ own.T)
             if path != EMBEDDING:
                 divergences[path].add(logits, self._source.rows @ plain.T)
-            self._on_products(weight.size * (len(self._rounded) + 1))
+            self._multiplied(weight.size * (len(self._rounded) + 1))
         self.sensitivities = {name: divergences[name].mean for name in self._shapes}
 
     def _importances(self) -> tuple[mx.array, mx.array]:
@@ -262,18 +285,6 @@ class _Measurement:
         if self._rounding == "nearest":
             return self._plain(weight, settings)
         return dequantized(fitted(weight, settings, self._dtype, importance=importance), settings)
-
-
-def _counter(total: int, on_progress: OnProgress) -> Callable[[int], None]:
-    done = 0
-
-    def count(products: int) -> None:
-        nonlocal done
-        done += products
-        on_progress(done, total)
-
-    on_progress(0, total)
-    return count
 
 
 def _measured_settings(weight: mx.array) -> QuantizationSettings:

@@ -10,7 +10,8 @@ from its source.
 The embedding is fitted without importances: its rows are used one by one, so there are no inputs to weigh them by.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -22,6 +23,7 @@ from helium_mlx.checkpoint.row_blocks import dequantized
 from helium_mlx.model.losses import LogSum, RunningDivergence
 from helium_mlx.quantization import gptq
 from helium_mlx.quantization.calibration import Windows
+from helium_mlx.quantization.forecast import OnForecast
 from helium_mlx.quantization.layer_walk import EMBEDDING, EmbeddingTable, LayerWalk, Stage, walk
 from helium_mlx.quantization.plain import quantized
 from helium_mlx.quantization.rounding import Rounding, fitted
@@ -64,13 +66,14 @@ def rounded_rows(
     rounding: Rounding,
     windows: Windows,
     outcome: RoundingOutcome,
+    on_forecast: OnForecast | None = None,
 ) -> Iterator[tuple[str, int, mx.array]]:
     """Yield the quantized matrices of the result as (name, first row, rows), as `converted_rows` does.
 
-    `outcome` is filled in as the rows are taken.
+    `outcome` is filled in as the rows are taken. `on_forecast` is called after the first layer.
     """
     with walk(checkpoint) as layers:
-        yield from _Rounder(layers, settings_of, dtype, rounding, outcome, windows).rows()
+        yield from _Rounder(layers, settings_of, dtype, rounding, outcome, windows).rows(on_forecast)
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,18 @@ class _Rounder:
         )
         self._fit_source, self._fit = table.stream(windows.fitted), candidate.stream(windows.fitted)
 
-    def rows(self) -> Iterator[tuple[str, int, mx.array]]:
+    def rows(self, on_forecast: OnForecast | None = None) -> Iterator[tuple[str, int, mx.array]]:
         """Yield (name, first row, rows) of every matrix, in the order of the forward pass."""
+        began = time.perf_counter()
         yield from self._embedding_rows()
         for stream in (self._source, self._baseline, self._candidate, self._fit_source, self._fit):
             self._layers.begin(stream)
+        before_layers, n_layers = time.perf_counter() - began, self._layers.config.num_hidden_layers
         for stage in self._layers.stages():
             yield from self._stage_rows(stage)
+            if stage.is_end_of_layer and stage.index == 0 and on_forecast:
+                a_layer = time.perf_counter() - began - before_layers
+                on_forecast(before_layers + n_layers * a_layer + self._seconds_of_head())
         yield from self._head_rows()
 
     def _embedding_rows(self) -> Iterator[tuple[str, int, mx.array]]:
@@ -166,7 +174,7 @@ class _Rounder:
         plain_kl, kl = RunningDivergence(n_tokens), RunningDivergence(n_tokens)
         given = self._given(adds_to_residual=False)
         fit_curvature, held_out_curvature = (
-            self._curvature(stream.rows) for stream in (self._fit_source, self._source)
+            self._curvature(stream.rows, self._layers.rows(path)) for stream in (self._fit_source, self._source)
         )
         for weight in self._blocks(path):
             logits = self._source.rows @ weight.T
@@ -181,15 +189,27 @@ class _Rounder:
             first_row += weight.shape[0]
         self._outcome.plain_kl, self._outcome.kl = plain_kl.mean, kl.mean
 
+    def _seconds_of_head(self) -> float:
+        """Return how long the head's rows would take at the speed of the first few, with the inputs as they are now."""
+        path = self._layers.head_path
+        if path == EMBEDDING:
+            return 0.0
+        given, weight = self._given(adds_to_residual=False), next(self._blocks(path))
+        began = time.perf_counter()
+        importance = self._curvature(self._fit_source.rows, [weight])(weight)
+        mx.eval(self._weighted(given, importance).rounded(weight, self._settings_of(path), self._dtype))
+        blocks = -(-self._layers.config.vocab_size // weight.shape[0])
+        return (time.perf_counter() - began) * blocks
+
     def _blocks(self, path: str) -> Iterator[mx.array]:
         rows = max(BLOCK_ROWS, -(-self._layers.config.vocab_size // HEAD_BLOCKS))
         for weight in self._layers.rows(path):
             yield from (weight[first : first + rows] for first in range(0, weight.shape[0], rows))
 
-    def _curvature(self, inputs: mx.array) -> Callable[[mx.array], mx.array]:
+    def _curvature(self, inputs: mx.array, head: Iterable[mx.array]) -> Callable[[mx.array], mx.array]:
         """Return what gives, for rows of the head, how much their logits count at each token of the source's inputs."""
         total = LogSum(inputs.shape[0])
-        for weight in self._layers.rows(self._layers.head_path):
+        for weight in head:
             total.add(inputs @ weight.T)
             mx.eval(total.peak, total.total)
 

@@ -69,6 +69,11 @@ class Stage:
         """Whether the outputs are added to the residual stream."""
         return self.number in (1, 3)
 
+    @property
+    def is_end_of_layer(self) -> bool:
+        """Whether the next stage is of another layer, or there is none."""
+        return self.number == len(STAGES) - 1
+
 
 class LayerWalk:
     """The layers of a causal LM, stage by stage; see `walk`."""

@@ -117,7 +117,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_bundle_that_is_there_is_left_or_replaced(source: Path, tmp_path: Path) -> None:
     export(source, tmp_path / "bundle", context=32, verify=False)
-    with pytest.raises(BundleError, match="--overwrite"):
+    with pytest.raises(BundleError, match="overwrite=True"):
         export(source, tmp_path / "bundle", context=64, verify=False)
     assert open_bundle(tmp_path / "bundle").manifest.context == 32
     export(source, tmp_path / "bundle", context=64, verify=False, overwrite=True)

@@ -167,7 +167,7 @@ def test_an_error_of_the_system_names_the_file_that_it_is_about(tmp_path: Path) 
 def test_two_runs_to_one_new_place_leave_the_first_result(tmp_path: Path) -> None:
     with (
         pytest.raises(
-            CheckpointError, match=r"x is there already; choose another name, or replace it with --overwrite"
+            CheckpointError, match=r"x is there already; choose another name, or replace it with overwrite=True"
         ),
         new_directory(tmp_path / "x", replace=False) as slow,
     ):

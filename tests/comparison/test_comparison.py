@@ -239,7 +239,7 @@ def test_a_weight_that_is_not_finite_is_named(pair: Pair, tmp_path: Path, value:
 
 def test_logits_that_are_not_finite_though_the_weights_are_need_a_wider_dtype(pair: Pair, tmp_path: Path) -> None:
     large = with_norm_of(1e6, pair[0], tmp_path / "large")
-    with pytest.raises(ComparisonError, match=r"large: its logits are not finite in float16; take --dtype float32$"):
+    with pytest.raises(ComparisonError, match=r"large: its logits are not finite in float16; take dtype float32$"):
         compare(pair[0], large, texts=TEXTS, dtype="float16")
     larger = with_norm_of(3e38, pair[0], tmp_path / "larger")
     with pytest.raises(ComparisonError, match=r"larger: its logits are not finite in float32, though its weights are$"):

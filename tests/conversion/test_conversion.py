@@ -266,7 +266,7 @@ def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
 def test_an_existing_directory_is_refused(tmp_path: Path) -> None:
     helium_mlx.convert("demo", str(tmp_path / "x"))
     before = contents(tmp_path / "x")
-    with pytest.raises(CheckpointError, match="--overwrite"):
+    with pytest.raises(CheckpointError, match="overwrite=True"):
         helium_mlx.convert("demo", str(tmp_path / "x"), quantize=True)
     assert contents(tmp_path / "x") == before
 

@@ -11,9 +11,13 @@ from helium_mlx.errors import ArgumentError, CheckpointError, ConfigError, Heliu
 from helium_mlx.files.hub import DEMO_DIRECTORY
 
 WRONG: list[tuple[dict[str, object], type[HeliumError], str]] = [
-    ({"q_bits": 4}, QuantizationError, "q_bits is given.*add -q"),
-    ({"q_mode": "mxfp4"}, QuantizationError, "q_mode is given.*add -q"),
-    ({"quantize": True, "dequantize": True}, QuantizationError, "-q quantizes, and -d undoes that"),
+    ({"q_bits": 4}, QuantizationError, "q_bits is given.*add quantize=True"),
+    ({"q_mode": "mxfp4"}, QuantizationError, "q_mode is given.*add quantize=True"),
+    (
+        {"quantize": True, "dequantize": True},
+        QuantizationError,
+        "quantize=True quantizes, and dequantize=True undoes that",
+    ),
     ({"quantize": True, "to": "hf"}, QuantizationError, "transformers cannot read"),
     ({"recipe": "mixed_4_6", "to": "hf"}, QuantizationError, "transformers cannot read"),
     ({"recipe": "best"}, QuantizationError, "recipe is 'best'; known are .*mixed_4_6"),

@@ -42,7 +42,7 @@ def folder(path: Path, files: dict[str, str]) -> Path:
 def test_what_is_not_a_checkpoint_is_left_alone(tmp_path: Path, files: tuple[str, dict[str, str]]) -> None:
     home = folder(tmp_path / "home", files[1])
     before = sorted(home.rglob("*"))
-    with pytest.raises(CheckpointError, match=r"^\S+/home (holds|has neither) .*, so --overwrite leaves it alone;"):
+    with pytest.raises(CheckpointError, match=r"^\S+/home (holds|has neither) .*, so overwrite=True leaves it alone;"):
         helium_mlx.convert("demo", str(home), overwrite=True)
     assert sorted(home.rglob("*")) == before
 

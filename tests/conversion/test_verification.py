@@ -198,7 +198,7 @@ def test_heads_of_few_labels_raise_no_false_alarm(tmp_path: Path, labels: int, o
 
 def test_values_that_float16_cannot_hold_well_are_named_so(tmp_path: Path) -> None:
     source = small_weights(tmp_path / "source")
-    with pytest.raises(CheckpointError, match=r"o_proj\.weight loses 0\.\d+ of its size in float16.*another --dtype"):
+    with pytest.raises(CheckpointError, match=r"o_proj\.weight loses 0\.\d+ of its size in float16.*another dtype"):
         helium_mlx.convert(str(source), str(tmp_path / "x"), dtype="float16")
 
 

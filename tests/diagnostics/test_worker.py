@@ -133,7 +133,9 @@ def test_mlx_lm_continues_after_eos_and_says_what_it_cannot_open(tmp_path: Path)
     from helium_mlx.conversion.conversion import convert
     from helium_mlx.errors import HeliumError
 
-    with pytest.raises(HeliumError, match=r"mlx-lm cannot open .*; convert it first"):
+    with pytest.raises(
+        HeliumError, match=r"mlx-lm cannot open .*; convert it first: helium-mlx convert --hf-path \S+ --mlx-path DIR$"
+    ):
         MlxLm(DEMO_DIRECTORY)
     convert(str(DEMO_DIRECTORY), str(tmp_path / "demo"), dtype="float32", verify=False)
     program, ours = MlxLm(tmp_path / "demo"), HeliumMlx(tmp_path / "demo")

@@ -115,7 +115,7 @@ def test_a_pipe_is_not_waited_for(converted: Path) -> None:
 
 def test_what_was_not_verified_is_not_published(tmp_path: Path) -> None:
     helium_mlx.convert("demo", str(tmp_path / "x"), verify=False)
-    with pytest.raises(UploadError, match=r"converted with --no-verify.*convert it again without"):
+    with pytest.raises(UploadError, match=r"converted without verification.*convert it again with it"):
         publication(tmp_path / "x", REPO)
 
 

@@ -364,7 +364,7 @@ def test_a_repository_with_other_content_is_left_alone(hub: HubStandIn, converte
     others = {"model.safetensors": b"another", "notes.txt": b"x", "conversion.json": b'{"files": {}}'}
     hub.repositories[REPO] = Repository.of_files(others)
     with pytest.raises(
-        UploadError, match=r"holds conversion.json, model.safetensors, notes.txt, which no .*--overwrite"
+        UploadError, match=r"holds conversion.json, model.safetensors, notes.txt, which no .*overwrite=True"
     ):
         upload(converted, REPO)
     assert changes(hub) == []
@@ -471,7 +471,7 @@ def test_a_revision_that_cannot_be_written_to_is_named(
 
 
 def test_a_pull_request_needs_a_repository(hub: HubStandIn, converted: Path) -> None:
-    with pytest.raises(UploadError, match="drop --create-pr"):
+    with pytest.raises(UploadError, match="drop create_pr=True"):
         upload(converted, REPO, create_pr=True)
     assert changes(hub) == []
 
@@ -542,7 +542,7 @@ def test_a_conversion_whose_upload_fails_is_kept_and_says_how_to_go_on(hub: HubS
     ("repo", "options", "expected"),
     [
         ("tiny", {}, "is not a name of a repository"),
-        (REPO, {"verify": False}, "drop --no-verify, or --upload-repo"),
+        (REPO, {"verify": False}, "drop verify=False, or upload_repo"),
     ],
 )
 def test_an_upload_that_is_bound_to_fail_costs_no_conversion(

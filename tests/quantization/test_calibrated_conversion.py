@@ -215,3 +215,14 @@ def test_a_model_without_logits_is_refused(source: Path) -> None:
     bare = replace(open_checkpoint(source), architecture="Model")
     with pytest.raises(QuantizationError, match="calibration needs the logits of a causal LM"):
         ConversionOptions(quantize=True, rounding="gptq").settings_for(bare)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_command_says_once_how_long_each_part_takes(
+    source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    flags = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "--calibration-text", str(text)]
+    assert main([*flags, "--target-bpw", "4", "--rounding", "fitted", *(["--quiet"] if quiet else [])]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if " takes " in line]
+    assert [line.partition(" takes ")[0] for line in said] == ([] if quiet else ["Choosing bits", "Rounding"])
+    assert all(line.endswith(" weights") for line in said)

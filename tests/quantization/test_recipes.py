@@ -19,6 +19,7 @@ from helium_mlx.checkpoint.quantization_settings import (
     module_settings,
     unquantized,
 )
+from helium_mlx.convert import build_parser
 from helium_mlx.errors import QuantizationError
 from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, bytes_on_disk, recipe_settings
 
@@ -190,3 +191,16 @@ def test_the_table_has_the_published_figures() -> None:
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert precision_table.main(["--tokens", "0"]) == 0
     assert "| bfloat16 | 16.00 | 4.35 | 4.35 | 16.00 | 4.05 | 4.05 |" in capsys.readouterr().out
+
+
+def test_the_commands_help_lists_what_each_recipe_does_and_takes() -> None:
+    preview, lines = HeliumConfig(), build_parser().format_help().splitlines()
+    first = lines.index("recipes, as fast as -q, and what Helium-1 preview takes (2.2 billion weights):")
+    listed = lines[first + 1 : lines.index("examples:") - 1]
+    assert max(map(len, lines[first : lines.index("examples:")])) <= 80
+    assert len([line for line in listed if line.startswith("  ") and line[2] != " "]) == len(RECIPES)
+    for name, recipe in RECIPES.items():
+        settings = recipe_settings(name, preview)
+        bits, size = bits_per_weight(preview, settings), bytes_on_disk(preview, settings) / 1e9
+        at = listed.index(f"  {name:<12} {bits:.2f} bits a weight, {size:.2f} GB")
+        assert " ".join(" ".join(listed[at + 1 : at + 3]).split()).startswith(recipe.description)
