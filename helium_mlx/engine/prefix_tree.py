@@ -1,4 +1,4 @@
-"""Beginnings of texts that were run, with their keys and values, so that they need not be run again. No thread, no lock.
+"""Beginnings of texts with their keys and values, so that they need not be run again. No thread, no lock.
 
 A tree: each node has the keys and values of up to `BLOCK` tokens, a copy of its own, and only nodes that are full have
 children. So what several texts begin with is stored once, but for the last block of it, and is found to the token.
