@@ -235,7 +235,8 @@ def test_others_decode_between_the_steps_of_a_long_prompt(
             passes = Passes(patch)
             reader = engine.stream("A", max_tokens=400, ignore_eos=True)
             next(reader)
-            long = cast(Callable[..., EngineStream], engine.stream)([1] * 160, max_tokens=1, **own)
+            # Nothing of it is known from the other.
+            long = cast(Callable[..., EngineStream], engine.stream)([5] * 160, max_tokens=1, **own)
             long.result()
             reader.close()
         steps = [place for place, shape in enumerate(passes.shapes) if shape == (1, 16)]
@@ -357,7 +358,7 @@ def test_what_is_held_stays_below_what_was_counted(demo: Demo, monkeypatch: pyte
         layers += [layer for run in {id(each.layers): each.layers for each in self.prefilled}.values() for layer in run]
         layers += [layer for job in self.prompts if isinstance(job, PromptJob) for layer in job.run.layers]
         layers += [layer for each in self.preempted.values() if each for layer in each.layers]
-        held.append(sum(layer.nbytes for layer in layers))
+        held.append(sum(layer.nbytes for layer in layers) + self.prefixes.nbytes)
         return worked
 
     monkeypatch.setattr(Scheduler, "step", measured)
@@ -393,7 +394,8 @@ def test_a_slow_readers_cache_is_kept_while_others_run_who_will_free_memory(
 ) -> None:
     weights = sum(tensor.nbytes for tensor in demo[0].tensors().values())
     each = helium_mlx.kv_cache.memory.bytes_per_token(demo[0].config, dtype=mx.float32)  # pyright: ignore
-    with HeliumEngine("demo", dtype="float32", memory_limit=weights + 200 * each) as engine:
+    limits = {"memory_limit": weights + 200 * each, "prefix_cache_bytes": 0}
+    with HeliumEngine("demo", dtype="float32", **limits) as engine:
         passes = Passes(monkeypatch)
         slow = engine.stream([1] * 20, max_tokens=80, ignore_eos=True)
         wait_for(lambda: slow._channel.is_full)
