@@ -40,7 +40,8 @@ class MemoryBudget:
 
     def allows(self, cache_bytes: int) -> bool:
         """Return whether caches of so many bytes fit beside the weights."""
-        return self.limit is None or self.weights + cache_bytes <= self.limit
+        left = self.left_beside(cache_bytes)
+        return left is None or left >= 0
 
     def require_weights(self) -> None:
         """Raise EngineMemoryError if the weights alone are over the limit."""

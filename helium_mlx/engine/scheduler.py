@@ -13,8 +13,8 @@ What prompts and completions have computed is kept in a tree of prefixes, in the
 runs from where it parts from all of them. One that begins like a prompt on its way is *deferred*, until the other's
 steps are in the tree.
 
-An error in a step that several rows share belongs to none of them: all are preempted and retried one by one, rebuilt
-from their tokens, all of them. Who fails then fails alone; a row whose step fails a fourth time in a row is ended with
+An error in a step that several rows share belongs to none of them: prefixes are let go of, in case memory was lacking,
+and all rows are preempted and retried one by one, rebuilt from their tokens. Who fails then fails alone; a row whose step fails a fourth time in a row is ended with
 the error.
 """
 
@@ -307,8 +307,8 @@ class Scheduler:
         return any(prompt[:shared] == other.prompt[:shared] for other in others)
 
     def _held_of(self, row: EngineRow) -> int:
-        """Return how many tokens a prompt need not run. The last is always run; of one that has failed, all are."""
-        return 0 if row.failures else self.prefixes.covered(row.prompt[:-1])
+        """Return how many tokens a prompt need not run. The last is always run."""
+        return self.prefixes.covered(row.prompt[:-1])
 
     def _has_place(self, admitted: list[EngineRow]) -> bool:
         return self.running + len(admitted) < self.batch_size
@@ -413,6 +413,7 @@ class Scheduler:
         if len(job.rows) == 1:
             job.rows[0].fail(error)
             return
+        self.prefixes.shrink(0)
         for row in job.rows:
             row.failures += 1
             self.preempted[row] = None
@@ -448,6 +449,7 @@ class Scheduler:
     def _batch_failed(self, rows: Iterable[EngineRow], error: Exception) -> None:
         """Have all rows of a step that failed retried, but for those that have failed too often."""
         self.batch.clear()
+        self.prefixes.shrink(0)
         for row in rows:
             self.preempted.pop(row, None)
             row.failures += 1

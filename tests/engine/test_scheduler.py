@@ -1,5 +1,6 @@
 """Who runs next, driven step by step: no thread, no lock, no clock."""
 
+import random
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -348,10 +349,10 @@ def text_of(*stretches: tuple[int, int]) -> list[int]:
     return [1, *(3 + (seed * 7919 + place * (place + 3)) % 2000 for seed, count in stretches for place in range(count))]
 
 
-def computed(driven: Driven, prompt: list[int], **options: object) -> tuple[int, list[int]]:
+def computed(driven: Driven, prompt: list[int]) -> tuple[int, list[int]]:
     """Run a request; return how many tokens were computed for its prompt, and what it gave."""
     before = len(driven.passes)
-    reader = driven.add(prompt, max_tokens=4, **options)
+    reader = driven.add(prompt, max_tokens=4)
     (tokens,) = driven.finish(reader)
     count = sum(columns for _, columns in driven.passes[before:]) - 3
     assert count == len(prompt) - reader.chunks[0].cached_tokens
@@ -523,6 +524,53 @@ def test_numbers_that_are_none_leave_nothing_kept(keeping: Driven, monkeypatch: 
             reader.channel.get()
     assert keeping.scheduler.prefixes.nbytes == 0
     assert computed(keeping, prompt)[0] == 41
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_comes_together_is_as_alone(demo: Demo, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    draw = random.Random(seed)
+    driven = Driven(demo, monkeypatch, batch_size=5, tokens_limit=600, prefix_tokens=draw.choice([70, 200, 400]))
+    budget, tree = driven.scheduler.budget, driven.scheduler.prefixes
+    prompts: list[list[int]] = []
+    for _ in range(24):
+        begun = draw.choice(prompts)[: draw.randrange(1, 120)] if prompts and draw.random() < 0.8 else [1]
+        prompts.append([*begun, *(draw.randrange(4, 2000) for _ in range(draw.choice([0, 1, 2, 30, 70])))])
+    counts = [draw.randrange(1, 20) for _ in prompts]
+    expected = [alone(demo, prompt, max_tokens=count) for prompt, count in zip(prompts, counts, strict=True)]
+    readers: list[Reader] = []
+    cancelled: set[int] = set()
+    while len(readers) < len(prompts) or driven.scheduler.tasks:
+        if len(readers) < len(prompts) and draw.random() < 0.5:
+            readers.append(driven.add(prompts[len(readers)], max_tokens=counts[len(readers)], bound=4))
+        if readers and draw.random() < 0.1:
+            cancelled.add(draw.choice(readers).number)
+            readers[max(cancelled)].channel.cancel()
+        if draw.random() < 0.02:
+            driven.scheduler.preempt_all(keep_caches=draw.random() < 0.5)
+        if draw.random() < 0.02:
+            driven.fail = failing_once(driven)
+        driven.scheduler.step()
+        assert budget.allows(driven.scheduler._needed(None, []) + tree.nbytes)
+        assert sum(node.block.nbytes for node in tree._parents) == tree.nbytes
+        for reader in readers:
+            if draw.random() < 0.3:
+                reader.read()
+    for reader, tokens in zip(readers, expected, strict=True):
+        read = reader.read()
+        assert read == tokens[: len(read)]
+        assert len(read) == len(tokens) or reader.number in cancelled
+    assert any(reader.chunks and reader.chunks[0].cached_tokens > 20 for reader in readers)
+
+
+def failing_once(driven: Driven) -> Callable[[mx.array], None]:
+    """A failure of the next pass over several rows, and of no other."""
+
+    def fail(ids: mx.array) -> None:
+        if ids.shape[0] > 1:
+            driven.fail = lambda ids: None
+            raise RuntimeError("once")
+
+    return fail
 
 
 # --- everybody at once

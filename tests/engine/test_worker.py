@@ -375,6 +375,27 @@ def test_what_is_held_stays_below_what_was_counted(demo: Demo, monkeypatch: pyte
     assert 300 * each < max(held) <= 600 * each
 
 
+def test_memory_is_flat_once_prefixes_have_reached_their_limit(demo: Demo) -> None:
+    each = helium_mlx.kv_cache.memory.bytes_per_token(demo[0].config, dtype=mx.float32)  # pyright: ignore
+    before = active_memory()
+    with HeliumEngine("demo", dtype="float32", prefix_cache_bytes=100 * each) as engine:
+        engine.complete([1, 5], max_tokens=2)
+        engine.pause()
+        engine.resume()
+        loaded, samples = active_memory(), []
+        for number in range(60):
+            engine.stream(
+                [1, *range(10 + number, 70 + 2 * number)], max_tokens=1 + number % 7, ignore_eos=True
+            ).result()
+            if number % 10 == 9:
+                # Between two steps, and after the one in which the last row left.
+                go_round(engine, 3)
+                samples.append(active_memory() - loaded)
+        # A node has 32 tokens at most, and the last may not fit.
+        assert all(60 * each < sample < 100 * each + 50_000 for sample in samples)
+    assert active_memory() <= before + 10_000
+
+
 def test_a_stuck_reader_gives_its_cache_up_to_those_who_need_the_memory(demo: Demo) -> None:
     weights = sum(tensor.nbytes for tensor in demo[0].tensors().values())
     each = helium_mlx.kv_cache.memory.bytes_per_token(demo[0].config, dtype=mx.float32)  # pyright: ignore
