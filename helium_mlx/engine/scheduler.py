@@ -14,8 +14,8 @@ runs from where it parts from all of them. One that begins like a prompt on its 
 steps are in the tree.
 
 An error in a step that several rows share belongs to none of them: prefixes are let go of, in case memory was lacking,
-and all rows are preempted and retried one by one, rebuilt from their tokens. Who fails then fails alone; a row whose step fails a fourth time in a row is ended with
-the error.
+and all rows are preempted and retried one by one, rebuilt from their tokens. Who fails then fails alone; a row whose
+step fails a fourth time in a row is ended with the error.
 """
 
 from collections import deque
