@@ -526,6 +526,18 @@ def test_numbers_that_are_none_leave_nothing_kept(keeping: Driven, monkeypatch: 
     assert computed(keeping, prompt)[0] == 41
 
 
+def test_a_pause_lets_go_of_prefixes_unless_caches_are_kept_and_the_end_always_does(keeping: Driven) -> None:
+    prompt = text_of((1, 40))
+    computed(keeping, prompt)
+    keeping.scheduler.preempt_all(keep_caches=True)
+    assert computed(keeping, prompt)[0] == 1
+    keeping.scheduler.preempt_all(keep_caches=False)
+    assert keeping.scheduler.prefixes.nbytes == 0
+    assert computed(keeping, prompt)[0] == 41
+    keeping.scheduler.end(None)
+    assert keeping.scheduler.prefixes.nbytes == 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_comes_together_is_as_alone(demo: Demo, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     draw = random.Random(seed)
