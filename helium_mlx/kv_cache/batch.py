@@ -140,7 +140,7 @@ def copied_block(layers: Sequence[BatchKVCache], row: int, start: int, end: int)
     """
     padding = layers[0].padding[row]
     rows = [side[row, :, padding + start : padding + end] for layer in layers for side in layer.parts]
-    return mx.contiguous(mx.stack(rows))
+    return mx.stack(rows)
 
 
 def filled_caches(padding: Sequence[int], rows: Sequence[Sequence[mx.array]], *, reserved: int) -> list[BatchKVCache]:
