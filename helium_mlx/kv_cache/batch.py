@@ -138,9 +138,9 @@ def copied_block(layers: Sequence[BatchKVCache], row: int, start: int, end: int)
 
     One array, (2 * layers, n_kv_heads, tokens, head_dim): the keys of a layer and then its values, layer by layer.
     """
-    padding = layers[0].padding[row]
-    rows = [side[row, :, padding + start : padding + end] for layer in layers for side in layer.parts]
-    return mx.stack(rows)
+    padding, sides = layers[0].padding, (row, len(layers[0].padding) + row)
+    columns = slice(padding[row] + start, padding[row] + end)
+    return mx.stack([layer.state[0][side, :, columns] for layer in layers for side in sides])
 
 
 def filled_caches(padding: Sequence[int], rows: Sequence[Sequence[mx.array]], *, reserved: int) -> list[BatchKVCache]:
