@@ -272,7 +272,9 @@ def load_engine(options: argparse.Namespace) -> None:
                 wave = Wave(engine, cases, tally, seed=options.seed + waves, folder=Path(folder))
                 wave.run(options.wave, threads=options.threads, tasks=options.tasks)
                 waves += 1
-                # What MLX keeps for reuse has a limit, and depends on what ran last.
+                # What is kept for reuse, by MLX and of prefixes, has a limit, and depends on what ran last.
+                engine.pause()
+                engine.resume()
                 mx.clear_cache()
                 diary.note(tally.tokens)
             left = [path.name for path in Path(folder).iterdir()]

@@ -228,6 +228,12 @@ def lookup(_: Path) -> Iterator[Figure]:
         yield Figure("docs/generate.md", f"| {kind} | {float(a_pass):.1f} |", slack=3)
 
 
+def keystrokes(_: Path) -> Iterator[Figure]:
+    """What a keystroke costs an engine."""
+    for values in cells(printed_by("python examples/engine_keystrokes.py")):
+        yield Figure("docs/engine.md", row(*values))
+
+
 def parity(_: Path) -> Iterator[Figure]:
     """Cases of the grid, and the worst errors; needs the extra `parity`."""
     lines = printed_by("python tests/parity/grid.py")
@@ -284,7 +290,7 @@ def _beside(ours: float, theirs: float) -> str:
 Group = Callable[[Path], Iterator[Figure]]
 FAST: dict[str, Group] = {g.__name__: g for g in (sizes, demo, comparison, quantization, selfcheck)}
 SLOW: dict[str, Group] = {
-    g.__name__: g for g in (fine_tuning, rounding, lookup, parity, measured_memory, beside_mlx_lm)
+    g.__name__: g for g in (fine_tuning, rounding, lookup, keystrokes, parity, measured_memory, beside_mlx_lm)
 }
 
 

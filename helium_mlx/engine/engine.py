@@ -10,7 +10,11 @@ a batch that join and leave (`scheduler.py`). Those with an option that batches 
 of their own and take a token in turn with the batch. Either way the text is what `stream_generate` gives with the same
 options, but for the rounding of sums.
 
-Not here: prompt caches that requests share, and more than one model.
+Keys and values of the texts that were run last are kept (`prefix_tree.py`), and a request that begins like one of them
+computes only what is new. So does one whose beginning another is computing: it waits for that. Not those with an
+option that batches lack, nor scores, which need every token's logits.
+
+Not here: more than one model.
 """
 
 import asyncio
@@ -56,7 +60,9 @@ class HeliumEngine:
     others wait in the order in which they came. `buffer` chunks are computed ahead of a reader, who then holds up its
     own request only. `memory_limit` caps the bytes of weights plus caches: a request that could never fit is refused at
     the call with the figures, one that does not fit beside the others waits for them. MLX keeps at most `cache_limit`
-    bytes of free buffers beside that while an engine is open; on Metal, memory is wired meanwhile.
+    bytes of free buffers beside that while an engine is open; on Metal, memory is wired meanwhile. `prefix_cache_bytes`
+    at most are kept of texts that were run, for requests that begin alike, and less where `memory_limit` leaves less
+    beside those that run: 0 for none, by default a quarter of what there is beside the weights, at most 1 GiB.
 
     Making one loads the model and waits for it (from asyncio: `await asyncio.to_thread(HeliumEngine, path)`). Raises
     what `load` raises, GenerationError for sizes out of range, EngineMemoryError for weights over `memory_limit`,
@@ -75,6 +81,7 @@ class HeliumEngine:
         buffer: int = 64,
         memory_limit: int | None = None,
         cache_limit: int = 2**28,
+        prefix_cache_bytes: int | None = None,
     ) -> None:
         batch_size = require_whole("batch_size", batch_size, 1, _MOST)
         prefill_step_size = require_whole("prefill_step_size", prefill_step_size, 1, _MOST)
@@ -82,6 +89,8 @@ class HeliumEngine:
         if memory_limit is not None:
             memory_limit = require_whole("memory_limit", memory_limit, 1, _MOST_BYTES)
         cache_limit = require_whole("cache_limit", cache_limit, 0, _MOST_BYTES)
+        if prefix_cache_bytes is not None:
+            prefix_cache_bytes = require_whole("prefix_cache_bytes", prefix_cache_bytes, 0, _MOST_BYTES)
         self._numbers = itertools.count()
         self._worker = EngineWorker(
             path_or_repo,
@@ -92,6 +101,7 @@ class HeliumEngine:
             prefill_step_size=prefill_step_size,
             memory_limit=memory_limit,
             cache_limit=cache_limit,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
         self._worker.start()
 

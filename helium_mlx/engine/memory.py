@@ -1,8 +1,9 @@
 """What an engine does about memory: its cap on weights plus caches, and MLX's own limits, set and restored.
 
 The cap is arithmetic, done before anything is allocated: rows that decode together take the length of the longest each
-(`kv_cache/batch.py`), a prompt that has not joined yet is held a second time while it is copied in. What a forward pass
-needs beside them is not counted, nor are MLX's free buffers, which have a limit of their own.
+(`kv_cache/batch.py`), a prompt that has not joined yet is held a second time while it is copied in. Prefixes that are
+kept (`prefix_tree.py`) have what is left. What a forward pass needs beside them is not counted, nor are MLX's free
+buffers, which have a limit of their own.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,11 @@ from dataclasses import dataclass
 
 from helium_mlx import backend
 from helium_mlx.errors import EngineMemoryError
+from helium_mlx.kv_cache.memory import working_set_bytes
 from helium_mlx.memory_limits import CACHE_LIMIT, WIRED_LIMIT
+
+# Some 4,000 tokens of Helium 1 with 2 billion parameters.
+MOST_PREFIXES = 2**30
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,14 @@ class MemoryBudget:
         together = len(spans) * max(spans, default=0)
         return self.bytes_per_token * (together + (sum(joining) if len(spans) > 1 else 0))
 
+    def left_beside(self, cache_bytes: int) -> int | None:
+        """Return how many bytes are left beside weights and caches of so many; None without a limit."""
+        return None if self.limit is None else self.limit - self.weights - cache_bytes
+
     def allows(self, cache_bytes: int) -> bool:
         """Return whether caches of so many bytes fit beside the weights."""
-        return self.limit is None or self.weights + cache_bytes <= self.limit
+        left = self.left_beside(cache_bytes)
+        return left is None or left >= 0
 
     def require_weights(self) -> None:
         """Raise EngineMemoryError if the weights alone are over the limit."""
@@ -49,6 +59,15 @@ class MemoryBudget:
                 f"beside weights of {self.weights:,}: over the memory_limit of {self.limit:,}; shorten the prompt, "
                 "lower max_tokens, or raise memory_limit"
             )
+
+
+def prefix_bytes(weights: int, memory_limit: int | None) -> int:
+    """Return how many bytes of prefixes an engine keeps by default: a quarter of what is left, at most `MOST_PREFIXES`.
+
+    What is left is beside the weights, of the limit, or without one of what the device recommends.
+    """
+    whole = working_set_bytes() if memory_limit is None else memory_limit
+    return MOST_PREFIXES if whole is None else min(MOST_PREFIXES, max(whole - weights, 0) // 4)
 
 
 class ProcessLimits:

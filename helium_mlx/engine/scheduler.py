@@ -9,24 +9,29 @@ they are *running*: in their prompt, about to join the batch, in it, or unbatche
 *preempted* with its cache and comes back before those that wait. If others need the memory, and nothing that runs will
 free any, that cache is evicted, and computed again later.
 
-An error in a step that several rows share belongs to none of them: all are preempted and retried one by one, rebuilt
-from their tokens. Who fails then fails alone; a row
-whose step fails a fourth time in a row is ended with the error.
+What prompts and completions have computed is kept in a tree of prefixes, in the memory that requests leave: a prompt
+runs from where it parts from all of them. One that begins like a prompt on its way is *deferred*, until the other's
+steps are in the tree.
+
+An error in a step that several rows share belongs to none of them: prefixes are let go of, in case memory was lacking,
+and all rows are preempted and retried one by one, rebuilt from their tokens. Who fails then fails alone; a row whose
+step fails a fourth time in a row is ended with the error.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from helium_mlx.engine.channels import Channel
 from helium_mlx.engine.memory import MemoryBudget
+from helium_mlx.engine.prefix_tree import BLOCK, PrefixTree
 from helium_mlx.engine.tasks import EngineRow, ScoreRun, UnbatchedRun
 from helium_mlx.generation.decoding_batch import DecodingBatch, PreemptedRow, Prefilled, PromptRun, groups_of
 from helium_mlx.generation.request import CompletionRequest
 from helium_mlx.generation.streaming import TOKENS_PER_CLEARING
-from helium_mlx.kv_cache.batch import BatchKVCache
+from helium_mlx.kv_cache.batch import BatchKVCache, copied_block
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.make import copy_cache
 from helium_mlx.model.helium import HeliumForCausalLM
@@ -55,8 +60,9 @@ class Scheduler:
     """All requests to one model, and what each of them waits for. Only `require_room` and `running` are for any thread.
 
     `waiting` are those who have not been admitted; `preempted` those who were, with a cache to come back with, or None
-    where it has to be computed again; `prompts` what is in its prompt, in the order of its turns; `prefilled` and
-    `returning` the rows that join the batch with its next step; `unbatched` the requests that never do.
+    where it has to be computed again; `deferred` those who wait for a beginning; `prompts` what is in its prompt, in
+    the order of its turns; `prefilled` and `returning` the rows that join the batch with its next step; `unbatched` the
+    requests that never do. `prefixes` has at most `prefix_cache_bytes`.
     """
 
     def __init__(
@@ -67,14 +73,18 @@ class Scheduler:
         *,
         batch_size: int,
         prefill_step_size: int,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.budget = budget
         self.batch_size = batch_size
         self.prefill_step_size = prefill_step_size
+        self.prefix_cache_bytes = prefix_cache_bytes
+        self.prefixes = PrefixTree(budget.bytes_per_token)
         self.waiting: deque[Task] = deque()
         self.preempted: dict[EngineRow, PreemptedRow[EngineRow] | None] = {}
+        self.deferred: list[EngineRow] = []
         self.prompts: deque[PromptJob | ScoreRun | UnbatchedRun] = deque()
         self.prefilled: list[Prefilled[EngineRow]] = []
         self.returning: list[PreemptedRow[EngineRow]] = []
@@ -186,7 +196,9 @@ class Scheduler:
         everybody = [row for row in [*rows, *self.preempted] if not row.is_over]
         self.preempted = {row: kept.get(row) if keep_caches else None for row in everybody}
         self.prompts = deque(job for job in self.prompts if isinstance(job, UnbatchedRun))
-        self.prefilled, self.returning = [], []
+        self.deferred, self.prefilled, self.returning = [], [], []
+        if not keep_caches:
+            self.prefixes.shrink(0)
 
     def end(self, error: Exception | None) -> None:
         """Cancel everybody, or fail them with an error, and let go of everything."""
@@ -195,9 +207,11 @@ class Scheduler:
                 task.cancel()
             else:
                 task.fail(error)
-        for tasks in (self.waiting, self.preempted, self.prompts, self.prefilled, self.returning, self.unbatched):
+        for tasks in (self.waiting, self.deferred, self.prompts, self.prefilled, self.returning, self.unbatched):
             tasks.clear()
+        self.preempted.clear()
         self.batch.clear()
+        self.prefixes.shrink(0)
 
     # --- who is there
 
@@ -211,7 +225,7 @@ class Scheduler:
         # Copies in one go: another thread may ask while they change.
         prompts = [row for job in [*self.prompts] if isinstance(job, PromptJob) for row in job.rows]
         joining = [each.row for each in [*self.prefilled, *self.returning]]
-        return [row for row in [*prompts, *joining, *self.batch.unread] if not row.is_over]
+        return [row for row in [*self.deferred, *prompts, *joining, *self.batch.unread] if not row.is_over]
 
     def _scores(self) -> list[ScoreRun]:
         return [job for job in [*self.prompts] if isinstance(job, ScoreRun)]
@@ -219,6 +233,7 @@ class Scheduler:
     def _forget_ended(self) -> None:
         self.waiting = deque(task for task in self.waiting if not task.is_over)
         self.preempted = {row: held for row, held in self.preempted.items() if not row.is_over}
+        self.deferred = [row for row in self.deferred if not row.is_over]
         self.prompts = deque(job for job in self.prompts if not job.is_over)
         self.prefilled = [each for each in self.prefilled if not each.row.is_over]
         self.returning = [each for each in self.returning if not each.row.is_over]
@@ -250,14 +265,50 @@ class Scheduler:
         return count > 0
 
     def _start_prompts(self, rows: list[EngineRow]) -> None:
+        """Start the prompts of rows, and of those that were deferred and need not be any longer."""
         retried = [[row] for row in rows if row.failures]
-        others = [row for row in rows if not row.failures]
-        groups = groups_of([len(row.prompt) for row in others], self.prefill_step_size)
+        others = self._without_deferred([row for row in rows if not row.failures])
+        held = [self._held_of(row) for row in others]
+        groups = groups_of([len(row.prompt) for row in others], self.prefill_step_size, held)
         for group in [*retried, *([others[place] for place in sorted(group)] for group in groups)]:
-            for row in group:
-                row.start()
-            run = PromptRun(self.model, [row.prompt for row in group], step_size=self.prefill_step_size)
-            self.prompts.append(PromptJob(group, run))
+            self._start_together(group)
+
+    def _start_together(self, group: list[EngineRow]) -> None:
+        prompts = [row.prompt for row in group]
+        longest = max(map(len, prompts))
+        # Up to the first column in which somebody has something new.
+        start = min(longest - len(prompt) + self._held_of(row) for row, prompt in zip(group, prompts, strict=True))
+        counts = [max(start - (longest - len(prompt)), 0) for prompt in prompts]
+        held = [self.prefixes.take(prompt[:count]) for prompt, count in zip(prompts, counts, strict=True)]
+        for row, count in zip(group, counts, strict=True):
+            row.start(count)
+        run = PromptRun(self.model, prompts, step_size=self.prefill_step_size, held=held)
+        self.prompts.append(PromptJob(group, run))
+
+    def _without_deferred(self, rows: list[EngineRow]) -> list[EngineRow]:
+        """Return the rows to start now, of these and of the deferred.
+
+        Deferred is who begins like a prompt on its way, a block further than the tree has it, until the tree has it.
+        """
+        on_their_way = [row for job in self.prompts if isinstance(job, PromptJob) for row in job.rows]
+        now, before, self.deferred = list[EngineRow](), self.deferred, []
+        for row, further in [*((row, 1) for row in before), *((row, BLOCK) for row in rows)]:
+            if self._begins_like(row, on_their_way, further) or self._begins_like(row, now, BLOCK):
+                self.deferred.append(row)
+            else:
+                now.append(row)
+        return now
+
+    def _begins_like(self, row: EngineRow, others: Sequence[EngineRow], further: int) -> bool:
+        """Return whether a prompt begins like one of others, so many tokens further than the tree has it."""
+        prompt, shared = row.prompt, self._held_of(row) + further
+        if shared >= len(prompt) or shared * self.prefixes.bytes_per_token > self.prefix_cache_bytes:
+            return False
+        return any(prompt[:shared] == other.prompt[:shared] for other in others)
+
+    def _held_of(self, row: EngineRow) -> int:
+        """Return how many tokens a prompt need not run. The last is always run."""
+        return self.prefixes.covered(row.prompt[:-1])
 
     def _has_place(self, admitted: list[EngineRow]) -> bool:
         return self.running + len(admitted) < self.batch_size
@@ -266,12 +317,13 @@ class Scheduler:
         """Return whether a task fits into memory; caches of the preempted are evicted where that helps."""
         if self.budget.limit is None:
             return True
-        while not self.budget.allows(self._needed(task, admitted)):
+        while not self.budget.allows(needed := self._needed(task, admitted)):
             evictable = [row for row, held in self.preempted.items() if held is not None and row is not task]
             # While others run, memory comes free by itself; what is evicted has to be computed again.
             if not evictable or admitted or self._is_running:
                 return False
             self.preempted[evictable[-1]] = None
+        self.prefixes.shrink(self._room_for_prefixes(needed))
         return True
 
     @property
@@ -279,8 +331,8 @@ class Scheduler:
         """Whether anybody advances without waiting for a reader."""
         return bool(self._rows() or self._scores()) or any(not run.channel.is_full for run in self.unbatched)
 
-    def _needed(self, task: Task, admitted: list[EngineRow]) -> int:
-        """Return the bytes of all caches if the task were admitted too."""
+    def _needed(self, task: Task | None, admitted: list[EngineRow]) -> int:
+        """Return the bytes of all caches of requests, if the task were admitted too."""
         decoding = self.batch.held
         joining = [row for row in [*self._rows(), *admitted] if row not in decoding]
         unbatched, scores = list(self.unbatched), self._scores()
@@ -288,7 +340,7 @@ class Scheduler:
             joining.append(task)
         elif isinstance(task, UnbatchedRun):
             unbatched.append(task)
-        else:
+        elif task is not None:
             scores.append(task)
         kept = sum(row.request.span for row, held in self.preempted.items() if held is not None and row is not task)
         batch = self.budget.batch_bytes(
@@ -296,6 +348,32 @@ class Scheduler:
         )
         alone = sum(self._cost_of(run.request) for run in unbatched)
         return batch + alone + self.budget.bytes_per_token * (kept + sum(run.tokens for run in scores))
+
+    # --- prefixes
+
+    def _room_for_prefixes(self, needed: int) -> int:
+        """Return how many bytes of prefixes there may be beside caches of so many."""
+        left = self.budget.left_beside(needed)
+        return self.prefix_cache_bytes if left is None else min(self.prefix_cache_bytes, left)
+
+    def _keep_prompts(self, job: PromptJob) -> None:
+        """Keep what has been computed of prompts. It is their turn, so that they are in no queue."""
+        if self.prefix_cache_bytes:
+            room = self._room_for_prefixes(self._needed(None, job.rows))
+            for place, row in enumerate(job.rows):
+                self._keep(row, job.run.layers, place, room)
+
+    def _keep_leaving(self) -> None:
+        """Keep the text of rows that are about to leave the batch since they have ended."""
+        leaving = [row for row in self.batch.held if not row.continues and row.channel.state != "failed"]
+        if self.prefix_cache_bytes and leaving:
+            room = self._room_for_prefixes(self._needed(None, []))
+            for row in leaving:
+                self._keep(row, *self.batch.cache_of(row), room)
+
+    def _keep(self, row: EngineRow, layers: list[BatchKVCache], place: int, room: int) -> None:
+        tokens = row.prompt[: max(layers[0].lengths[place], 0)]
+        self.prefixes.add(tokens, lambda start, end: copied_block(layers, place, start, end), room)
 
     # --- steps
 
@@ -318,6 +396,7 @@ class Scheduler:
             if logits is not None:
                 # Whether a retried row fails has to be known now; for others, the batch need not wait.
                 (mx.eval if job.rows[0].failures else mx.async_eval)(logits)
+            self._keep_prompts(job)
         except Exception as error:
             self._prompts_failed(job, error)
             return
@@ -334,6 +413,7 @@ class Scheduler:
         if len(job.rows) == 1:
             job.rows[0].fail(error)
             return
+        self.prefixes.shrink(0)
         for row in job.rows:
             row.failures += 1
             self.preempted[row] = None
@@ -345,6 +425,7 @@ class Scheduler:
         self.prefilled, self.returning = [], []
         rows = [*self.batch.unread, *(each.row for each in [*arrivals, *returning])]
         try:
+            self._keep_leaving()
             leaving = self._preempt_slow_readers()
             read = self.batch.advance(arrivals, returning, leaving=leaving)
         except Exception as error:
@@ -352,6 +433,9 @@ class Scheduler:
             return True
         for row, decoded in read:
             row.deliver(decoded)
+        if not all(decoded.is_sound for _, decoded in read):
+            # Whatever made them so may have been at work before.
+            self.prefixes.shrink(0)
         self.preempted = {row: held for row, held in self.preempted.items() if not row.is_over}
         return True
 
@@ -365,6 +449,7 @@ class Scheduler:
     def _batch_failed(self, rows: Iterable[EngineRow], error: Exception) -> None:
         """Have all rows of a step that failed retried, but for those that have failed too often."""
         self.batch.clear()
+        self.prefixes.shrink(0)
         for row in rows:
             self.preempted.pop(row, None)
             row.failures += 1

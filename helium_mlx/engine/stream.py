@@ -22,7 +22,7 @@ class EngineCompletion:
     """A request that has ended. `text` and `tokens`, an eos included, are this stream's.
 
     `generated_tokens` counts those too that came before the request was saved, if it was. `stop_string` is the one that
-    ended the text, None where none did; `leading_space` is a chunk's.
+    ended the text, None where none did; `leading_space` and `cached_tokens` are a chunk's.
     """
 
     text: str
@@ -32,6 +32,7 @@ class EngineCompletion:
     generated_tokens: int
     stop_string: str | None = None
     leading_space: bool = False
+    cached_tokens: int = 0
 
 
 # Tokens of the prompt that a stream is shown by.
@@ -179,4 +180,5 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
             generated_tokens=len(self._request.generated) + len(self.tokens),
             stop_string=self._read[-1].stop_string if self._read else None,
             leading_space=bool(self._read) and self._read[-1].leading_space,
+            cached_tokens=self._read[-1].cached_tokens if self._read else 0,
         )

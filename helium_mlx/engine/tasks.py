@@ -34,7 +34,8 @@ def without_locals(error: E) -> E:
 class EngineRow(BatchRow):
     """A request that decodes in the batch. It can be rebuilt from its tokens at any time.
 
-    `failures` counts the steps that failed with it since the last that gave a token.
+    `failures` counts the steps that failed with it since the last that gave a token, `cached_tokens` the tokens of its
+    prompt that were held already when it began.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class EngineRow(BatchRow):
         self.number = number
         self.channel = channel
         self.failures = 0
+        self.cached_tokens = 0
         self._model = model
         self._tokenizer = tokenizer
         self._started = self._first_token = time.perf_counter()
@@ -68,9 +70,11 @@ class EngineRow(BatchRow):
         """What is to be run before the next token can be drawn."""
         return [*self.request.prompt, *self.tokens]
 
-    def start(self) -> None:
-        """Note that the prompt is about to be run."""
+    def start(self, cached: int = 0) -> None:
+        """Note that the prompt is about to be run, but for so many of its first tokens."""
         self._started = time.perf_counter()
+        if len(self.tokens) == len(self.request.generated):
+            self.cached_tokens = min(cached, len(self.request.prompt))
 
     def draw(self, logits: mx.array) -> mx.array:
         """Start computing the next token, (1,); where the sampler fails, the request does, and any token will do."""
@@ -129,11 +133,12 @@ class EngineRow(BatchRow):
             finish_reason=reason,
             prompt_tokens=len(self.request.prompt),
             generated_tokens=len(self.tokens),
-            prompt_tps=len(self.request.prompt) / prompt_seconds if new else 0.0,
+            prompt_tps=(len(self.request.prompt) - self.cached_tokens) / prompt_seconds if new else 0.0,
             generation_tps=(new - 1) / seconds if new else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
             stop_string=self.text_of.stop_string,
             leading_space=self.text_of.leading_space,
+            cached_tokens=self.cached_tokens,
         )
 
 

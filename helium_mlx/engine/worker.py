@@ -17,7 +17,7 @@ from mlx.utils import tree_map
 
 from helium_mlx.checkpoint.checkpoint import open_checkpoint, weight_bytes
 from helium_mlx.engine.channels import Inbox
-from helium_mlx.engine.memory import MemoryBudget, ProcessLimits
+from helium_mlx.engine.memory import MemoryBudget, ProcessLimits, prefix_bytes
 from helium_mlx.engine.scheduler import Scheduler
 from helium_mlx.engine.state import load_state, save_state
 from helium_mlx.engine.tasks import without_locals
@@ -55,6 +55,7 @@ class EngineWorker:
         prefill_step_size: int,
         memory_limit: int | None,
         cache_limit: int,
+        prefix_cache_bytes: int | None,
     ) -> None:
         self.model: HeliumForCausalLM
         self.tokenizer: HeliumTokenizer
@@ -67,6 +68,7 @@ class EngineWorker:
         self._batch_size = batch_size
         self._prefill_step_size = prefill_step_size
         self._memory_limit = memory_limit
+        self._prefix_cache_bytes = prefix_cache_bytes
         self._limits = ProcessLimits(cache_limit, memory_limit)
         self._inbox = Inbox()
         self._lock = threading.Lock()
@@ -181,12 +183,14 @@ class EngineWorker:
         self.model = load_model(checkpoint, dtype=self._dtype)
         each = bytes_per_token(self.model.config, dtype=self.model.dtype)
         self._fingerprint = fingerprint_of(self.model, self.tokenizer)
+        weights, given = bytes_in_memory(self.model), self._prefix_cache_bytes
         self.scheduler = Scheduler(
             self.model,
             self.tokenizer,
-            MemoryBudget(self._memory_limit, bytes_in_memory(self.model), each),
+            MemoryBudget(self._memory_limit, weights, each),
             batch_size=self._batch_size,
             prefill_step_size=self._prefill_step_size,
+            prefix_cache_bytes=prefix_bytes(weights, self._memory_limit) if given is None else given,
         )
 
     def _serve(self) -> None:

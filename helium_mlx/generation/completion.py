@@ -28,8 +28,9 @@ class GenerationChunk:
     `peak_memory` is MLX's, in gigabytes (1e9 bytes). `from_draft` says that prompt lookup had guessed the token;
     `drafted_tokens` and `accepted_tokens` count what it has guessed so far, and what of that became text.
     `finish_reason` is None until the last chunk, and `stop_string` unless one ended the text. `leading_space` says of
-    the whole completion that it begins a word: its text leaves out the space that parts it from the prompt. A run
-    cancelled in its prompt has one chunk, whose token is -1.
+    the whole completion that it begins a word: its text leaves out the space that parts it from the prompt.
+    `cached_tokens` of the prompt were not run, since an engine had kept them of another request. A run cancelled in its
+    prompt has one chunk, whose token is -1.
     """
 
     text: str
@@ -47,6 +48,7 @@ class GenerationChunk:
     accepted_tokens: int = 0
     stop_string: str | None = None
     leading_space: bool = False
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import mlx.core as mx
 from helium_mlx.generation.completion import DecodedToken, FinishReason, ranked
 from helium_mlx.generation.request import CompletionRequest
 from helium_mlx.generation.sampling import token_logprobs
-from helium_mlx.kv_cache.batch import BatchKVCache, regrouped
+from helium_mlx.kv_cache.batch import BatchKVCache, filled_caches, regrouped
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.sound_logits import are_finite
@@ -139,6 +139,10 @@ class DecodingBatch(Generic[R]):
         """The rows whose caches are held, those included that have ended since the last step."""
         return list(self._step.rows)
 
+    def cache_of(self, row: R) -> tuple[list[BatchKVCache], int]:
+        """Return the caches that a row of `held` is in, and its place in them."""
+        return self._layers, self._step.rows.index(row)
+
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing in flight."""
@@ -207,16 +211,29 @@ class DecodingBatch(Generic[R]):
 
 
 class PromptRun:
-    """Prompts on their way into a cache together, padded on the left, `step_size` columns at a time."""
+    """Prompts on their way into a cache together, padded on the left, `step_size` columns at a time.
 
-    def __init__(self, model: HeliumForCausalLM, prompts: Sequence[Sequence[int]], *, step_size: int) -> None:
+    `held` may have blocks (`kv_cache/batch.py`) of the beginning of each, up to one column, which are not run again.
+    """
+
+    def __init__(
+        self,
+        model: HeliumForCausalLM,
+        prompts: Sequence[Sequence[int]],
+        *,
+        step_size: int,
+        held: Sequence[Sequence[mx.array]] = (),
+    ) -> None:
         columns = max(map(len, prompts))
         padding = [columns - len(prompt) for prompt in prompts]
         rows = [[0] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]
         self.model = model
         self.step_size = step_size
-        self.layers = [BatchKVCache(padding) for _ in range(model.config.num_hidden_layers)]
         self._ids = mx.array(rows, dtype=mx.int32)
+        if any(held):
+            self.layers = filled_caches(padding, held, reserved=columns)
+            return
+        self.layers = [BatchKVCache(padding) for _ in range(model.config.num_hidden_layers)]
         for layer in self.layers:
             layer.reserve(columns)
 
@@ -242,16 +259,25 @@ def prefill_rows(
     return run.layers, logits
 
 
-def groups_of(lengths: Sequence[int], step_size: int) -> list[list[int]]:
-    """Return which prompts to run together: those of similar length that fit one step; a long one is on its own."""
+def groups_of(lengths: Sequence[int], step_size: int, held: Sequence[int] | None = None) -> list[list[int]]:
+    """Return which prompts to run together: those of similar length that fit one step; a long one is on its own.
+
+    `held` says how many tokens of each need not be run. Those that are to be run have to be similarly many too.
+    """
+    left = list(lengths) if held is None else [all_ - had for all_, had in zip(lengths, held, strict=True)]
     groups = list[list[int]]()
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if groups and (len(groups[-1]) + 1) * longest <= step_size and 2 * lengths[place] >= longest:
+    for place in sorted(range(len(lengths)), key=lambda place: -left[place]):
+        group = [*groups[-1], place] if groups else []
+        fits = len(group) * max((left[each] for each in group), default=0) <= step_size
+        if group and fits and all(_are_alike([count[each] for each in group]) for count in (lengths, left)):
             groups[-1].append(place)
         else:
             groups.append([place])
     return groups
+
+
+def _are_alike(counts: Sequence[int]) -> bool:
+    return 2 * min(counts) >= max(counts)
 
 
 def _by_cache(joining: Sequence[Prefilled[R]]) -> list[tuple[list[BatchKVCache], list[int]]]:

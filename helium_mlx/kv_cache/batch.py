@@ -63,6 +63,30 @@ class BatchKVCache(KVCache):
         self.offset, self._dtype = columns, first.dtype
         mx.async_eval(self._held)
 
+    def fill(self, rows: Sequence[Sequence[mx.array]]) -> None:
+        """Start filling this empty cache with blocks of each row, (2, n_kv_heads, tokens, head_dim), after its padding.
+
+        All rows end at one column: the last of those who have blocks, which others have padding up to.
+        """
+        columns = max(
+            padding + sum(block.shape[2] for block in blocks)
+            for padding, blocks in zip(self.padding, rows, strict=True)
+            if blocks
+        )
+        _, n_kv_heads, _, head_dim = next(block for blocks in rows for block in blocks).shape
+        self._dtype = next(block.dtype for blocks in rows for block in blocks)
+
+        def empty(tokens: int) -> mx.array:
+            return mx.zeros((2, n_kv_heads, tokens, head_dim), self._dtype)
+
+        room = self._capacity(columns) - columns
+        filled = [
+            mx.concatenate([empty(min(padding, columns)), *blocks, empty(room)], axis=2)
+            for padding, blocks in zip(self.padding, rows, strict=True)
+        ]
+        held = mx.stack(filled, axis=1)
+        self._held, self.offset = [held.reshape(-1, *held.shape[2:])], columns
+
     def clear(self) -> None:
         """Let go of everything that is held."""
         self._held, self.offset = [], 0
@@ -107,3 +131,28 @@ def regrouped(
         if batch:
             batch[index].clear()
     return regrouped
+
+
+def copied_block(layers: Sequence[BatchKVCache], row: int, start: int, end: int) -> mx.array:
+    """Return a copy of the keys and values of a row's tokens from `start` to `end`, lazily.
+
+    One array, (2 * layers, n_kv_heads, tokens, head_dim): the keys of a layer and then its values, layer by layer.
+    """
+    padding, sides = layers[0].padding, (row, len(layers[0].padding) + row)
+    columns = slice(padding[row] + start, padding[row] + end)
+    return mx.stack([layer.state[0][side, :, columns] for layer in layers for side in sides])
+
+
+def filled_caches(padding: Sequence[int], rows: Sequence[Sequence[mx.array]], *, reserved: int) -> list[BatchKVCache]:
+    """Return caches of rows that begin with so much padding and go on with these blocks of `copied_block`.
+
+    `reserved` is for how many columns they will need room.
+    """
+    layers = next(block.shape[0] for blocks in rows for block in blocks) // 2
+    caches = []
+    for layer in range(layers):
+        cache = BatchKVCache(padding)
+        cache.reserve(reserved)
+        cache.fill([[block[2 * layer : 2 * layer + 2] for block in blocks] for blocks in rows])
+        caches.append(cache)
+    return caches

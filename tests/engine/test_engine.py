@@ -86,6 +86,24 @@ def test_every_request_of_many_at_once_is_its_solo_run(engine: HeliumEngine, dem
         assert told(list(stream)) == told(solo(demo, prompt, **options)), (prompt, options)
 
 
+def test_what_was_kept_of_other_requests_changes_nothing(engine: HeliumEngine, demo: Demo) -> None:
+    texts = [helium_mlx.generate(*demo, prompt, max_tokens=40) for prompt in PROMPTS]
+    prompts = [begun for prompt, text in zip(PROMPTS, texts, strict=True) for begun in (prompt, f"{prompt} {text}")]
+    prompts += [prompt.replace("o", "oo") + " and" for prompt in prompts]
+    cold = {prompt: [told(solo(demo, prompt, **options)) for options in OPTIONS[:5]] for prompt in prompts}
+    cached = 0
+    for _ in range(2):
+        streams = [(prompt, [ask(engine, prompt, **options) for options in OPTIONS[:5]]) for prompt in prompts]
+        for prompt, asked in streams:
+            chunks = [list(stream) for stream in asked]
+            assert [told(each) for each in chunks] == cold[prompt]
+            cached += sum(each[0].cached_tokens for each in chunks)
+            assert [stream.result().cached_tokens for stream in asked] == [each[-1].cached_tokens for each in chunks]
+    total = sum(5 * len(demo[1].encode(prompt)) for prompt in prompts)
+    # Of the second time, all but the last token of each at least.
+    assert cached >= total - 5 * len(prompts)
+
+
 def test_requests_decode_together_in_one_pass_a_token(engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     original = HeliumForCausalLM.logits_after
@@ -257,7 +275,9 @@ def test_options_that_an_engine_lacks_are_refused_by_name(engine: HeliumEngine) 
             ask(engine, "A", **{name: None})
 
 
-@pytest.mark.parametrize("option", ["batch_size", "prefill_step_size", "buffer", "memory_limit", "cache_limit"])
+@pytest.mark.parametrize(
+    "option", ["batch_size", "prefill_step_size", "buffer", "memory_limit", "cache_limit", "prefix_cache_bytes"]
+)
 def test_sizes_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(GenerationError, match=f"{option} is -1"):
         cast(Callable[..., object], HeliumEngine)("demo", **{option: -1})

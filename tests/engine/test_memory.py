@@ -5,7 +5,7 @@ import pytest
 
 from helium_mlx import EngineMemoryError, HeliumEngine, backend
 from helium_mlx.engine import memory as engine_memory
-from helium_mlx.engine.memory import MemoryBudget, ProcessLimits
+from helium_mlx.engine.memory import MemoryBudget, ProcessLimits, prefix_bytes
 from helium_mlx.memory_limits import SharedLimit
 
 
@@ -28,6 +28,18 @@ def test_the_limit_is_on_weights_plus_caches() -> None:
         budget.require(41, 4)
     with pytest.raises(EngineMemoryError, match="the weights take 101 bytes, and memory_limit is 100;"):
         MemoryBudget(100, 101, 10).require_weights()
+
+
+def test_prefixes_have_a_quarter_of_what_the_weights_leave_and_a_gigabyte_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert MemoryBudget(100, 60, 10).left_beside(15) == 25
+    assert MemoryBudget(None, 60, 10).left_beside(15) is None
+    assert prefix_bytes(60, 100) == 10
+    assert prefix_bytes(60, 10**12) == 2**30
+    for device, expected in ((1060, 250), (50, 0), (10**12, 2**30), (None, 2**30)):
+        monkeypatch.setattr(engine_memory, "working_set_bytes", lambda device=device: device)
+        assert prefix_bytes(60, None) == expected
 
 
 def test_a_shared_limit_is_the_largest_asked_for_and_then_what_it_was() -> None:

@@ -1,5 +1,6 @@
 """Who runs next, driven step by step: no thread, no lock, no clock."""
 
+import random
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -57,13 +58,25 @@ class Driven:
     """A scheduler of the demo with the shapes of its forward passes, (rows, columns), step by step."""
 
     def __init__(
-        self, demo: Demo, monkeypatch: pytest.MonkeyPatch, *, batch_size: int = 16, tokens_limit: int | None = None
+        self,
+        demo: Demo,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        batch_size: int = 16,
+        tokens_limit: int | None = None,
+        prefix_tokens: int = 0,
     ) -> None:
         self.model, self.tokenizer = demo
         # With weights of nothing, the limit is one of tokens in caches.
         each = bytes_per_token(self.model.config, dtype=self.model.dtype)
         budget = MemoryBudget(None if tokens_limit is None else tokens_limit * each, 0, each)
-        self.scheduler = Scheduler(*demo, budget, batch_size=batch_size, prefill_step_size=STEP)
+        self.scheduler = Scheduler(
+            *demo,
+            budget,
+            batch_size=batch_size,
+            prefill_step_size=STEP,
+            prefix_cache_bytes=prefix_tokens * each,
+        )
         self.passes: list[tuple[int, int]] = []
         self.fail: Callable[[mx.array], None] = lambda ids: None
         self.count = 0
@@ -321,6 +334,255 @@ def test_an_unbatched_request_with_a_slow_reader_holds_up_itself_alone(driven: D
     assert not driven.scheduler.step()
     assert 3 <= len(slow.channel._chunks) <= 4
     assert driven.finish(slow) == [alone(demo, "Once upon a time", max_tokens=12, **UNBATCHED)]
+
+
+# --- prefixes
+
+
+@pytest.fixture
+def keeping(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> Driven:
+    return Driven(demo, monkeypatch, prefix_tokens=10_000)
+
+
+def text_of(*stretches: tuple[int, int]) -> list[int]:
+    """A text of tokens of a seed each, so many."""
+    return [1, *(3 + (seed * 7919 + place * (place + 3)) % 2000 for seed, count in stretches for place in range(count))]
+
+
+def computed(driven: Driven, prompt: list[int]) -> tuple[int, list[int]]:
+    """Run a request; return how many tokens were computed for its prompt, and what it gave."""
+    before = len(driven.passes)
+    reader = driven.add(prompt, max_tokens=4)
+    (tokens,) = driven.finish(reader)
+    count = sum(columns for _, columns in driven.passes[before:]) - 3
+    assert count == len(prompt) - reader.chunks[0].cached_tokens
+    assert len({chunk.cached_tokens for chunk in reader.chunks}) == 1
+    return count, tokens
+
+
+@pytest.mark.parametrize("length", [5, 31, 32, 33, 70])
+def test_a_prompt_computes_only_what_is_new(keeping: Driven, demo: Demo, length: int) -> None:
+    text = text_of((1, length))
+    edited = [*text[: length // 2], 77, *text[length // 2 + 1 :], 5, 6]
+    for prompt, new in (
+        (text, len(text)),
+        ([*text, 9], 1),
+        (text, 1),
+        (text[:-1], 1),
+        (edited, len(edited) - length // 2),
+        ([*edited, 7, 8, 9], 3),
+        ([5, *text[1:]], len(text)),
+    ):
+        assert computed(keeping, prompt) == (new, alone(demo, prompt, max_tokens=4)), prompt
+
+
+def test_a_completion_that_is_taken_over_is_not_computed_again(keeping: Driven, demo: Demo) -> None:
+    prompt = text_of((1, 40))
+    _, tokens = computed(keeping, prompt)
+    # Its last token was never run.
+    assert computed(keeping, [*prompt, *tokens]) == (1, alone(demo, [*prompt, *tokens], max_tokens=4))
+    assert computed(keeping, [*prompt, *tokens[:2], 9])[0] == 1
+    eos = driven_to_eos(keeping, prompt)
+    assert computed(keeping, [*prompt, *eos])[0] == 1
+
+
+def driven_to_eos(driven: Driven, prompt: list[int]) -> list[int]:
+    """Run a request that ends before its length; return its tokens."""
+    token = alone((driven.model, driven.tokenizer), prompt, max_tokens=6)[4]
+    reader = driven.add(prompt, max_tokens=50, extra_eos=token)
+    (tokens,) = driven.finish(reader)
+    assert reader.reason == "eos"
+    return tokens
+
+
+def test_what_a_cancelled_request_has_computed_is_kept(keeping: Driven) -> None:
+    in_prompt = keeping.add(text_of((1, 5 * STEP)), max_tokens=4)
+    keeping.step()
+    keeping.step()
+    in_prompt.channel.cancel()
+    keeping.finish(in_prompt)
+    assert computed(keeping, text_of((1, 5 * STEP)))[0] == 3 * STEP + 1
+    decoding = keeping.add(text_of((2, 40)), max_tokens=50)
+    while len(decoding.read()) < 6:
+        keeping.step()
+    decoding.channel.cancel()
+    keeping.finish(decoding)
+    assert computed(keeping, [*text_of((2, 40)), *decoding.read()])[0] == 1
+
+
+def test_who_begins_like_a_prompt_on_its_way_waits_for_it(keeping: Driven, demo: Demo) -> None:
+    beginning = text_of((1, 100))
+    prompts = [[*beginning, 5, 6, 7, place] for place in range(10, 14)] + [text_of((2, 10))]
+    readers = [keeping.add(prompt, max_tokens=3) for prompt in prompts]
+    keeping.step()
+    assert len(keeping.scheduler.deferred) == 3
+    tokens, passes = keeping.finish(*readers), list(keeping.passes)
+    assert tokens == [alone(demo, prompt, max_tokens=3) for prompt in prompts]
+    # Once the first is through, those who waited run together.
+    assert [shape for shape in passes if shape[1] > 1] == [(1, STEP), (1, 11), *[(1, STEP)] * 5, (1, 9)]
+    assert [reader.chunks[0].cached_tokens for reader in readers] == [0, 104, 104, 104, 0]
+    assert (3, 1) in passes
+
+
+def test_who_waited_for_one_that_ends_goes_on_from_there(keeping: Driven, demo: Demo) -> None:
+    text = text_of((1, 8 * STEP))
+    first, second = keeping.add(text, max_tokens=3), keeping.add(text, max_tokens=3)
+    for _ in range(4):
+        keeping.step()
+    assert len(keeping.scheduler.deferred) == 1
+    first.channel.cancel()
+    before = len(keeping.passes)
+    (tokens,), passes = keeping.finish(second), keeping.passes[before:]
+    assert tokens == alone(demo, text, max_tokens=3)
+    assert passes == [*[(1, STEP)] * 4, (1, 1), (1, 1), (1, 1)]
+    assert second.chunks[0].cached_tokens == 4 * STEP
+
+
+@pytest.mark.parametrize("end", ["cancel", "pause", "end"])
+def test_who_waits_for_a_beginning_can_be_ended(keeping: Driven, demo: Demo, end: str) -> None:
+    text = text_of((1, 8 * STEP))
+    first, second = keeping.add(text, max_tokens=3), keeping.add(text, max_tokens=3)
+    keeping.step()
+    assert [row.number for row in keeping.scheduler.deferred] == [second.number]
+    if end == "cancel":
+        second.channel.cancel()
+        keeping.step()
+    elif end == "pause":
+        keeping.scheduler.preempt_all(keep_caches=False)
+    else:
+        keeping.scheduler.end(None)
+    assert not keeping.scheduler.deferred
+    tokens = keeping.finish(first, second)
+    whole = alone(demo, text, max_tokens=3)
+    assert tokens == {"cancel": [whole, []], "pause": [whole, whole], "end": [[], []]}[end]
+
+
+def test_prefixes_take_what_is_allowed_and_no_more(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = Driven(demo, monkeypatch, prefix_tokens=100)
+    tree = driven.scheduler.prefixes
+    for seed in range(12):
+        computed(driven, text_of((seed % 5, 15 * (seed % 4) + 10)))
+        blocks = [node.block for node in tree._parents]
+        assert sum(block.nbytes for block in blocks) == tree.nbytes <= 100 * tree.bytes_per_token
+    assert tree.nbytes > 60 * tree.bytes_per_token
+    assert driven.scheduler.budget.bytes_per_token == tree.bytes_per_token
+
+
+def test_requests_come_before_prefixes(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = Driven(demo, monkeypatch, tokens_limit=150, prefix_tokens=10_000)
+    tree = driven.scheduler.prefixes
+    for seed in range(4):
+        computed(driven, text_of((seed, 40)))
+    assert tree.nbytes > 70 * tree.bytes_per_token
+    reader = driven.add(text_of((9, 29)), max_tokens=110)
+    while not reader.reason:
+        driven.step()
+        reader.read()
+        assert tree.nbytes <= 10 * tree.bytes_per_token
+    assert reader.read() == alone(demo, text_of((9, 29)), max_tokens=110)
+
+
+def test_without_prefixes_everything_is_computed(driven: Driven) -> None:
+    prompt = text_of((1, 40))
+    assert [computed(driven, prompt)[0] for _ in range(2)] == [41, 41]
+    readers = [driven.add(text_of((1, 4)), max_tokens=2) for _ in range(3)]
+    driven.step()
+    assert driven.passes[-2][0] == 3
+    driven.finish(*readers)
+    assert driven.scheduler.prefixes.nbytes == 0
+
+
+def test_a_row_that_is_retried_trusts_nothing_that_was_kept(keeping: Driven, demo: Demo) -> None:
+    prompt = text_of((1, 12))
+    computed(keeping, prompt)
+    readers = [keeping.add(prompt, max_tokens=8), keeping.add(prompt[:9], max_tokens=8)]
+    while (2, 1) not in keeping.passes[-1:]:
+        keeping.step()
+
+    def once(ids: mx.array) -> None:
+        keeping.fail = lambda ids: None
+        raise RuntimeError("once")
+
+    keeping.fail = once
+    keeping.step()
+    before = len(keeping.passes)
+    tokens, passes = keeping.finish(*readers), keeping.passes[before:]
+    assert tokens == [alone(demo, prompt, max_tokens=8), alone(demo, prompt[:9], max_tokens=8)]
+    first, second = (columns for _, columns in passes if columns > 1)
+    assert first >= 13 and second >= 9
+
+
+def test_numbers_that_are_none_leave_nothing_kept(keeping: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = text_of((1, 40))
+    computed(keeping, prompt)
+    next_logits = HeliumForCausalLM.next_logits
+    with monkeypatch.context() as patch:
+        patch.setattr(HeliumForCausalLM, "next_logits", lambda *given: next_logits(*given) * mx.nan)
+        reader = keeping.add([*prompt, 5], max_tokens=4)
+        keeping.finish()
+        with pytest.raises(helium_mlx.GenerationError, match="logits are NaN"):
+            reader.channel.get()
+    assert keeping.scheduler.prefixes.nbytes == 0
+    assert computed(keeping, prompt)[0] == 41
+
+
+def test_a_pause_lets_go_of_prefixes_unless_caches_are_kept_and_the_end_always_does(keeping: Driven) -> None:
+    prompt = text_of((1, 40))
+    computed(keeping, prompt)
+    keeping.scheduler.preempt_all(keep_caches=True)
+    assert computed(keeping, prompt)[0] == 1
+    keeping.scheduler.preempt_all(keep_caches=False)
+    assert keeping.scheduler.prefixes.nbytes == 0
+    assert computed(keeping, prompt)[0] == 41
+    keeping.scheduler.end(None)
+    assert keeping.scheduler.prefixes.nbytes == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_comes_together_is_as_alone(demo: Demo, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    draw = random.Random(seed)
+    driven = Driven(demo, monkeypatch, batch_size=5, tokens_limit=600, prefix_tokens=draw.choice([70, 200, 400]))
+    budget, tree = driven.scheduler.budget, driven.scheduler.prefixes
+    prompts: list[list[int]] = []
+    for _ in range(24):
+        begun = draw.choice(prompts)[: draw.randrange(1, 120)] if prompts and draw.random() < 0.8 else [1]
+        prompts.append([*begun, *(draw.randrange(4, 2000) for _ in range(draw.choice([0, 1, 2, 30, 70])))])
+    counts = [draw.randrange(1, 20) for _ in prompts]
+    expected = [alone(demo, prompt, max_tokens=count) for prompt, count in zip(prompts, counts, strict=True)]
+    readers: list[Reader] = []
+    cancelled: set[int] = set()
+    while len(readers) < len(prompts) or driven.scheduler.tasks:
+        if len(readers) < len(prompts) and draw.random() < 0.5:
+            readers.append(driven.add(prompts[len(readers)], max_tokens=counts[len(readers)], bound=4))
+        if readers and draw.random() < 0.1:
+            cancelled.add(draw.choice(readers).number)
+            readers[max(cancelled)].channel.cancel()
+        if draw.random() < 0.02:
+            driven.scheduler.preempt_all(keep_caches=draw.random() < 0.5)
+        if draw.random() < 0.02:
+            driven.fail = failing_once(driven)
+        driven.scheduler.step()
+        assert budget.allows(driven.scheduler._needed(None, []) + tree.nbytes)
+        assert sum(node.block.nbytes for node in tree._parents) == tree.nbytes
+        for reader in readers:
+            if draw.random() < 0.3:
+                reader.read()
+    for reader, tokens in zip(readers, expected, strict=True):
+        read = reader.read()
+        assert read == tokens[: len(read)]
+        assert len(read) == len(tokens) or reader.number in cancelled
+    assert any(reader.chunks and reader.chunks[0].cached_tokens > 20 for reader in readers)
+
+
+def failing_once(driven: Driven) -> Callable[[mx.array], None]:
+    """A failure of the next pass over several rows, and of no other."""
+
+    def fail(ids: mx.array) -> None:
+        if ids.shape[0] > 1:
+            driven.fail = lambda ids: None
+            raise RuntimeError("once")
+
+    return fail
 
 
 # --- everybody at once

@@ -93,6 +93,9 @@ def test_a_cache_in_the_file_is_not_computed_again(
     assert [*read, *engine.continue_stream(tmp_path / "with").result().tokens] == whole
     assert columns == [1] * 6
     columns.clear()
+    # As another process does, which has no prefixes.
+    engine.pause()
+    engine.resume()
     assert [*read, *engine.continue_stream(tmp_path / "without").result().tokens] == whole
     assert columns == [53, *[1] * 5]
 

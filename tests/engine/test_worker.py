@@ -235,7 +235,8 @@ def test_others_decode_between_the_steps_of_a_long_prompt(
             passes = Passes(patch)
             reader = engine.stream("A", max_tokens=400, ignore_eos=True)
             next(reader)
-            long = cast(Callable[..., EngineStream], engine.stream)([1] * 160, max_tokens=1, **own)
+            # Nothing of it is known from the other.
+            long = cast(Callable[..., EngineStream], engine.stream)([5] * 160, max_tokens=1, **own)
             long.result()
             reader.close()
         steps = [place for place, shape in enumerate(passes.shapes) if shape == (1, 16)]
@@ -357,7 +358,7 @@ def test_what_is_held_stays_below_what_was_counted(demo: Demo, monkeypatch: pyte
         layers += [layer for run in {id(each.layers): each.layers for each in self.prefilled}.values() for layer in run]
         layers += [layer for job in self.prompts if isinstance(job, PromptJob) for layer in job.run.layers]
         layers += [layer for each in self.preempted.values() if each for layer in each.layers]
-        held.append(sum(layer.nbytes for layer in layers))
+        held.append(sum(layer.nbytes for layer in layers) + self.prefixes.nbytes)
         return worked
 
     monkeypatch.setattr(Scheduler, "step", measured)
@@ -372,6 +373,27 @@ def test_what_is_held_stays_below_what_was_counted(demo: Demo, monkeypatch: pyte
             each_stream.result()
         stuck.result()
     assert 300 * each < max(held) <= 600 * each
+
+
+def test_memory_is_flat_once_prefixes_have_reached_their_limit(demo: Demo) -> None:
+    each = helium_mlx.kv_cache.memory.bytes_per_token(demo[0].config, dtype=mx.float32)  # pyright: ignore
+    before = active_memory()
+    with HeliumEngine("demo", dtype="float32", prefix_cache_bytes=100 * each) as engine:
+        engine.complete([1, 5], max_tokens=2)
+        engine.pause()
+        engine.resume()
+        loaded, samples = active_memory(), []
+        for number in range(60):
+            engine.stream(
+                [1, *range(10 + number, 70 + 2 * number)], max_tokens=1 + number % 7, ignore_eos=True
+            ).result()
+            if number % 10 == 9:
+                # Between two steps, and after the one in which the last row left.
+                go_round(engine, 3)
+                samples.append(active_memory() - loaded)
+        # A node has 32 tokens at most, and the last may not fit.
+        assert all(60 * each < sample < 100 * each + 50_000 for sample in samples)
+    assert active_memory() <= before + 10_000
 
 
 def test_a_stuck_reader_gives_its_cache_up_to_those_who_need_the_memory(demo: Demo) -> None:
@@ -393,7 +415,8 @@ def test_a_slow_readers_cache_is_kept_while_others_run_who_will_free_memory(
 ) -> None:
     weights = sum(tensor.nbytes for tensor in demo[0].tensors().values())
     each = helium_mlx.kv_cache.memory.bytes_per_token(demo[0].config, dtype=mx.float32)  # pyright: ignore
-    with HeliumEngine("demo", dtype="float32", memory_limit=weights + 200 * each) as engine:
+    limits = {"memory_limit": weights + 200 * each, "prefix_cache_bytes": 0}
+    with HeliumEngine("demo", dtype="float32", **limits) as engine:
         passes = Passes(monkeypatch)
         slow = engine.stream([1] * 20, max_tokens=80, ignore_eos=True)
         wait_for(lambda: slow._channel.is_full)

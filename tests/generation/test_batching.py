@@ -224,6 +224,8 @@ def test_prompts_of_similar_length_are_prefilled_together_and_long_ones_alone() 
     assert groups_of([4, 400, 5, 3, 100, 90], 16) == [[1], [4], [5], [2, 0, 3]]
     assert groups_of([8, 8, 8], 16) == [[0, 1], [2]]
     assert groups_of([1, 9], 100) == [[1], [0]]
+    # With tokens that need not be run, those that are left count, and lengths still have to be alike.
+    assert groups_of([100, 90, 80, 20, 70], 16, [96, 87, 79, 17, 0]) == [[4], [0, 1], [3], [2]]
 
 
 def test_prompts_are_read_as_places_become_free(demo: Demo) -> None:

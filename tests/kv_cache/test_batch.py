@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from helium_mlx.kv_cache.batch import BatchKVCache, regrouped
+from helium_mlx.kv_cache.batch import BatchKVCache, copied_block, filled_caches, regrouped
 
 
 def filled(padding: list[int], columns: int, *, layers: int = 2, base: int = 0) -> list[BatchKVCache]:
@@ -89,3 +89,38 @@ def test_what_is_appended_goes_behind_every_row() -> None:
         cache.update_and_fetch(mx.full((2, 1, 1, 1), float(step)), mx.full((2, 1, 1, 1), -float(step)))
     assert cache.lengths == [304, 302]
     assert [row[-300:] for row in held(cache)] == [[float(step) for step in range(300)]] * 2
+
+
+def test_blocks_of_a_row_fill_a_cache_that_holds_the_same() -> None:
+    source = filled([0, 2], 8)
+    blocks = [copied_block(source, 1, start, end) for start, end in ((0, 1), (1, 4), (4, 6))]
+    assert [block.shape for block in blocks] == [(4, 1, tokens, 1) for tokens in (1, 3, 2)]
+    for cache, original in zip(filled_caches([0], [blocks], reserved=9), source, strict=True):
+        assert (cache.offset, cache.lengths, cache.dtype) == (6, [6], mx.float32)
+        assert held(cache)[0] == held(original)[1]
+        # There is room for what was reserved.
+        assert cache.nbytes == 2 * 9 * 4
+        cache.update_and_fetch(mx.full((1, 1, 2, 1), 7.0), mx.full((1, 1, 2, 1), -7.0))
+        assert held(cache)[0] == [*held(original)[1], 7, 7]
+
+
+def test_rows_are_filled_up_to_one_column_whatever_they_begin_with() -> None:
+    source = filled([0, 2], 8)
+    first = [copied_block(source, 0, 0, 3), copied_block(source, 0, 3, 5)]
+    second = [copied_block(source, 1, 0, 2)]
+    # The third has no tokens yet: it has more padding to come.
+    for cache, original in zip(filled_caches([0, 3, 7], [first, second, []], reserved=20), source, strict=True):
+        assert (cache.offset, cache.lengths) == (5, [5, 2, -2])
+        assert held(cache) == [held(original)[0][:5], held(original)[1][:2], []]
+
+
+def test_a_block_holds_no_more_than_its_tokens() -> None:
+    cache = filled([0], 4000, layers=1)
+    mx.eval(cache[0].state)
+    before = mx.get_active_memory()
+    block = copied_block(cache, 0, 100, 110)
+    mx.eval(block)
+    cache.clear()
+    mx.synchronize()
+    assert mx.get_active_memory() < before - 30_000
+    assert block.tolist()[0][0][0] == [100.0]  # pyright: ignore
