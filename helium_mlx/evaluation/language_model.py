@@ -8,8 +8,10 @@ it: a rolling text has one BOS, where `hf` puts a second in front of the tokeniz
 Answers that are known (`answers.py`) are not computed again.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from contextlib import redirect_stderr
+from typing import TYPE_CHECKING, TextIO, TypeVar, cast
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -69,6 +71,7 @@ class HeliumLM(TemplateLM):
         )
         self.answers = Answers()
         self.versions: Mapping[str, object] = {}
+        self.progress_stream: TextIO | None = None
         self._identity = key_of(self.model.hashes, self.model.dtype, self.model.program, self.max_length)
         self._encoded: tuple[str | None, list[int]] = (None, [])
 
@@ -130,13 +133,22 @@ class HeliumLM(TemplateLM):
         compute: "Callable[[Sequence[Instance]], Iterator[tuple[int, Answered]]]",
         label: str,
     ) -> list[Answered]:
+        with redirect_stderr(self.progress_stream or sys.stderr):
+            return self._computed(kind, requests, compute, Progress(label))
+
+    def _computed(
+        self,
+        kind: str,
+        requests: "Sequence[Instance]",
+        compute: "Callable[[Sequence[Instance]], Iterator[tuple[int, Answered]]]",
+        progress: Progress,
+    ) -> list[Answered]:
         keys = [
             key_of(self._identity, request.task_name, self.versions.get(request.task_name or ""), kind, request.args)
             for request in requests
         ]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if self.answers.get(key) is None}
         known, total, asked = len(set(keys)) - len(missing), len(set(keys)), list(missing)
-        progress = Progress(label)
         progress(known, total)
         kept = dict[str, Value]()
         try:
