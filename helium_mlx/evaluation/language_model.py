@@ -152,7 +152,8 @@ class HeliumLM(TemplateLM):
         progress(known, total)
         kept = dict[str, Value]()
         try:
-            for count, (index, answer) in enumerate(compute(list(missing.values())), known + 1):
+            found = compute(list(missing.values())) if missing else iter(())
+            for count, (index, answer) in enumerate(found, known + 1):
                 kept[asked[index]] = answer
                 if len(kept) >= _KEPT_AT_ONCE:
                     self.answers.add(kept)

@@ -15,11 +15,13 @@ from typing import Any, Protocol, cast
 import mlx.core as mx
 
 from helium_mlx.backend import dtype_name
-from helium_mlx.comparison.sides import HeliumSide, MlxLmSide, open_side
-from helium_mlx.errors import CheckpointError, UsageError
+from helium_mlx.comparison.sides import MLX_LM_PREFIX, HeliumSide, MlxLmSide, open_side
+from helium_mlx.errors import CheckpointError, UsageError, one_line
 from helium_mlx.evaluation.scoring import STEP, Answer, Continuation, score_continuations
 from helium_mlx.files.hashes import file_hashes
+from helium_mlx.files.hub import resolve
 from helium_mlx.files.names import CONFIG_FILE
+from helium_mlx.files.untrusted import FileProblem, read_json_object
 from helium_mlx.generation.batching import Request, complete_batch
 from helium_mlx.generation.request import CompletionOptions
 from helium_mlx.generation.sampling import token_logprobs
@@ -75,6 +77,7 @@ def open_model(
 
     Raises CheckpointError and its like, one line, also for a checkpoint with a head for classification.
     """
+    _require_language_model(name, resolve(name.removeprefix(MLX_LM_PREFIX), revision=revision, subfolder=subfolder))
     side = open_side(name, revision=revision, subfolder=subfolder)
     if isinstance(side, HeliumSide):
         return HeliumEvaluated(side, None if dtype is None else getattr(mx, dtype), batch_size)
@@ -87,11 +90,6 @@ class HeliumEvaluated:
 
     def __init__(self, side: HeliumSide, dtype: mx.Dtype | None, batch_size: int) -> None:
         checkpoint = side.checkpoint
-        if checkpoint.architecture != "ForCausalLM":
-            raise CheckpointError(
-                f"{side.name} is a checkpoint of {checkpoint.architecture}, without the head of a language model; "
-                "name one that generates text"
-            )
         self.name, self.program, self.batch_size = side.name, "helium_mlx", batch_size
         self.tokenizer = HeliumTokenizer.from_pretrained(checkpoint.directory)
         self.model = load_model(checkpoint, dtype=side.dtype if dtype is None else dtype)
@@ -201,6 +199,19 @@ class MlxLmEvaluated:
             total += sum(cast("list[float]", logprobs.tolist()))
             is_greedy = is_greedy and bool(same.item())
         return Answer(total, is_greedy)
+
+
+def _require_language_model(name: str, directory: Path) -> None:
+    try:
+        architectures = read_json_object(directory / CONFIG_FILE).get("architectures")
+    except FileProblem as problem:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {problem}") from None
+    for architecture in architectures if isinstance(architectures, list) else []:
+        if "Classification" in str(architecture):
+            raise CheckpointError(
+                f"{name} is a {one_line(str(architecture), 80)}, without the head of a language model; name a "
+                "checkpoint that generates text"
+            )
 
 
 def _tokenizer_and_weights(side: MlxLmSide) -> list[Path]:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -32,6 +33,7 @@ from helium_mlx.process import require_not_forked
 from helium_mlx.version import __version__
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
@@ -46,6 +48,9 @@ SEED = 1234
 
 # Draws of the bootstrap; of BLEU lm-eval takes a hundred.
 _DRAWS = 100_000
+
+# The name of a task or a group in its file.
+_NAMED = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.-]+)""", re.MULTILINE)
 
 # Parts of the names of tasks that put a question to an assistant.
 _CHAT = ("chat", "instruct")
@@ -111,15 +116,16 @@ def evaluate_all(
 
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     source = DataSource(None if data_dir is None else Path(data_dir))
-    with _quiet_harness():
-        loaded = _loaded(names, form, shots, source)
+    with quiet_harness():
+        loaded = load_tasks(names, form, shots, source)
         for index, model in enumerate(models):
             own = {"revision": revision, "subfolder": subfolder} if index == 0 else {}
             lm = HeliumLM(str(model), dtype=dtype, batch_size=batch_size, **own)
             kept = None if output is None else Path(output) / ANSWERS_FILE
             with Answers(kept) as answers:
-                lm.answers = answers
-                found = _run(lm, loaded, limit=limit, seed=seed, log_samples=log_samples)
+                lm.answers, lm.progress_stream = answers, sys.stderr
+                lm.versions = {name: task.VERSION for name, task in loaded["tasks"].items()}
+                found = ask(lm, loaded, limit=limit, seed=seed, log_samples=log_samples)
             harness = found | {"config": _config(lm, limit=limit, seed=seed, batch_size=batch_size, source=source)}
             report = _report(lm, harness, form=form, limit=limit, seed=seed, source=source)
             if output is not None:
@@ -147,7 +153,7 @@ def _require_options(form: str | None, data_dir: str | Path | None) -> None:
 
 
 @contextmanager
-def _quiet_harness() -> Iterator[None]:
+def quiet_harness() -> Iterator[None]:
     """Keep lm-eval, and what it uses, from writing between our own lines and from starting processes."""
     import datasets
 
@@ -167,7 +173,7 @@ def _quiet_harness() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _loaded(names: Sequence[str], form: str | None, shots: int | None, source: DataSource) -> dict[str, Any]:
+def load_tasks(names: Sequence[str], form: str | None, shots: int | None, source: DataSource) -> dict[str, Any]:
     """Return the tasks of some names as lm-eval takes them, their data read, the shots set."""
     wanted: list[str] = []
     for name in names:
@@ -206,12 +212,21 @@ def _manager(names: Sequence[str]) -> "TaskManager":
     quick = TaskManager(include_path=[*(folder / each for each in FOLDERS), TASKS_DIRECTORY], include_defaults=False)
     if all(name in quick.task_index for name in names):
         return quick
+    # To know all tasks takes half a minute, to see that no file has a name a second or two.
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*yaml")]
+    for name in names:
+        if name not in quick.task_index and not any(name in text for text in texts):
+            raise _unknown(name, [*quick.all_tasks, *(found for text in texts for found in _NAMED.findall(text))])
     manager = TaskManager(include_path=TASKS_DIRECTORY)
-    unknown = [name for name in names if name not in manager.task_index]
-    if unknown:
-        near = did_you_mean(unknown[0], [PUBLISHED, *manager.all_tasks])
-        raise UsageError(f"tasks has {shown(unknown[0])}, which lm-eval {version('lm_eval')} does not know{near}")
+    for name in names:
+        if name not in manager.task_index:
+            raise _unknown(name, manager.all_tasks)
     return manager
+
+
+def _unknown(name: str, known: Sequence[str]) -> UsageError:
+    near = did_you_mean(name, [PUBLISHED, *known])
+    return UsageError(f"tasks has {shown(name)}, which lm-eval {version('lm_eval')} does not know{near}")
 
 
 def _load(manager: "TaskManager", name: str) -> dict[str, Any]:
@@ -241,17 +256,18 @@ def _require_plain(name: str, task: "Task | None" = None) -> None:
         )
 
 
-def _run(lm: "HeliumLM", loaded: dict[str, Any], *, limit: int | None, seed: int, log_samples: bool) -> dict[str, Any]:
+def ask(
+    lm: "LM", loaded: Mapping[str, Any], *, limit: int | None, seed: int = SEED, log_samples: bool = False
+) -> dict[str, Any]:
+    """Return what lm-eval finds of a model, of whatever class, on tasks that `load_tasks` returned."""
     import numpy as np
     from lm_eval.evaluator import evaluate as evaluate_tasks
 
-    lm.versions = {name: task.VERSION for name, task in loaded["tasks"].items()}
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=seed)
     # As lm-eval itself sets them.
     random.seed(0)
     np.random.seed(seed)
-    lm.progress_stream = sys.stderr
     try:
         # lm-eval prints what it does, and standard output carries the product only.
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
