@@ -23,8 +23,15 @@ STORED = Path(__file__).parent / "reference" / "evaluation.json"
 NAMES = ("demo", "helium", "llama")
 SHOTS = (0, 5)
 
-# Questions of each task. MMLU has 57 of them.
+# Questions of each task.
 LIMIT = 2
+
+# Each row of the page in both forms; of MMLU's 57 subjects, what is stored has two.
+ALL_TASKS = published_tasks("both")
+STORED_TASKS = [
+    *(task for task in ALL_TASKS if task not in ("mmlu", "mmlu_continuation")),
+    *(f"mmlu_{subject}{form}" for subject in ("anatomy", "virology") for form in ("", "_continuation")),
+]
 
 # Tokens of the random checkpoints' context.
 CONTEXT = 320
@@ -74,11 +81,11 @@ def requests() -> dict[str, list[Instance]]:
     }
 
 
-def tasks_asked(lm: LM, shots: int, *, form: str = "both", limit: int = LIMIT) -> dict[str, Any]:
-    """Return every task's figures and every answer, of the published tasks in both forms on our own data."""
+def tasks_asked(lm: LM, shots: int, *, tasks: Sequence[str] = ALL_TASKS) -> dict[str, Any]:
+    """Return every task's figures and every answer, on our own data."""
     with quiet_harness():
-        loaded = load_tasks(published_tasks(form), None, shots, DataSource(DATA))
-        found = ask(lm, loaded, limit=limit, log_samples=True)
+        loaded = load_tasks(tasks, None, shots, DataSource(DATA))
+        found = ask(lm, loaded, limit=LIMIT, log_samples=True)
     figures = {
         task: {name: value for name, value in values.items() if "," in name}
         for task, values in cast("Mapping[str, Mapping[str, object]]", found["results"]).items()

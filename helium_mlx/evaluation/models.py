@@ -17,14 +17,13 @@ import mlx.core as mx
 from helium_mlx.backend import dtype_name
 from helium_mlx.comparison.sides import MLX_LM_PREFIX, HeliumSide, MlxLmSide, open_side
 from helium_mlx.errors import CheckpointError, UsageError, one_line
-from helium_mlx.evaluation.scoring import STEP, Answer, Continuation, score_continuations
+from helium_mlx.evaluation.scoring import STEP, Answer, Continuation, score_continuations, token_logprobs
 from helium_mlx.files.hashes import file_hashes
 from helium_mlx.files.hub import resolve
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 from helium_mlx.generation.batching import Request, complete_batch
 from helium_mlx.generation.request import CompletionOptions
-from helium_mlx.generation.sampling import token_logprobs
 from helium_mlx.model.loading import load_model
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
@@ -105,7 +104,7 @@ class HeliumEvaluated:
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of ids."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=skip_special)
+        return self.tokenizer.library_text(tokens, skip_special_tokens=skip_special)
 
     def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, Answer]]:
         """Yield the index of each continuation with its answer, in any order."""
@@ -192,7 +191,7 @@ class MlxLmEvaluated:
         for start in range(0, len(inputs), STEP):
             logits = self.model(mx.array([inputs[start : start + STEP]]), cache=cache)[0]
             own = mx.array(targets[start : start + STEP])
-            (logprobs,) = token_logprobs(logits, own, 0)
+            logprobs = token_logprobs(logits, own)
             same, sound = (logits.argmax(axis=-1) == own).all(), are_sound(logits)
             mx.eval(logprobs, same, sound)
             require_sound(sound)

@@ -15,12 +15,14 @@ from typing import cast
 import mlx.core as mx
 
 from helium_mlx.evaluation.token_tree import Tokens, TokenTree, common_length, groups_of, tree_of
-from helium_mlx.generation.sampling import token_logprobs
 from helium_mlx.generation.scoring import HEAD_POSITIONS
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.memory import require_run_fits
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.sound_logits import are_sound, require_sound
+
+# Numbers that are added up in a row.
+_BLOCK = 256
 
 # Tokens run at a time: a GPU is busy with them, and the masks and scores of a long context stay small.
 STEP = 512
@@ -166,9 +168,21 @@ class _Trunk:
             rows = [row for row, node in enumerate(some) for _ in wanted[node]]
             tokens = mx.array([token for node in some for token in wanted[node]])
             repeated = logits if len(rows) == len(some) else logits[mx.array(rows)]
-            (logprobs,) = token_logprobs(repeated, tokens, 0)
+            logprobs = token_logprobs(repeated, tokens)
             is_greedy = repeated.argmax(axis=-1) == tokens
             sound = are_sound(logits)
             mx.eval(logprobs, is_greedy, sound)
             require_sound(sound)
             yield from zip(cast("list[float]", logprobs.tolist()), cast("list[bool]", is_greedy.tolist()), strict=True)
+
+
+def token_logprobs(logits: mx.array, tokens: mx.array) -> mx.array:
+    """Return the log-probabilities of `tokens`, integers (K,), under logits (K, vocab_size): float32 (K,), lazily.
+
+    The total of a vocabulary of 48,000, added up in one row, is off by 5e-5 in float32 on a CPU; block by block, 1e-6.
+    """
+    logits = logits.astype(mx.float32)
+    K, vocab_size = logits.shape
+    padded = mx.pad(logits, [(0, 0), (0, -vocab_size % _BLOCK)], constant_values=-mx.inf)
+    total = mx.logsumexp(mx.logsumexp(padded.reshape(K, -1, _BLOCK), axis=-1), axis=-1)
+    return mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - total

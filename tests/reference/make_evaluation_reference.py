@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from evaluated_checkpoints import SHOTS, STORED, TEXTS, checkpoints, instances, requests, tasks_asked  # noqa: E402
+from evaluated_checkpoints import SHOTS, STORED, STORED_TASKS, TEXTS, checkpoints, instances, requests, tasks_asked  # noqa: E402
 
 
 def reference(directory: Path, **options: Any) -> HFLM:  # noqa: ANN401
@@ -53,7 +53,7 @@ def main() -> None:
                 "loglikelihood": lm.loglikelihood(asked["loglikelihood"]),
                 "generate_until": lm.generate_until(asked["generate_until"]),
                 "loglikelihood_rolling": rolling_scores(directory, **options),
-                "tasks": {str(shots): tasks_asked(lm, shots) for shots in SHOTS},
+                "tasks": {str(shots): tasks_asked(lm, shots, tasks=STORED_TASKS) for shots in SHOTS},
             }
     STORED.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
 
