@@ -12,9 +12,9 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import helium_mlx
 from helium_mlx.evaluation.answers import Answers
@@ -34,7 +34,7 @@ def requests_of(task: str, data_dir: Path) -> list[Any]:
     return loaded.instances
 
 
-def seconds(score: Callable[[Sequence[Any]], object], requests: Sequence[Any]) -> float:
+def seconds(score: Callable[[list[Any]], object], requests: list[Any]) -> float:
     """Return how long it takes to score the requests."""
     start = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
@@ -52,9 +52,9 @@ def main() -> None:
     from mlx_lm.evaluate import MLXLM
 
     with tempfile.TemporaryDirectory() as folder, quiet_harness(), contextlib.redirect_stderr(io.StringIO()):
-        directory = Path(folder, "float32")
+        directory = str(Path(folder, "float32"))
         helium_mlx.convert(options.model, directory, dtype="float32")
-        ours, theirs = HeliumLM(str(directory)), MLXLM(str(directory), use_chat_template=False)
+        ours, theirs = HeliumLM(directory), cast("Any", MLXLM)(directory, use_chat_template=False)
         for task in TASKS:
             requests = requests_of(task, options.data_dir)
             pairs = zip(ours.loglikelihood(requests), theirs.loglikelihood(requests), strict=True)

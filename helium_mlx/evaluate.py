@@ -102,8 +102,7 @@ def _evaluate(
     reports = []
     for report in evaluate_all([model, *against], log_samples=log_samples, output=output, **options):  # pyright: ignore[reportArgumentType]
         if json:
-            harness = {name: value for name, value in report.harness.items() if name != "samples"}
-            lines = [to_json(harness)]
+            lines = [to_json(report.harness)]
         else:
             table = result_table(report.rows)
             lines = [*([""] if reports else []), *_wrapped(report.described()), ""]

@@ -1,4 +1,4 @@
-"""lm-eval's own command, which knows our class of models: `python -m helium_mlx.evaluation run --model helium_mlx …`."""
+"""lm-eval's own command, which knows our class of models, `--model helium_mlx`: `python -m helium_mlx.evaluation`."""
 
 import sys
 

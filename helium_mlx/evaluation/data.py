@@ -76,7 +76,7 @@ class DataSource:
             splits = {file.stem: datasets.Dataset.from_list(self._rows(file, subject)) for file in files}
             for file in files:
                 self.versions[str(file.relative_to(self.directory))] = f"local, SHA-256 {self._files[file][1]}"
-            return datasets.DatasetDict(splits)
+            return datasets.DatasetDict(cast("dict[Any, Any]", splits))
         if not place.is_dir():
             raise HeliumError(
                 f"{place} is not there, the local copy of the data set {_called(path, name)}; bring it: hf download "
@@ -113,7 +113,8 @@ def data_from(source: DataSource) -> Iterator[None]:
     """Have lm-eval's tasks load their data from there meanwhile."""
     from lm_eval.api.task import ConfigurableTask
 
-    download = ConfigurableTask.download
+    patched = cast("Any", ConfigurableTask)
+    download = patched.download
 
     def from_source(task: ConfigurableTask, dataset_kwargs: dict[str, object] | None = None, **kwargs: object) -> None:
         if task.config.custom_dataset is not None:
@@ -123,11 +124,11 @@ def data_from(source: DataSource) -> Iterator[None]:
         task.dataset = source.load(cast(str, task.DATASET_PATH), task.DATASET_NAME, options)
 
     token = _source.set(source)
-    ConfigurableTask.download = from_source
+    patched.download = from_source
     try:
         yield
     finally:
-        ConfigurableTask.download = download
+        patched.download = download
         _source.reset(token)
 
 

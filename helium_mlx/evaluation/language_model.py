@@ -38,7 +38,6 @@ MAX_TOKENS = 256
 _KEPT_AT_ONCE = 16
 
 
-@register_model("helium_mlx")
 class HeliumLM(TemplateLM):
     """A model of this package, or of mlx-lm, as lm-eval asks for one."""
 
@@ -221,8 +220,9 @@ class HeliumLM(TemplateLM):
 
     def _completions(self, requests: "Sequence[Instance]") -> Iterator[tuple[int, str]]:
         eos = self.model.decode([self.model.eos], skip_special=False)
-        stops = [handle_stop_sequences(_until(request.args[1]), eos) for request in requests]
-        prompts = [self._prompt(*request.args, stop) for request, stop in zip(requests, stops, strict=True)]
+        asked = [cast("tuple[str, Mapping[str, object]]", request.args) for request in requests]
+        stops = [handle_stop_sequences(_until(options), eos) for _, options in asked]
+        prompts = [self._prompt(*each, stop) for each, stop in zip(asked, stops, strict=True)]
         for index, tokens in self.model.complete(prompts):
             yield index, postprocess_generated_text(self.model.decode(tokens), stops[index], None)
 
@@ -243,6 +243,10 @@ class HeliumLM(TemplateLM):
                 f"max_gen_toks is {max_tokens}; it must be less than the context of {self.max_length} tokens"
             )
         return Prompt(self.tok_encode(context)[-room:], max_tokens, tuple(filter(None, stop)))
+
+
+# As a decorator it would hide the class's own type.
+register_model("helium_mlx")(HeliumLM)
 
 
 def _until(options: Mapping[str, object]) -> "str | list[str] | None":

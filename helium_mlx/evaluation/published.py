@@ -42,7 +42,7 @@ class PublishedRow:
         """Return the forms that are asked in: the row's own by default, one that it has, or both."""
         if form == "both":
             return list(self.tasks)
-        return [form] if form in self.tasks else [self.form]
+        return [form] if form is not None and form in self.tasks else [self.form]
 
 
 def _choice(

@@ -119,17 +119,20 @@ def evaluate_all(
     with quiet_harness():
         loaded = load_tasks(names, form, shots, source)
         for index, model in enumerate(models):
-            own = {"revision": revision, "subfolder": subfolder} if index == 0 else {}
-            lm = HeliumLM(str(model), dtype=dtype, batch_size=batch_size, **own)
+            place = (revision, subfolder) if index == 0 else (None, None)
+            lm = HeliumLM(str(model), revision=place[0], subfolder=place[1], dtype=dtype, batch_size=batch_size)
             kept = None if output is None else Path(output) / ANSWERS_FILE
             with Answers(kept) as answers:
                 lm.answers, lm.progress_stream = answers, sys.stderr
                 lm.versions = {name: task.VERSION for name, task in loaded["tasks"].items()}
                 found = ask(lm, loaded, limit=limit, seed=seed, log_samples=log_samples)
-            harness = found | {"config": _config(lm, limit=limit, seed=seed, batch_size=batch_size, source=source)}
+            samples = cast("Mapping[str, list[object]]", found.pop("samples", {}))
+            harness = _plain(found) | {
+                "config": _config(lm, limit=limit, seed=seed, batch_size=batch_size, source=source)
+            }
             report = _report(lm, harness, form=form, limit=limit, seed=seed, source=source)
             if output is not None:
-                _write(Path(output), report)
+                _write(Path(output), report, samples)
             # The next model comes into memory when this one has left it.
             del lm
             gc.collect()
@@ -156,11 +159,12 @@ def _require_options(form: str | None, data_dir: str | Path | None) -> None:
 def quiet_harness() -> Iterator[None]:
     """Keep lm-eval, and what it uses, from writing between our own lines and from starting processes."""
     import datasets
+    from datasets.utils import are_progress_bars_disabled
 
     os.environ["DISABLE_MULTIPROC"] = "1"
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
-    were_shown = datasets.are_progress_bars_enabled() if hasattr(datasets, "are_progress_bars_enabled") else True
+    were_shown = not are_progress_bars_disabled()
     datasets.disable_progress_bars()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -271,7 +275,9 @@ def ask(
     try:
         # lm-eval prints what it does, and standard output carries the product only.
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            found = evaluate_tasks(lm, loaded, limit=limit, bootstrap_iters=_DRAWS, log_samples=log_samples)
+            found = evaluate_tasks(
+                lm, cast("Any", loaded), limit=limit, bootstrap_iters=_DRAWS, log_samples=log_samples
+            )
     except AssertionError as error:
         raise HeliumError(f"lm-eval cannot ask the questions: {one_line(str(error), 200)}") from None
     return cast("dict[str, Any]", found)
@@ -307,18 +313,24 @@ def _report(
     )  # fmt: skip
 
 
-def _write(output: Path, report: EvaluationReport) -> None:
+def _write(output: Path, report: EvaluationReport, samples: Mapping[str, list[object]]) -> None:
     """Write a result in lm-eval's form, and the questions of each task beside it."""
-    from lm_eval.utils import handle_non_serializable, sanitize_model_name
+    from lm_eval.utils import sanitize_model_name
 
     place = output / sanitize_model_name(report.model)
     place.mkdir(parents=True, exist_ok=True)
-    harness = dict(report.harness)
-    samples = cast("Mapping[str, list[object]]", harness.pop("samples", {}))
-    plain = json.loads(json.dumps(harness, default=handle_non_serializable))
     with replacing(place / "results.json") as file:
-        file.write_text(to_json(plain, indent=2) + "\n", encoding="utf-8")
+        file.write_text(to_json(report.harness, indent=2) + "\n", encoding="utf-8")
     for task, rows in samples.items():
         with replacing(place / f"samples_{task}.jsonl") as file:
-            lines = (json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows)
-            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            file.write_text("".join(f"{to_json(_plain({'row': row})['row'])}\n" for row in rows), encoding="utf-8")
+
+
+def _plain(values: Mapping[str, object]) -> dict[str, Any]:
+    """Return a result with nothing in it but what JSON has; a function is its name."""
+    from lm_eval.utils import handle_non_serializable
+
+    def plain(value: object) -> object:
+        return getattr(value, "__name__", None) or handle_non_serializable(value)
+
+    return json.loads(json.dumps(values, default=plain))

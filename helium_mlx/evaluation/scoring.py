@@ -14,7 +14,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.evaluation.token_tree import Tokens, TokenTree, common_length, groups_of, tree_of
+from helium_mlx.evaluation.token_tree import TokenTree, common_length, groups_of, tree_of
 from helium_mlx.generation.scoring import HEAD_POSITIONS
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.memory import require_run_fits
@@ -61,7 +61,7 @@ def score_continuations(
 
     Raises GenerationError if the longest does not fit into memory, and for logits that are not numbers.
     """
-    asked: dict[Tokens, list[int]] = {}
+    asked: dict[tuple[int, ...], list[int]] = {}
     for index, continuation in enumerate(continuations):
         asked.setdefault(continuation.inputs, []).append(index)
     if not asked:

@@ -50,12 +50,12 @@ def tree_of(sequences: Sequence[Tokens]) -> TokenTree:
     return TokenTree(tokens, positions, ends, paths, trunk)
 
 
-def groups_of(sequences: Sequence[Tokens], *, most: int, most_nodes: int) -> Iterator[list[Tokens]]:
+def groups_of(sequences: Sequence[tuple[int, ...]], *, most: int, most_nodes: int) -> Iterator[list[tuple[int, ...]]]:
     """Cut sequences that are sorted into groups, each for one tree: of at most `most`, and of few nodes beside a trunk.
 
     Where a group has several sequences, those have at most `most_nodes` nodes after what all of them begin with.
     """
-    group: list[Tokens] = []
+    group: list[tuple[int, ...]] = []
     trunk = nodes = 0
     for sequence in sequences:
         if group:

@@ -193,8 +193,8 @@ def test_the_command_prints_the_table_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_what_lm_eval_would_write() -> None:
-    result = run_command("evaluate", "--model", "demo", "--tasks", "arc_easy", "--limit", "2", "--data-dir", str(DATA),
-                         "--json", "--quiet")  # fmt: skip
+    asked = ["--model", "demo", "--tasks", "arc_easy", "mkqa_de", "--limit", "2", "--data-dir", str(DATA)]
+    result = run_command("evaluate", *asked, "--json", "--quiet")
     assert result.returncode == 0 and result.stderr == ""
     assert "acc_norm_stderr,none" in json.loads(result.stdout)["results"]["arc_easy"]
 
@@ -205,9 +205,9 @@ def test_a_card_has_the_table_and_without_a_limit_the_figures_for_the_hub(tmp_pa
     from helium_mlx.model_card.evaluated import update_card
 
     directory = tmp_path / "demo-4bit"
-    helium_mlx.convert("demo", directory, quantize=True)
+    helium_mlx.convert("demo", str(directory), quantize=True)
     report = helium_mlx.evaluate(directory, tasks="openbookqa", data_dir=DATA)
-    update_card(directory, report)
+    card = ""
     for _ in range(2):
         # A second time it takes the first one's place.
         update_card(directory, report)

@@ -1,6 +1,7 @@
 """Shared scoring against each continuation alone, in one plain forward pass."""
 
 import random
+from typing import cast
 
 import mlx.core as mx
 import pytest
@@ -17,7 +18,7 @@ def alone(model: HeliumForCausalLM, continuation: Continuation) -> Answer:
     tokens = mx.array(continuation.tokens[1:])
     own = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[-continuation.length :]
     same = (logits.argmax(axis=-1) == tokens)[-continuation.length :]
-    return Answer(float(own.sum().item()), bool(same.all().item()))
+    return Answer(cast(float, own.sum().item()), bool(same.all().item()))
 
 
 def questions(vocab_size: int) -> list[Continuation]:
@@ -45,7 +46,7 @@ def test_answers_are_those_of_each_alone(
     greedy = alone(model, continuations[0])
     # What greedy decoding would say is asked too.
     first = model(mx.array([continuations[0].inputs])).logits[0, -1].argmax().item()
-    continuations.append(Continuation((*continuations[0].inputs, int(first)), 1))
+    continuations.append(Continuation((*continuations[0].inputs, cast(int, first)), 1))
     found = dict(score_continuations(model, continuations, batch_size=batch_size))
     assert sorted(found) == list(range(len(continuations)))
     for index, continuation in enumerate(continuations):

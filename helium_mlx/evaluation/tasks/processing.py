@@ -1,13 +1,13 @@
 """What the task files compute of data sets' rows."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from helium_mlx.evaluation.data import load_data
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 # language -> the configuration of FLORES-200, and the name that a prompt has
 FLORES = {
@@ -56,14 +56,14 @@ def mkqa_es(dataset: "Dataset") -> "Dataset":
     return _mkqa(dataset, "es")
 
 
-def flores(source: str, target: str, **metadata: object) -> "Mapping[str, Dataset]":
+def flores(source: str, target: str, **metadata: object) -> "DatasetDict":
     """Return the splits of two languages beside each other, joined by the sentences' numbers."""
     from datasets import Dataset, DatasetDict
 
     sides = [load_data("facebook/flores", FLORES[language][0]) for language in (source, target)]
     splits = {}
     for split in ("dev", "devtest"):
-        texts, others = ({row["id"]: row["sentence"] for row in side[split]} for side in sides)
+        texts, others = ({row["id"]: row["sentence"] for row in cast("Iterable[Row]", side[split])} for side in sides)
         splits[split] = Dataset.from_list(
             [
                 {
