@@ -169,6 +169,7 @@ class MlxLmSide:
             self.tokenizer = load_tokenizer(directory, {"trust_remote_code": False})
         except (OSError, TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
             raise _refused(name, "the tokenizer", error) from None
+        self.config = config
         self.bos = self._first_id(config)
         self.context = _positive(config.get("max_position_embeddings"))
         self.vocab_size = _positive(config.get("vocab_size"))

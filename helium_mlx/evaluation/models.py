@@ -20,12 +20,13 @@ from helium_mlx.errors import CheckpointError, UsageError, one_line
 from helium_mlx.evaluation.scoring import STEP, Answer, Continuation, score_continuations, token_logprobs
 from helium_mlx.files.hashes import file_hashes
 from helium_mlx.files.hub import resolve
-from helium_mlx.files.names import CONFIG_FILE
+from helium_mlx.files.names import CONFIG_FILE, GENERATION_CONFIG_FILE
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 from helium_mlx.generation.batching import Request, complete_batch
 from helium_mlx.generation.request import CompletionOptions
 from helium_mlx.model.loading import load_model
 from helium_mlx.model.sound_logits import are_sound, require_sound
+from helium_mlx.option_values import whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 # What lm-eval takes for a model that does not say.
@@ -133,7 +134,8 @@ class MlxLmEvaluated:
         self.dtype = dtype_name(side.dtype if dtype is None else dtype)
         self.context = side.context or DEFAULT_CONTEXT
         self.bos = side.bos
-        self.eos = cast(int, self.tokenizer.eos_token_id)
+        self._eos_ids = _eos_ids(side)
+        self.eos = self._eos_ids[0]
         self.hashes = file_hashes(_tokenizer_and_weights(side), within=side.directory)
         self._bos_text = self.decode([self.bos], skip_special=False)
 
@@ -166,7 +168,7 @@ class MlxLmEvaluated:
             tokens: list[int] = []
             for token, _ in generate_step(mx.array(prompt.tokens), self.model, max_tokens=prompt.max_tokens):
                 tokens.append(int(token))
-                if tokens[-1] in self.tokenizer.eos_token_ids or self._is_stopped(tokens, prompt.stop):
+                if tokens[-1] in self._eos_ids or self._is_stopped(tokens, prompt.stop):
                     break
             yield index, tokens
 
@@ -211,6 +213,23 @@ def _require_language_model(name: str, directory: Path) -> None:
                 f"{name} is a {one_line(str(architecture), 80)}, without the head of a language model; name a "
                 "checkpoint that generates text"
             )
+
+
+def _eos_ids(side: MlxLmSide) -> list[int]:
+    """Return the ids that end a text: the tokenizer's first, then those of the configs, as mlx-lm takes them."""
+    found: list[object] = [side.tokenizer.eos_token_id]
+    path = side.directory / GENERATION_CONFIG_FILE
+    try:
+        configs = [side.config, *([read_json_object(path)] if path.is_file() else [])]
+    except FileProblem as problem:
+        raise CheckpointError(f"{path}: {problem}") from None
+    for config in configs:
+        named = config.get("eos_token_id")
+        found += named if isinstance(named, list) else [named]
+    ids = list(dict.fromkeys(index for index in map(whole, found) if index is not None))
+    if not ids:
+        raise CheckpointError(f"{side.name}: neither its tokenizer nor its config says which token ends a text")
+    return ids
 
 
 def _tokenizer_and_weights(side: MlxLmSide) -> list[Path]:
