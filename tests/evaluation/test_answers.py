@@ -25,11 +25,12 @@ def test_a_torn_line_is_asked_again_and_harms_no_other(tmp_path: Path, cut: int)
         answers.add(KEPT)
     path.write_bytes(path.read_bytes()[:-cut])
     with Answers(path) as answers:
-        left = len(answers)
-        assert left < 3
+        assert len(answers) < 3
+        answers.add({"new": "first after the tear"})
         answers.add(KEPT)
     with Answers(path) as answers:
         assert {key: answers.get(key) for key in KEPT} == KEPT
+        assert answers.get("new") == "first after the tear"
 
 
 def test_lines_that_are_no_answers_are_passed_over(tmp_path: Path) -> None:
