@@ -102,6 +102,11 @@ def published_tasks(form: str | None) -> list[str]:
     return [row.tasks[each][0] for row in ROWS for each in row.forms(form)]
 
 
-def column_of(model: str) -> int | None:
-    """Return which column of the page a model is, by its name; None if by that it is none of them."""
-    return next((place for place, part in enumerate(COLUMNS.values()) if part in model.lower()), None)
+def column_of(model: str, program: str) -> int | None:
+    """Return which column of the page a model is, by the last part of its name; None if by that it is none of them.
+
+    What this package opens is compared with Helium's.
+    """
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    found = next((place for place, part in enumerate(COLUMNS.values()) if part in name), None)
+    return 0 if found is None and program == "helium_mlx" else found

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from helium_mlx.evaluation.published import AVERAGE, ROWS, column_of
+from helium_mlx.evaluation.published import AVERAGE, ROWS
 
 # How far a figure may be from the published one and be called the same, in standard errors.
 WITHIN = 2
@@ -44,18 +44,19 @@ class ResultRow:
         return abs(self.difference) <= WITHIN * self.error
 
 
-def result_rows(model: str, harness: Mapping[str, object]) -> tuple[ResultRow, ...]:
-    """Return the rows of a result of lm-eval: those of the page in its order, then all others; the average last."""
+def result_rows(harness: Mapping[str, object], column: int | None) -> tuple[ResultRow, ...]:
+    """Return the rows of a result of lm-eval: those of the page in its order, then all others; the average last.
+
+    `column` is the one of the page that they are compared with, if there is one.
+    """
     results = _part(harness, "results")
-    column = column_of(model)
-    column = 0 if column is None else column
     rows: list[ResultRow] = []
     known: set[str] = set()
     for row in ROWS:
         for each, (task, metric) in row.tasks.items():
             known |= {task, *_children(harness, task)}
             if task in results:
-                published = row.values[column] if row.values else None
+                published = row.values[column] if row.values and column is not None else None
                 rows.append(_row(harness, task, metric, row.name, row.language, each, published))
     rows += [
         _row(harness, task, metric, task, "", "", None)
@@ -64,11 +65,11 @@ def result_rows(model: str, harness: Mapping[str, object]) -> tuple[ResultRow, .
         for metric in _part(results, task)
         if "," in metric and "_stderr," not in metric
     ]
-    average = average_row(rows, AVERAGE[column])
+    average = average_row(rows, None if column is None else AVERAGE[column])
     return (*rows, *([average] if average else []))
 
 
-def average_row(rows: Sequence[ResultRow], published: float) -> ResultRow | None:
+def average_row(rows: Sequence[ResultRow], published: float | None) -> ResultRow | None:
     """Return the average of the English rows, of two forms the better; None unless all of them are there."""
     wanted = [row.name for row in ROWS if row.language == ENGLISH]
     best: dict[str, ResultRow] = {}

@@ -23,7 +23,7 @@ import mlx.core as mx
 from helium_mlx.errors import HeliumError, UsageError, did_you_mean, one_line, shown
 from helium_mlx.evaluation.answers import Answers
 from helium_mlx.evaluation.data import DataSource, data_from
-from helium_mlx.evaluation.published import FOLDERS, FORMS, SHOTS, published_tasks
+from helium_mlx.evaluation.published import FOLDERS, FORMS, SHOTS, column_of, published_tasks
 from helium_mlx.evaluation.report import EvaluationReport
 from helium_mlx.evaluation.rows import result_rows
 from helium_mlx.files.atomic import replacing
@@ -162,7 +162,7 @@ def quiet_harness() -> Iterator[None]:
     from datasets.utils import are_progress_bars_disabled
 
     os.environ["DISABLE_MULTIPROC"] = "1"
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     were_shown = not are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -308,7 +308,8 @@ def _report(
     model = lm.model
     return EvaluationReport(
         model=model.name, program=model.program, dtype=model.dtype,
-        rows=result_rows(model.name, harness), form=form, limit=limit, seed=seed, hashes=model.hashes,
+        rows=result_rows(harness, column_of(model.name, model.program)),
+        form=form, limit=limit, seed=seed, hashes=model.hashes,
         data=dict(source.versions), versions=_versions(), harness=harness,
     )  # fmt: skip
 

@@ -65,8 +65,9 @@ def test_the_published_tasks_have_the_forms_that_were_asked_for() -> None:
 
 def test_a_model_is_compared_with_its_own_column() -> None:
     names = ["helium-2b-4bit", "mlx-lm:HuggingFaceTB/SmolLM2-1.7B", "mlx-lm:google/gemma-2-2b"]
-    names += ["meta-llama/Llama-3.2-3B", "Qwen/Qwen2.5-1.5B", "other"]
-    assert list(map(column_of, names)) == [0, 1, 2, 3, 4, None]
+    names += ["mlx-lm:/helium/meta-llama/Llama-3.2-3B/", "Qwen/Qwen2.5-1.5B", "other"]
+    assert [column_of(name, "mlx-lm") for name in names] == [0, 1, 2, 3, 4, None]
+    assert column_of("demo-4bit", "helium_mlx") == 0
 
 
 def row(name: str, value: float, *, form: str = "letters", error: float | None = 2.0) -> ResultRow:
