@@ -110,9 +110,9 @@ def _evaluate(
         print("\n".join(lines), flush=True)
         reports.append(report)
     if len(reports) > 1 and not json:
-        # A column a model: of more than a terminal holds, in Markdown.
+        # A column a model, with names of any length.
         table = model_table({report.model: report.rows for report in reports})
-        print("\n".join(["", *(table.markdown() if markdown or len(reports) > 5 else table.plain())]))
+        print("\n".join(["", *table.markdown()]))
     if update_card:
         from helium_mlx.model_card.evaluated import update_card as write_card
 

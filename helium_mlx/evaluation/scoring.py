@@ -3,13 +3,14 @@
 Requests are sorted, so that those with one beginning stand together: the few-shot examples of a task, a question, the
 first words of two choices. The sequences of a group become one row, a tree (`token_tree.py`), after a trunk that stays
 in the cache for the next group. So nothing is padded, no cache is copied for a choice, and a batch costs the memory of
-one sequence and of `STEP` tokens beside it.
+one sequence and of `BRANCHES` tokens beside it.
 
 A row's sums are rounded in another order than alone: in float32 log-probabilities agree to 1e-5.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import mlx.core as mx
@@ -26,6 +27,9 @@ _BLOCK = 256
 
 # Tokens run at a time: a GPU is busy with them, and the masks and scores of a long context stay small.
 STEP = 512
+
+# Tokens of a group after what all its sequences begin with: enough for a GPU, and few of which do not see each other.
+BRANCHES = 128
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,11 @@ def score_continuations(
     if not asked:
         return
     longest = max(map(len, asked))
-    require_run_fits(model, longest + STEP, {})
+    require_run_fits(model, longest + BRANCHES, {})
     # Frequencies of these depend on how long a text is, so that none shares its beginning with another.
     is_shared = model.config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
     trunk = _Trunk(model, STEP if is_shared else longest)
-    for group in groups_of(sorted(asked), most=batch_size if is_shared else 1, most_nodes=STEP):
+    for group in groups_of(sorted(asked), most=batch_size if is_shared else 1, most_nodes=BRANCHES):
         first = min(continuations[index].first for sequence in group for index in asked[sequence])
         tree = tree_of(group)
         wanted = _Wanted()
@@ -133,8 +137,10 @@ class _Trunk:
         # A position whose logits are wanted is run again: the cache keeps no logits.
         start = min(common_length(self.held, tree.tokens[: tree.trunk]), first) if self.step == STEP else 0
         self._forget(len(self.held) - start)
-        for begin in range(start, len(tree.tokens), self.step):
-            end = min(begin + self.step, len(tree.tokens))
+        # The trunk by itself: the mask of what is causal costs nothing.
+        branches = max(start, tree.trunk)
+        edges = [*range(start, branches, self.step), *range(branches, len(tree.tokens), self.step), len(tree.tokens)]
+        for begin, end in pairwise(edges):
             h = self._step(tree, begin, end)
             yield from self._scored(h, begin, {node: tokens for node, tokens in wanted.items() if begin <= node < end})
         self.held = tree.tokens
