@@ -4,7 +4,7 @@
     for chunk in helium_mlx.stream_generate(model, tokenizer, "Bonjour"): print(chunk.text, end="")
 
 Importing the package loads next to nothing: each name brings its module in when it is first used. `generate`,
-`convert`, `compare`, `upload` and `export` are functions here and modules of the same name
+`convert`, `compare`, `evaluate`, `upload` and `export` are functions here and modules of the same name
 (`python -m helium_mlx.generate`); the functions win, whatever was imported first.
 """
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         UploadError,
         UsageError,
     )
+    from helium_mlx.evaluation.report import EvaluationReport
+    from helium_mlx.evaluation.running import evaluate
     from helium_mlx.generation.completion import GenerationChunk
     from helium_mlx.generation.prompt_cache import PromptCache
     from helium_mlx.generation.scoring import Score, score
@@ -79,6 +81,8 @@ _HOMES = {
     "ConversionReport": "conversion.conversion",
     "compare": "comparison.comparison",
     "ComparisonReport": "comparison.report",
+    "evaluate": "evaluation.running",
+    "EvaluationReport": "evaluation.report",
     "export": "bundle.exporting",
     "BundleRunner": "bundle.runner",
     "ExportReport": "bundle.exporting",
@@ -146,6 +150,7 @@ __all__ = [
     "EngineError",
     "EngineMemoryError",
     "EngineStream",
+    "EvaluationReport",
     "ExportReport",
     "GenerationChunk",
     "GenerationConfig",
@@ -175,6 +180,7 @@ __all__ = [
     "compare",
     "convert",
     "copy_cache",
+    "evaluate",
     "export",
     "generate",
     "load",

@@ -3,7 +3,7 @@ from processes import run_code
 
 import helium_mlx
 
-HEAVY = ("transformers", "torch", "mlx_lm", "numpy", "jinja2")
+HEAVY = ("transformers", "torch", "mlx_lm", "numpy", "jinja2", "lm_eval", "datasets", "sacrebleu")
 
 
 def run(code: str) -> str:
@@ -42,12 +42,13 @@ helium_mlx.generate(model, tokenizer, "Once", max_tokens=2)
 unused = ("huggingface_hub", "sentencepiece", "yaml", "asyncio", "ctypes", "shutil", "tempfile", *{HEAVY!r})
 print([name for name in unused if name in sys.modules])
 print([name for name in sys.modules if name.startswith("helium_mlx.") and name.split(".")[1] in (
-    "conversion", "publishing", "model_card", "comparison", "diagnostics", "engine", "bundle", "quantization")])
+    "conversion", "publishing", "model_card", "evaluation", "comparison", "diagnostics", "engine", "bundle",
+    "quantization")])
 """
     assert run(code) == "[]\n[]"
 
 
-@pytest.mark.parametrize("name", ["generate", "convert", "compare", "upload", "export"])
+@pytest.mark.parametrize("name", ["generate", "convert", "compare", "evaluate", "upload", "export"])
 @pytest.mark.parametrize(
     "first",
     [

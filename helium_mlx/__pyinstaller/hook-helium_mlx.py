@@ -25,5 +25,5 @@ if sys.platform == "darwin":
     kernels = f"{get_package_paths('mlx')[1]}/lib/mlx.metallib"
     datas += [(kernels, "mlx/lib"), (kernels, ".")]
 
-# Used where a program brings them itself: the adapter, the plots, the parity tests.
-excludedimports = ["mlx_lm", "transformers", "torch", "matplotlib"]
+# Used where a program brings them itself: the adapter, the plots, evaluations, the parity tests.
+excludedimports = ["mlx_lm", "transformers", "torch", "matplotlib", "lm_eval", "datasets", "sacrebleu"]

@@ -176,7 +176,7 @@ class MlxLmSide:
             from mlx_lm.utils import load_tokenizer
         except ImportError as error:
             raise ComparisonError(f"{name} needs mlx-lm, which is not there ({error}): pip install mlx-lm") from None
-        self.name, self._directory = name, directory
+        self.name, self.directory = name, directory
         try:
             config = read_json_object(directory / CONFIG_FILE)
         except FileProblem as problem:
@@ -191,9 +191,10 @@ class MlxLmSide:
             raise CheckpointError(f"{directory}: no model*.safetensors is there, which is what mlx-lm reads")
         self._parameters = 0
         try:
-            self._tokenizer = load_tokenizer(directory, {"trust_remote_code": False})
+            self.tokenizer = load_tokenizer(directory, {"trust_remote_code": False})
         except (OSError, TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
             raise _refused(name, "the tokenizer", error) from None
+        self.config = config
         self.bos = self._first_id(config)
         self.context = _positive(config.get("max_position_embeddings"))
         self.vocab_size = _positive(config.get("vocab_size"))
@@ -204,21 +205,25 @@ class MlxLmSide:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def load(self, dtype: mx.Dtype) -> LogitsOfRows:
         """Return the model, loaded, computing in `dtype`."""
+        return logits_of_any(self.load_model(dtype))
+
+    def load_model(self, dtype: mx.Dtype) -> Callable[..., mx.array]:
+        """Return mlx-lm's model itself, computing in `dtype`."""
         from mlx_lm.utils import get_total_parameters
         from mlx_lm.utils import load_model as load_mlx_lm_model
 
         try:
-            model = load_mlx_lm_model(self._directory)[0]
+            model = load_mlx_lm_model(self.directory)[0]
         except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise _refused(self.name, "the model", error) from None
         model.set_dtype(dtype)
         mx.eval(model.parameters())
         self._parameters = get_total_parameters(model)
-        return logits_of_any(model)
+        return model
 
     def described(self, dtype: mx.Dtype) -> ComparedModel:
         """Return what a report says of it."""
@@ -226,12 +231,12 @@ class MlxLmSide:
 
     def _first_id(self, config: dict[str, object]) -> int:
         """Return what a window begins with: what the tokenizer puts before a text, else BOS, else EOS."""
-        prefix = self._tokenizer.encode("", add_special_tokens=True)
+        prefix = self.tokenizer.encode("", add_special_tokens=True)
         candidates = [
             *prefix[:1],
-            self._tokenizer.bos_token_id,
+            self.tokenizer.bos_token_id,
             config.get("bos_token_id"),
-            self._tokenizer.eos_token_id,
+            self.tokenizer.eos_token_id,
         ]
         found = [index for index in map(whole, candidates) if index is not None]
         if not found:

@@ -46,7 +46,7 @@ def require_card(candidate: str | Path) -> None:
         raise CheckpointError(
             f"{candidate} is no directory of yours, and --update-card needs one that `helium-mlx convert` made; drop it"
         )
-    _card_and_record(Path(candidate))
+    card_and_record(Path(candidate))
 
 
 def update_card(directory: Path, comparison: ComparisonReport, *, reference: str | None = None) -> None:
@@ -56,22 +56,28 @@ def update_card(directory: Path, comparison: ComparisonReport, *, reference: str
     Raises CheckpointError for a directory that was not converted here, or whose card was changed since.
     """
     directory = directory.resolve()
-    card, record = _card_and_record(directory)
+    card, record = card_and_record(directory)
     text = with_quality(card, measured(comparison, reference or _name(comparison.reference.name)))
     files = recorded_hashes(record) | {CARD_FILE: hashlib.sha256(text.encode()).hexdigest()}
-    _rewrite(directory, text, record | {"files": files, "comparison": _figures(comparison)})
+    rewrite_card(directory, text, record | {"files": files, "comparison": _figures(comparison)})
 
 
 def with_quality(card: str, section: list[str]) -> str:
     """Return a card whose part about quality is another; a new one comes before the one about memory, or last."""
-    part = "\n".join([HEADING, "", *section, "", ""])
-    if f"\n{HEADING}\n" in card:
-        return re.sub(rf"^{HEADING}\n.*?(?=^## |\Z)", lambda _: part, card, flags=re.DOTALL | re.MULTILINE)
-    before, heading, after = card.partition("## Memory\n")
-    return f"{before}{part}{heading}{after}" if heading else f"{card.rstrip()}\n\n{part}"
+    return with_section(card, HEADING, section)
 
 
-def _card_and_record(directory: Path) -> tuple[str, dict[str, object]]:
+def with_section(card: str, heading: str, section: list[str]) -> str:
+    """Return a card whose part under a heading is another; a new one comes before the one about memory, or last."""
+    part = "\n".join([heading, "", *section, "", ""])
+    if f"\n{heading}\n" in card:
+        return re.sub(rf"^{heading}\n.*?(?=^## |\Z)", lambda _: part, card, flags=re.DOTALL | re.MULTILINE)
+    before, memory, after = card.partition("## Memory\n")
+    return f"{before}{part}{memory}{after}" if memory else f"{card.rstrip()}\n\n{part}"
+
+
+def card_and_record(directory: Path) -> tuple[str, dict[str, object]]:
+    """Return the card and the record of a converted directory. Raises CheckpointError unless they belong together."""
     if problem := unconverted(directory):
         raise CheckpointError(problem)
     inner = next((path for path in _directories(directory) if path not in _folders(directory)), None)
@@ -101,7 +107,7 @@ def _folders(directory: Path) -> list[Path]:
     return [templates] if templates.is_dir() and not templates.is_symlink() else []
 
 
-def _rewrite(directory: Path, card: str, record: dict[str, object]) -> None:
+def rewrite_card(directory: Path, card: str, record: dict[str, object]) -> None:
     """Put card and record in place together: a new directory, of links to all other files, takes the old one's."""
     with new_directory(directory, replace=True) as new:
         folders = _folders(directory)

@@ -293,6 +293,10 @@ class HeliumTokenizer:
             raise TokenizerError("clean_up_tokenization_spaces is True; Helium's text needs none: leave it out")
         return self._vocabulary.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
 
+    def library_text(self, ids: Ids, *, skip_special_tokens: bool = True) -> str:
+        """Return the text of the ids, as the file's library gives it, also for bytes that are not UTF-8."""
+        return self._vocabulary.library_text(self._checked(ids), skip_special_tokens=skip_special_tokens)
+
     def batch_decode(
         self,
         sequences: "Iterable[Iterable[SupportsIndex]] | mx.array",

@@ -79,6 +79,10 @@ class Vocabulary(Protocol):
         """Return the text of ids below `size`."""
         ...
 
+    def library_text(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of ids below `size` as the file's library gives it, with what it makes of broken UTF-8."""
+        ...
+
     def token(self, index: int) -> str | None:
         """Return the token of an id as the file spells it; None where the id has none."""
         ...
@@ -171,15 +175,18 @@ class JsonVocabulary:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        text = self.library_text(ids, skip_special_tokens=skip_special_tokens)
+        if _REPLACEMENT not in text or isinstance(self._decoder, dict):
+            return text
+        return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), ids)
+
+    def library_text(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
         if all(index in skipped or self.token(index) is None for index in ids):
             # Decoders look at the first piece, and there is none.
             return ""
         with _named_failures(f"{self._path} cannot decode ids"):
-            text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-        if _REPLACEMENT not in text or isinstance(self._decoder, dict):
-            return text
-        return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), ids)
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def token(self, index: int) -> str | None:
         return self._tokenizer.id_to_token(index)
@@ -337,11 +344,16 @@ class SentencePieceVocabulary:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         if self._added_by_id.keys().isdisjoint(ids):
-            known = [index for index in ids if index < self.base_size]
-            text = self._processor.Decode(known) if known else ""
+            text = self.library_text(ids, skip_special_tokens=skip_special_tokens)
             if _REPLACEMENT not in text:
                 return text
         return _streamed(self.detokenizer(self.piece, skip_special_tokens=skip_special_tokens), ids)
+
+    def library_text(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        if not self._added_by_id.keys().isdisjoint(ids):
+            return self.decode(ids, skip_special_tokens=skip_special_tokens)
+        known = [index for index in ids if index < self.base_size]
+        return self._processor.Decode(known) if known else ""
 
     def token(self, index: int) -> str | None:
         if index in self._added_by_id:

@@ -1,0 +1,337 @@
+"""`evaluate`: one or more models on tasks of lm-eval, whose answers are kept while they come.
+
+lm-eval makes the prompts, and of the answers the figures; this package's class of models answers (`language_model.py`).
+What is asked depends on the tasks, the shots, the limit and the seed alone, so that every model is asked the same.
+"""
+
+import gc
+import json
+import logging
+import os
+import random
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import mlx.core as mx
+
+from helium_mlx.errors import HeliumError, UsageError, did_you_mean, one_line, shown
+from helium_mlx.evaluation.answers import Answers
+from helium_mlx.evaluation.data import DataSource, data_from
+from helium_mlx.evaluation.published import FOLDERS, FORMS, SHOTS, column_of, published_tasks
+from helium_mlx.evaluation.report import EvaluationReport
+from helium_mlx.evaluation.rows import result_rows
+from helium_mlx.files.atomic import replacing
+from helium_mlx.json_writer import to_json
+from helium_mlx.option_values import require_whole
+from helium_mlx.process import require_not_forked
+from helium_mlx.version import __version__
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+    from helium_mlx.evaluation.language_model import HeliumLM
+
+PUBLISHED = "published"
+TASKS_DIRECTORY = Path(__file__).parent / "tasks"
+ANSWERS_FILE = "answers.jsonl"
+
+# lm-eval's own.
+SEED = 1234
+
+# Draws of the bootstrap; of BLEU lm-eval takes a hundred.
+_DRAWS = 100_000
+
+# The name of a task or a group in its file.
+_NAMED = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.-]+)""", re.MULTILINE)
+
+# Parts of the names of tasks that put a question to an assistant.
+_CHAT = ("chat", "instruct")
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    tasks: str | Sequence[str] = PUBLISHED,
+    form: str | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 16,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    seed: int = SEED,
+    log_samples: bool = False,
+) -> EvaluationReport:
+    """Ask a model, as `compare` takes one, the questions of tasks: "published", those of Helium's page, or lm-eval's.
+
+    `form` is how questions with choices are asked: "letters", "cloze", "both", or None for each row's own. `limit` is
+    the most questions of a task. `num_fewshot` is how many examples stand before a question: 5 for the published tasks,
+    and for others the task's own. `batch_size` is how many requests run together. `output` is a directory for the
+    answers, which are not asked for again, and the results. `data_dir` has local copies of the data sets. `dtype` is
+    what to compute in. With `log_samples` every question is kept in the result.
+
+    Raises HeliumError, one line, for what cannot be opened, fetched or asked.
+    """
+    (report,) = evaluate_all(
+        [model], tasks=tasks, form=form, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size, output=output,
+        data_dir=data_dir, dtype=dtype, revision=revision, subfolder=subfolder, seed=seed, log_samples=log_samples,
+    )  # fmt: skip
+    return report
+
+
+def evaluate_all(
+    models: Sequence[str | Path],
+    *,
+    tasks: str | Sequence[str] = PUBLISHED,
+    form: str | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 16,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    seed: int = SEED,
+    log_samples: bool = False,
+) -> Iterator[EvaluationReport]:
+    """Yield the report of each model, one in memory at a time; `revision` and `subfolder` are of the first."""
+    require_not_forked("evaluate there")
+    _require_harness()
+    _require_options(form, data_dir)
+    limit = None if limit is None else require_whole("limit", limit, 1, error=UsageError)
+    shots = None if num_fewshot is None else require_whole("num_fewshot", num_fewshot, 0, error=UsageError)
+    batch_size = require_whole("batch_size", batch_size, 1, error=UsageError)
+    from helium_mlx.evaluation.language_model import HeliumLM
+
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    source = DataSource(None if data_dir is None else Path(data_dir))
+    with quiet_harness():
+        loaded = load_tasks(names, form, shots, source)
+        for index, model in enumerate(models):
+            place = (revision, subfolder) if index == 0 else (None, None)
+            lm = HeliumLM(str(model), revision=place[0], subfolder=place[1], dtype=dtype, batch_size=batch_size)
+            kept = None if output is None else Path(output) / ANSWERS_FILE
+            with Answers(kept) as answers:
+                lm.answers, lm.progress_stream = answers, sys.stderr
+                lm.versions = {name: task.VERSION for name, task in loaded["tasks"].items()}
+                found = ask(lm, loaded, limit=limit, seed=seed, log_samples=log_samples)
+            samples = cast("Mapping[str, list[object]]", found.pop("samples", {}))
+            harness = _plain(found) | {
+                "config": _config(lm, limit=limit, seed=seed, batch_size=batch_size, source=source)
+            }
+            report = _report(lm, harness, form=form, limit=limit, seed=seed, source=source)
+            if output is not None:
+                _write(Path(output), report, samples)
+            # The next model comes into memory when this one has left it.
+            del lm
+            gc.collect()
+            mx.clear_cache()
+            yield report
+
+
+def _require_harness() -> None:
+    for package in ("lm_eval", "sacrebleu", "datasets"):
+        if find_spec(package) is None:
+            raise HeliumError(
+                f"evaluate needs {package.replace('_', '-')}; install it with: pip install 'helium-mlx[evaluate]'"
+            )
+
+
+def _require_options(form: str | None, data_dir: str | Path | None) -> None:
+    if form is not None and form not in (*FORMS, "both"):
+        raise UsageError(f"form is {shown(form)}; known are {', '.join(FORMS)}, both")
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UsageError(f"data_dir is {data_dir}, which is no directory")
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Keep lm-eval, and what it uses, from writing between our own lines and from starting processes."""
+    import datasets
+    from datasets.utils import are_progress_bars_disabled
+
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    were_shown = not are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if were_shown:
+            datasets.enable_progress_bars()
+
+
+def load_tasks(names: Sequence[str], form: str | None, shots: int | None, source: DataSource) -> dict[str, Any]:
+    """Return the tasks of some names as lm-eval takes them, their data read, the shots set."""
+    wanted: list[str] = []
+    for name in names:
+        wanted += published_tasks(form) if name == PUBLISHED else [name]
+    wanted = list(dict.fromkeys(wanted))
+    if not wanted:
+        raise UsageError("tasks names none; give published, or names of lm-eval's tasks")
+    manager = _manager(wanted)
+    for name in wanted:
+        _require_plain(name)
+    parts = []
+    with data_from(source):
+        for name in wanted:
+            parts.append(_load(manager, name))
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for part in parts:
+        for key, values in loaded.items():
+            values |= part.get(key, {})
+    published = set(published_tasks("both"))
+    of_published = {
+        task for part, name in zip(parts, wanted, strict=True) if name in published for task in part["tasks"]
+    }
+    for name, task in cast("Mapping[str, Task]", loaded["tasks"]).items():
+        _require_plain(name, task)
+        default = SHOTS if name in of_published else task.get_config("num_fewshot") or 0
+        task.set_config(key="num_fewshot", value=default if shots is None else shots)
+    return loaded
+
+
+def _manager(names: Sequence[str]) -> "TaskManager":
+    """Return what knows the tasks. Raises UsageError for a name that lm-eval lacks, with the nearest."""
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    folder = Path(lm_eval.tasks.__file__).parent
+    quick = TaskManager(include_path=[*(folder / each for each in FOLDERS), TASKS_DIRECTORY], include_defaults=False)
+    if all(name in quick.task_index for name in names):
+        return quick
+    # To know all tasks takes half a minute, to see that no file has a name a second or two.
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*yaml")]
+    for name in names:
+        if name not in quick.task_index and not any(name in text for text in texts):
+            raise _unknown(name, [*quick.all_tasks, *(found for text in texts for found in _NAMED.findall(text))])
+    manager = TaskManager(include_path=TASKS_DIRECTORY)
+    for name in names:
+        if name not in manager.task_index:
+            raise _unknown(name, manager.all_tasks)
+    return manager
+
+
+def _unknown(name: str, known: Sequence[str]) -> UsageError:
+    near = did_you_mean(name, [PUBLISHED, *known])
+    return UsageError(f"tasks has {shown(name)}, which lm-eval {version('lm_eval')} does not know{near}")
+
+
+def _load(manager: "TaskManager", name: str) -> dict[str, Any]:
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return cast("dict[str, Any]", manager.load([name]))
+    except HeliumError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, TemplateError) as error:
+        what = one_line(f"{type(error).__name__}: {error}", 160)
+        raise HeliumError(
+            f"the task {name} cannot read its data, which has another schema or no rows ({what}); compare it with the "
+            "data set of that name on the Hub"
+        ) from None
+    except (ImportError, OSError) as error:
+        raise HeliumError(f"the task {name} cannot be loaded ({one_line(str(error), 160)})") from None
+
+
+def _require_plain(name: str, task: "Task | None" = None) -> None:
+    """Raise HeliumError for a task that puts its questions to an assistant, which a model of text alone is not."""
+    words = name.lower().split("_")
+    is_chat = any(word.startswith(part) for word in words for part in _CHAT)
+    if is_chat or (task is not None and task.get_config("gen_prefix")):
+        raise HeliumError(
+            f"the task {name} needs a chat template, and none is applied here; name a task for base models"
+        )
+
+
+def ask(
+    lm: "LM", loaded: Mapping[str, Any], *, limit: int | None, seed: int = SEED, log_samples: bool = False
+) -> dict[str, Any]:
+    """Return what lm-eval finds of a model, of whatever class, on tasks that `load_tasks` returned."""
+    import numpy as np
+    from lm_eval.evaluator import evaluate as evaluate_tasks
+
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=seed)
+    # As lm-eval itself sets them.
+    random.seed(0)
+    np.random.seed(seed)
+    try:
+        # lm-eval prints what it does, and standard output carries the product only.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            found = evaluate_tasks(
+                lm, cast("Any", loaded), limit=limit, bootstrap_iters=_DRAWS, log_samples=log_samples
+            )
+    except AssertionError as error:
+        raise HeliumError(f"lm-eval cannot ask the questions: {one_line(str(error), 200)}") from None
+    return cast("dict[str, Any]", found)
+
+
+def _config(lm: "HeliumLM", *, limit: int | None, seed: int, batch_size: int, source: DataSource) -> dict[str, object]:
+    return {
+        "model": "helium_mlx",
+        **lm.get_model_info(),
+        "batch_size": batch_size,
+        "limit": limit,
+        "bootstrap_iters": _DRAWS,
+        "random_seed": 0,
+        "numpy_seed": seed,
+        "fewshot_seed": seed,
+        "data": dict(source.versions),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"helium_mlx": __version__, **{name: version(name) for name in ("lm_eval", "mlx")}}
+
+
+def _report(
+    lm: "HeliumLM", harness: dict[str, Any], *, form: str | None, limit: int | None, seed: int, source: DataSource
+) -> EvaluationReport:
+    model = lm.model
+    return EvaluationReport(
+        model=model.name, program=model.program, dtype=model.dtype,
+        rows=result_rows(harness, column_of(model.name, model.program)),
+        form=form, limit=limit, seed=seed, hashes=model.hashes,
+        data=dict(source.versions), versions=_versions(), harness=harness,
+    )  # fmt: skip
+
+
+def _write(output: Path, report: EvaluationReport, samples: Mapping[str, list[object]]) -> None:
+    """Write a result in lm-eval's form, and the questions of each task beside it."""
+    from lm_eval.utils import sanitize_model_name
+
+    place = output / sanitize_model_name(report.model)
+    place.mkdir(parents=True, exist_ok=True)
+    with replacing(place / "results.json") as file:
+        file.write_text(to_json(report.harness, indent=2) + "\n", encoding="utf-8")
+    for task, rows in samples.items():
+        with replacing(place / f"samples_{task}.jsonl") as file:
+            file.write_text("".join(f"{to_json(_plain({'row': row})['row'])}\n" for row in rows), encoding="utf-8")
+
+
+def _plain(values: Mapping[str, object]) -> dict[str, Any]:
+    """Return a result with nothing in it but what JSON has; a function is its name."""
+    from lm_eval.utils import handle_non_serializable
+
+    def plain(value: object) -> object:
+        return getattr(value, "__name__", None) or handle_non_serializable(value)
+
+    return json.loads(json.dumps(values, default=plain))

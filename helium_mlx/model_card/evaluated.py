@@ -1,0 +1,92 @@
+"""What a card says of a model on tasks: a table in its text, and figures in its metadata, which the Hub shows.
+
+The metadata is `model-index`, as huggingface.co/docs/hub/model-cards has it. A result with a limit is for testing, and
+stays out of it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import yaml
+
+from helium_mlx.errors import CheckpointError
+from helium_mlx.evaluation.report import EvaluationReport
+from helium_mlx.evaluation.rows import ResultRow
+from helium_mlx.evaluation.tables import label, result_table
+from helium_mlx.model_card.quality import card_and_record, rewrite_card, with_section
+from helium_mlx.model_card.record import CARD_FILE, recorded_hashes
+
+HEADING = "## Evaluation"
+INDEX = "model-index"
+
+# lm-eval's metrics, as the Hub calls them; the others have the same name.
+_METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}
+
+
+def update_card(directory: Path, report: EvaluationReport) -> None:
+    """Write a report into the card and the record of a converted directory, in one step.
+
+    Raises CheckpointError for a directory that was not converted here, or whose card was changed since.
+    """
+    directory = directory.resolve()
+    card, record = card_and_record(directory)
+    text = with_section(with_index(card, report, directory.name), HEADING, evaluated(report))
+    files = recorded_hashes(record) | {CARD_FILE: hashlib.sha256(text.encode()).hexdigest()}
+    found = {
+        "rows": [asdict(row) for row in report.rows], "form": report.form, "limit": report.limit, "seed": report.seed,
+        "dtype": report.dtype, "versions": dict(report.versions), "data": dict(report.data),
+    }  # fmt: skip
+    rewrite_card(directory, text, record | {"files": files, "evaluation": found})
+
+
+def evaluated(report: EvaluationReport) -> list[str]:
+    """Return the lines under `HEADING`."""
+    described = report.described()[1]
+    return [
+        f"`helium_mlx.evaluate` in {report.dtype}, {described}. Published are the figures on Helium's page, for the "
+        "model before conversion; within 2 means at most two standard errors from them.",
+        "",
+        *result_table(report.rows).markdown(),
+    ]
+
+
+def with_index(card: str, report: EvaluationReport, name: str) -> str:
+    """Return a card whose metadata has the figures of a report, in the place of those it had."""
+    _, opening, rest = card.partition("---\n")
+    head, closing, body = rest.partition("---\n")
+    if not card.startswith("---\n") or not closing:
+        raise CheckpointError(f"{CARD_FILE} has no metadata between two lines of ---; convert the checkpoint again")
+    values = cast("dict[str, object]", yaml.safe_load(head) or {})
+    values.pop(INDEX, None)
+    results = [] if report.limit is not None else [_result(row, report) for row in report.rows if row.task]
+    if results:
+        values[INDEX] = [{"name": name, "results": results}]
+    return f"{opening}{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}{closing}{body}"
+
+
+def _result(row: ResultRow, report: EvaluationReport) -> dict[str, object]:
+    shots = "" if row.shots is None else f", {row.shots}-shot"
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": label(row), "type": _data_set(row.task, report.harness)},
+        "metrics": [
+            {
+                "type": _METRICS.get(row.metric, row.metric),
+                "value": round(row.value, 2),
+                "name": f"{row.metric}, lm-eval {report.versions['lm_eval']}, {row.task} {row.version}{shots}",
+            }
+        ],
+    }
+
+
+def _data_set(task: str, harness: Mapping[str, object]) -> str:
+    """Return the Hub's name of a task's data, or of the first task's of a group."""
+    configs = cast("Mapping[str, Mapping[str, object]]", harness.get("configs", {}))
+    groups = cast("Mapping[str, list[str]]", harness.get("group_subtasks", {}))
+    while task not in configs and groups.get(task):
+        task = groups[task][0]
+    path = configs.get(task, {}).get("dataset_path")
+    return path if isinstance(path, str) else task

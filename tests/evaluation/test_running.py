@@ -1,0 +1,228 @@
+"""`evaluate`: what it returns and writes, what it goes on with, and what it refuses, each in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from evaluated_checkpoints import DATA
+from processes import run_command
+from tiny_checkpoints import write_checkpoint
+
+import helium_mlx
+from helium_mlx import HeliumError, UsageError
+from helium_mlx.evaluation import language_model, running
+from helium_mlx.evaluation.published import COLUMNS, ROWS, column_of, published_tasks
+from helium_mlx.evaluation.rows import ResultRow, average_row
+from helium_mlx.evaluation.tables import model_table, result_table
+from helium_mlx.files.hub import DEMO_DIRECTORY
+
+TASKS = ["arc_easy", "mkqa_es"]
+
+
+def evaluated(**options: object) -> helium_mlx.EvaluationReport:
+    asked: dict[str, object] = {"tasks": TASKS, "limit": 3, "data_dir": DATA, "dtype": "float32", **options}
+    return helium_mlx.evaluate("demo", **asked)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_report_says_what_was_found_and_of_what(tmp_path: Path) -> None:
+    report = evaluated(output=tmp_path, log_samples=True)
+    assert [(row.name, row.language, row.form, row.metric) for row in report.rows] == [
+        ("ARC E", "English", "cloze", "acc_norm"),
+        ("MKQA", "Spanish", "", "exact_match"),
+    ]
+    assert [(row.shots, row.samples, row.published) for row in report.rows] == [(5, 3, 80.9), (5, 3, 16.0)]
+    assert (report.limit, report.dtype, report.versions["lm_eval"]) == (3, "float32", "0.4.13")
+    assert "for testing only" in report.described()[1]
+    assert report.hashes["model.safetensors"] and "apple/mkqa/default/train.jsonl" in report.data
+    written = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert written["results"]["arc_easy"]["acc_norm,none"] * 100 == pytest.approx(report.rows[0].value)
+    assert written["config"]["model_sha256"] == report.hashes
+    assert {"versions", "n-shot", "n-samples", "configs", "higher_is_better"} <= written.keys()
+    assert "samples" not in written
+    samples = (tmp_path / "demo" / "samples_arc_easy.jsonl").read_text().splitlines()
+    assert [json.loads(line)["doc_id"] for line in samples] == [0, 1, 2]
+
+
+def test_known_answers_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = evaluated(output=tmp_path)
+    monkeypatch.setattr("helium_mlx.evaluation.models.score_continuations", None)
+    monkeypatch.setattr("helium_mlx.evaluation.models.complete_batch", None)
+    assert evaluated(output=tmp_path).rows == first.rows
+    with pytest.raises(TypeError):
+        evaluated(output=tmp_path, seed=1)
+    with pytest.raises(TypeError):
+        evaluated(output=tmp_path, dtype="bfloat16")
+
+
+def test_the_published_tasks_have_the_forms_that_were_asked_for() -> None:
+    own, letters, cloze, both = map(published_tasks, (None, "letters", "cloze", "both"))
+    assert len(own) == len(letters) == len(cloze) == len(ROWS)
+    assert set(both) == {*letters, *cloze}
+    assert set(own) <= set(both) and "hellaswag" in own and "arc_challenge_letters" in own
+    assert all(len(row.values) in (0, len(COLUMNS)) for row in ROWS)
+
+
+def test_a_model_is_compared_with_its_own_column() -> None:
+    names = ["helium-2b-4bit", "mlx-lm:HuggingFaceTB/SmolLM2-1.7B", "mlx-lm:google/gemma-2-2b"]
+    names += ["mlx-lm:/helium/meta-llama/Llama-3.2-3B/", "Qwen/Qwen2.5-1.5B", "other"]
+    assert [column_of(name, "mlx-lm") for name in names] == [0, 1, 2, 3, 4, None]
+    assert column_of("demo-4bit", "helium_mlx") == 0
+
+
+def row(name: str, value: float, *, form: str = "letters", error: float | None = 2.0) -> ResultRow:
+    return ResultRow(name, "English", form, "task", "acc", 5, "1", 10, value, error, 50.0)
+
+
+def test_the_average_takes_the_better_form_and_needs_every_row() -> None:
+    names = [each.name for each in ROWS if each.language == "English"]
+    rows = [row(name, 40.0) for name in names]
+    assert average_row(rows[1:], 60.7) is None
+    average = average_row([*rows, row(names[-1], 51.0, form="cloze")], 60.7)
+    assert average is not None and average.value == pytest.approx(41.0)
+    assert average.error == pytest.approx(2.0 / 11**0.5)
+    assert average.difference == pytest.approx(41.0 - 60.7) and average.is_within is False
+
+
+def test_the_tables_fit_a_terminal_and_say_what_is_within_two_errors() -> None:
+    rows = [row("ARC E", 46.5), row("ARC C", 45.5), row("HS", 50.0, error=None)]
+    lines = result_table(rows).plain()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[-1] for line in lines[2:]] == ["yes", "no", "-"]
+    first, _, *others = model_table({"a/model-of-a-long-name": rows, "c": rows[:1]}).markdown()
+    assert "model-of-a-long-name" in first and "46.5 ± 2.0" in others[0] and others[1].endswith(" - |")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tasks": ["arc_eazy"]}, "arc_eazy.*did you mean arc_easy"),
+        ({"tasks": []}, "names none"),
+        ({"form": "shouted"}, "known are letters, cloze, both"),
+        ({"limit": 0}, "limit is 0"),
+        ({"num_fewshot": -1}, "num_fewshot is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"data_dir": "nowhere"}, "data_dir is nowhere, which is no directory"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(options: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        evaluated(**options)
+
+
+def test_a_task_for_assistants_is_refused() -> None:
+    with pytest.raises(HeliumError, match="arc_challenge_chat needs a chat template"):
+        evaluated(tasks=["arc_challenge_chat"])
+
+
+def test_data_that_is_not_there_is_named_with_how_to_bring_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        HeliumError, match=r"allenai/ai2_arc is not there.*hf download --repo-type dataset allenai/ai2_arc"
+    ):
+        evaluated(data_dir=tmp_path)
+
+
+def test_without_a_network_the_missing_data_set_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise ConnectionError("Couldn't reach the Hugging Face Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(HeliumError, match=r"allenai/ai2_arc \(ARC-Easy\) cannot be fetched .*--data-dir DATA"):
+        evaluated(data_dir=None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ('{"text": "of another schema"}\n', "arc_easy cannot read its data, which has another schema"),
+        ("no JSON\n", "line 1 is not a JSON object"),
+        ("", "has no rows"),
+    ],
+)
+def test_data_of_another_schema_is_one_line(tmp_path: Path, rows: str, said: str) -> None:
+    copy = Path(shutil.copytree(DATA, tmp_path / "data"))
+    for split in ("train", "validation", "test"):
+        (copy / "allenai" / "ai2_arc" / "ARC-Easy" / f"{split}.jsonl").write_text(rows)
+    with pytest.raises(HeliumError, match=said):
+        evaluated(data_dir=copy)
+
+
+def test_a_head_for_classification_is_refused(tmp_path: Path) -> None:
+    from helium_mlx import HeliumConfig, HeliumForSequenceClassification
+
+    config = HeliumConfig(vocab_size=2048, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+                          num_attention_heads=2, num_key_value_heads=2, head_dim=32)  # fmt: skip
+    HeliumForSequenceClassification(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO_DIRECTORY / name, tmp_path)
+    with pytest.raises(HeliumError, match="without the head of a language model"):
+        language_model.HeliumLM(str(tmp_path))
+
+
+def test_an_answer_longer_than_the_context_is_one_line(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "short", vocab_size=2048, max_position_embeddings=4)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO_DIRECTORY / name, directory)
+    with pytest.raises(HeliumError, match=r"a continuation of .* tokens; at most 4 fit into the context"):
+        helium_mlx.evaluate(directory, tasks="hellaswag", limit=1, data_dir=DATA)
+    with pytest.raises(HeliumError, match="max_gen_toks is 50; it must be less than the context of 4 tokens"):
+        helium_mlx.evaluate(directory, tasks="mkqa_de", limit=1, data_dir=DATA)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "find_spec", lambda name: None)
+    with pytest.raises(
+        HeliumError, match=r"evaluate needs lm-eval; install it with: pip install 'helium-mlx\[evaluate\]'"
+    ):
+        evaluated()
+
+
+def test_the_command_prints_the_table_and_nothing_else(tmp_path: Path) -> None:
+    result = run_command(
+        "evaluate", "--model", "demo", "--tasks", *TASKS, "--limit", "2", "--data-dir", str(DATA), "--plot",
+        str(tmp_path / "plot.svg"), "--against", "demo",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "demo (helium_mlx, bfloat16)"
+    assert [line for line in lines if line.startswith(("ARC E, cloze", "es MKQA"))]
+    assert "bootstrapping" not in result.stdout
+    assert {line.split(":")[0] for line in result.stderr.splitlines()} <= {"Scoring", "Generating"}
+    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+
+
+def test_the_command_prints_what_lm_eval_would_write() -> None:
+    asked = ["--model", "demo", "--tasks", "arc_easy", "mkqa_de", "--limit", "2", "--data-dir", str(DATA)]
+    result = run_command("evaluate", *asked, "--json", "--quiet")
+    assert result.returncode == 0 and result.stderr == ""
+    assert "acc_norm_stderr,none" in json.loads(result.stdout)["results"]["arc_easy"]
+
+
+def test_a_card_has_the_table_and_without_a_limit_the_figures_for_the_hub(tmp_path: Path) -> None:
+    import yaml
+
+    from helium_mlx.model_card.evaluated import update_card
+
+    directory = tmp_path / "demo-4bit"
+    helium_mlx.convert("demo", str(directory), quantize=True)
+    report = helium_mlx.evaluate(directory, tasks="openbookqa", data_dir=DATA)
+    card = ""
+    for _ in range(2):
+        # A second time it takes the first one's place.
+        update_card(directory, report)
+        card = (directory / "README.md").read_text()
+        assert card.count("## Evaluation") == 1 and "| OBQA, cloze |" in card
+        (index,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+        (result,) = index["results"]
+        assert index["name"] == "demo-4bit" and result["dataset"]["type"] == "allenai/openbookqa"
+        assert result["metrics"][0]["value"] == round(report.rows[0].value, 2)
+    record = json.loads((directory / "conversion.json").read_text())
+    assert record["evaluation"]["rows"][0]["task"] == "openbookqa"
+    assert str(tmp_path) not in json.dumps(record) + card
+    limited = helium_mlx.evaluate(directory, tasks="openbookqa", data_dir=DATA, limit=2)
+    update_card(directory, limited)
+    card = (directory / "README.md").read_text()
+    assert "for testing only" in card and "model-index" not in card
