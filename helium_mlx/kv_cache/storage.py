@@ -151,7 +151,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: flo
 
     The queries are the last L of the T tokens; `mask` says what each may see.
     """
-    if queries.shape[2] < _MANY_QUERIES or backend.has_fused_kernels():
+    if backend.has_fused_kernels() or queries.shape[2] < _MANY_QUERIES:
         return scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
     keys = backend.for_products(keys)
     if mask == "causal" and queries.shape[2] > QUERIES_AT_ONCE:
