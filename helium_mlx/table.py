@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from helium_mlx.errors import one_line, shown
 
@@ -58,6 +57,9 @@ class Table:
 
     def html(self, caption: str = "") -> str:
         """Return a `<table>` with every text in it escaped."""
+        # Notebooks alone need it, and every start imports this module.
+        from html import escape
+
         head = "".join(f"<th>{escape(title)}</th>" for title in self._titles())
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(one_line(cell))}</td>" for cell in row) + "</tr>" for row in self.rows

@@ -39,8 +39,8 @@ def test_a_completion_of_a_local_checkpoint_loads_nothing_that_it_does_not_use()
 import sys, helium_mlx
 model, tokenizer = helium_mlx.load("demo")
 helium_mlx.generate(model, tokenizer, "Once", max_tokens=2)
-unused = ("huggingface_hub", "sentencepiece", "yaml", "asyncio", "ctypes", "shutil", "tempfile", *{HEAVY!r})
-print([name for name in unused if name in sys.modules])
+unused = ("huggingface_hub", "sentencepiece", "yaml", "asyncio", "ctypes", "shutil", "tempfile", "html", "_hashlib")
+print([name for name in (*unused, *{HEAVY!r}) if name in sys.modules])
 print([name for name in sys.modules if name.startswith("helium_mlx.") and name.split(".")[1] in (
     "conversion", "publishing", "model_card", "evaluation", "comparison", "diagnostics", "engine", "bundle",
     "quantization")])

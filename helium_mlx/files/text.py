@@ -3,7 +3,6 @@
 What is wrong with it is said without its name, which each reader puts in front, in an error of its own kind.
 """
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,9 @@ def read_text(name: str | Path, max_bytes: int) -> TextFile:
     Raises UnreadableFile for one that cannot be read or is larger than `max_bytes`, MalformedFile for one that is not
     UTF-8.
     """
+    # It brings OpenSSL along, 4 MB, and most completions start without a file.
+    import hashlib
+
     data = _read(name, max_bytes + 1)
     if len(data) > max_bytes:
         raise UnreadableFile(f"has over {max_bytes // 10**6} MB; give a part of it")
