@@ -20,6 +20,9 @@ from helium_mlx.progress import close_bars, hidden
 # Of an error; a path has at most 4096 characters.
 _LONGEST = 6000
 
+# What the commands call the model that they are about.
+_MODEL_FLAGS = ("--model", "--path", "--hf-path", "--reference")
+
 
 class _TerminatedError(BaseException):
     """SIGTERM or SIGHUP came; an exception, so that what is half-written is removed on the way out."""
@@ -63,11 +66,11 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"{flag} is not an option here: {self.instead[flag]}")
             if flag.startswith("--") and not any(known.startswith(flag) for known in self._option_string_actions):
                 self.error(f"there is no option {flag}{self._nearest(flag)}")
+        if given and not given[0].startswith("-") and not self._get_positional_actions():
+            self._refuse(given[0])
         parsed, extra = super().parse_known_args(given)
         if extra:
-            named = [flag for flag in ("--model", "--path", "--hf-path") if flag in self._option_string_actions]
-            remedy = f"; a model is given as {named[0]} {extra[0]}" if named and not extra[0].startswith("-") else ""
-            self.error(f"there is no place for the argument {extra[0]!r}{remedy}")
+            self._refuse(extra[0])
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -83,6 +86,12 @@ class CommandParser(argparse.ArgumentParser):
         options = vars(self.parse_args(argv))
         quiet = cast(bool, options.pop("quiet"))
         return run_command(lambda: command(**options), flags or flags_of(self), quiet=quiet)
+
+    def _refuse(self, word: str) -> NoReturn:
+        """End the process with a line about an argument without a flag, which most often is meant for the model."""
+        named = [flag for flag in _MODEL_FLAGS if flag in self._option_string_actions]
+        remedy = f"; a model is given as {named[0]} {word}" if named and not word.startswith("-") else ""
+        self.error(f"there is no place for the argument {word!r}{remedy}")
 
     def _nearest(self, flag: str) -> str:
         return did_you_mean(flag, [known for known in self._option_string_actions if known.startswith("--")])

@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
-        print(f"error: lm-eval is not there ({error}): pip install 'helium-mlx[evaluate]'", file=sys.stderr)
+        print(f"error: lm-eval is not there ({error}): pip install lm-eval sacrebleu datasets", file=sys.stderr)
         sys.exit(1)
     import helium_mlx.evaluation.language_model  # noqa: F401
 

@@ -144,7 +144,7 @@ def _require_harness() -> None:
     for package in ("lm_eval", "sacrebleu", "datasets"):
         if find_spec(package) is None:
             raise HeliumError(
-                f"evaluate needs {package.replace('_', '-')}; install it with: pip install 'helium-mlx[evaluate]'"
+                f"evaluate needs {package.replace('_', '-')}; install what it needs with: pip install lm-eval sacrebleu datasets"
             )
 
 
