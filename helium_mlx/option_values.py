@@ -42,7 +42,8 @@ def with_known_keywords(function: Callable[P, T]) -> Callable[P, T]:
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:
         for keyword in keywords:
             if keyword not in known:
-                raise KeywordError(unknown_keyword(function.__name__, keyword, known))
+                owner, _, name = cast(FunctionType, function).__qualname__.rpartition(".")
+                raise KeywordError(unknown_keyword(owner if name == "__init__" else name, keyword, known))
         return function(*arguments, **keywords)
 
     return call

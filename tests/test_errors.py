@@ -82,3 +82,14 @@ def test_functions_are_still_what_they_were() -> None:
     with pytest.raises(TypeError, match="missing 1 required positional argument") as caught:
         helium_mlx.convert("demo")  # pyright: ignore[reportCallIssue]
     assert not isinstance(caught.value, HeliumError)
+
+
+def test_a_misspelled_keyword_of_an_engine_is_answered_with_the_nearest() -> None:
+    with pytest.raises(KeywordError, match=r"HeliumEngine\(\) has no argument batchsize; did you mean batch_size\?"):
+        helium_mlx.HeliumEngine("demo", batchsize=3)  # pyright: ignore[reportCallIssue]
+    with helium_mlx.HeliumEngine("demo") as engine:
+        for call in (engine.stream, engine.complete):
+            with pytest.raises(KeywordError, match=r"stream\(\) has no argument max_token; did you mean max_tokens\?"):
+                call("Once", max_token=3)  # pyright: ignore[reportCallIssue]
+        with pytest.raises(KeywordError, match=r"score\(\) has no argument toplogprobs; did you mean top_logprobs\?"):
+            engine.score("Once", toplogprobs=3)  # pyright: ignore[reportCallIssue]

@@ -24,7 +24,7 @@ from helium_mlx.bundle.functions import CacheArrays, FunctionShape
 from helium_mlx.bundle.manifest import function_file
 from helium_mlx.errors import BundleError, ContextOverflowError, GenerationError, one_line
 from helium_mlx.model.sound_logits import are_finite, unsound
-from helium_mlx.option_values import require_whole, token_ids
+from helium_mlx.option_values import require_whole, token_ids, with_known_keywords
 from helium_mlx.process import require_not_forked
 
 Function = Callable[..., Sequence[mx.array]]
@@ -86,6 +86,7 @@ class BundleRunner:
             # Of a step that nobody reads, what is in the caches is overwritten by whatever comes next.
             self.offset = fed
 
+    @with_known_keywords
     def stream(self, prompt: str, *, max_tokens: int = 256) -> Iterator[str]:
         """Yield the text that follows `prompt`, greedily, a piece for each token; the last is what was still open."""
         detokenizer = self.tokenizer.detokenizer()

@@ -37,7 +37,7 @@ from helium_mlx.errors import EngineError
 from helium_mlx.generation.prompts import Prompt
 from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
 from helium_mlx.generation.scoring import Score, checked_text
-from helium_mlx.option_values import path_of, require_call, require_switch, require_whole
+from helium_mlx.option_values import path_of, require_call, require_switch, require_whole, with_known_keywords
 from helium_mlx.table import short_repr
 
 __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
@@ -69,6 +69,7 @@ class HeliumEngine:
     before they are read, and EngineError in a fork of a process that had used MLX.
     """
 
+    @with_known_keywords
     def __init__(
         self,
         path_or_repo: str | Path,
@@ -120,6 +121,7 @@ class HeliumEngine:
         worker = vars(self).get("_worker")
         return short_repr(self, **({"state": "closed"} if worker is None else worker.described()))
 
+    @with_known_keywords
     def stream(
         self,
         prompt: Prompt,
@@ -177,6 +179,7 @@ class HeliumEngine:
         async with self._stream(prompt, options) as stream:
             return (await stream).text
 
+    @with_known_keywords
     def score(self, text: ScoredText, *, top_logprobs: int = 0, cancel: threading.Event | None = None) -> Score:
         """Return what `helium_mlx.score` returns, computed in steps between those of other requests.
 
