@@ -144,7 +144,7 @@ def _require_harness() -> None:
     for package in ("lm_eval", "sacrebleu", "datasets"):
         if find_spec(package) is None:
             raise HeliumError(
-                f"evaluate needs {package.replace('_', '-')}, which is not there: pip install lm-eval sacrebleu datasets"
+                f"evaluate needs {package.replace('_', '-')}; get it with: pip install lm-eval sacrebleu datasets"
             )
 
 
