@@ -334,16 +334,21 @@ def test_the_tokenizer_gives_what_transformers_does(demo: Demo, tmp_path: Path, 
             assert tokenizer.encode(text, **options) == reference.encode(text, **options), options
 
 
-def test_the_tokenizer_gives_arrays_of_every_framework_as_transformers_does(demo: Demo) -> None:
+@pytest.mark.parametrize(("framework", "package"), [("np", "numpy"), ("pt", "torch")])
+def test_the_tokenizer_gives_arrays_as_transformers_does(demo: Demo, framework: str, package: str) -> None:
+    pytest.importorskip(package)
     _, tokenizer = adapt(*demo)
     reference = AutoTokenizer.from_pretrained(DEMO_DIRECTORY, padding_side="left")
-    for framework in ("np", "pt"):
-        ids, expected = (each.encode(PROMPTS[0], return_tensors=framework) for each in (tokenizer, reference))
-        assert (type(ids), ids.dtype, ids.tolist()) == (type(expected), expected.dtype, expected.tolist())  # pyright: ignore[reportAttributeAccessIssue]
-        calls = (tokenizer._tokenizer, reference)
-        batch, expected = (call(PROMPTS, padding=True, return_tensors=framework) for call in calls)
-        for name in ("input_ids", "attention_mask"):
-            assert (batch[name].dtype, batch[name].tolist()) == (expected[name].dtype, expected[name].tolist())
+    ids, expected = (each.encode(PROMPTS[0], return_tensors=framework) for each in (tokenizer, reference))
+    assert (type(ids), ids.dtype, ids.tolist()) == (type(expected), expected.dtype, expected.tolist())  # pyright: ignore[reportAttributeAccessIssue]
+    calls = (tokenizer._tokenizer, reference)
+    batch, expected = (call(PROMPTS, padding=True, return_tensors=framework) for call in calls)
+    for name in ("input_ids", "attention_mask"):
+        assert (batch[name].dtype, batch[name].tolist()) == (expected[name].dtype, expected[name].tolist())
+
+
+def test_arrays_of_another_framework_are_refused(demo: Demo) -> None:
+    _, tokenizer = adapt(*demo)
     with pytest.raises(TokenizerError, match="return_tensors is 'tf'; expected None"):
         tokenizer.encode("x", return_tensors="tf")
 

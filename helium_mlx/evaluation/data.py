@@ -143,7 +143,8 @@ def _read_rows(file: Path) -> tuple[list[dict[str, object]], str]:
     except FileProblem as problem:
         raise HeliumError(f"{file}: {problem}") from None
     rows: list[dict[str, object]] = []
-    for number, line in enumerate(read.text.splitlines(), 1):
+    # By "\n" alone: JSON may hold the other characters that end a line.
+    for number, line in enumerate(read.text.removesuffix("\n").split("\n") if read.text else [], 1):
         try:
             row = json.loads(line)
         except ValueError:

@@ -112,9 +112,14 @@ def evaluate_all(
     limit = None if limit is None else require_whole("limit", limit, 1, error=UsageError)
     shots = None if num_fewshot is None else require_whole("num_fewshot", num_fewshot, 0, error=UsageError)
     batch_size = require_whole("batch_size", batch_size, 1, error=UsageError)
+    seed = require_whole("seed", seed, 0, 2**32 - 1, allowed="from 0 to 2^32 - 1", error=UsageError)
     from helium_mlx.evaluation.language_model import HeliumLM
 
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    names = [tasks] if isinstance(tasks, str) else tasks
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
+        raise UsageError(f"tasks is {shown(tasks)}; give published, or names of lm-eval's tasks")
+    if form is not None and PUBLISHED not in names:
+        raise UsageError(f"form is {shown(form)}, which chooses among the published tasks; leave it out")
     source = DataSource(None if data_dir is None else Path(data_dir))
     with quiet_harness():
         loaded = load_tasks(names, form, shots, source)
@@ -265,6 +270,7 @@ def ask(
 ) -> dict[str, Any]:
     """Return what lm-eval finds of a model, of whatever class, on tasks that `load_tasks` returned."""
     import numpy as np
+    from jinja2.exceptions import TemplateError
     from lm_eval.evaluator import evaluate as evaluate_tasks
 
     for task in loaded["tasks"].values():
@@ -278,8 +284,12 @@ def ask(
             found = evaluate_tasks(
                 lm, cast("Any", loaded), limit=limit, bootstrap_iters=_DRAWS, log_samples=log_samples
             )
-    except AssertionError as error:
-        raise HeliumError(f"lm-eval cannot ask the questions: {one_line(str(error), 200)}") from None
+    except (AssertionError, KeyError, IndexError, ValueError, TemplateError) as error:
+        what = one_line(f"{type(error).__name__}: {error}", 160)
+        raise HeliumError(
+            f"lm-eval cannot ask the questions ({what}); a row may have another schema than on the Hub, or "
+            "num_fewshot may be larger than the examples that there are"
+        ) from None
     return cast("dict[str, Any]", found)
 
 

@@ -10,6 +10,7 @@ several. A word begins at a space or in a new line; where that is too far back, 
 few tokens are cut.
 """
 
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice, takewhile
@@ -86,7 +87,8 @@ def _ends_inside_word(data: bytes) -> bool:
     """Return whether the last character of UTF-8, which may be cut off itself, is a letter or a digit."""
     text = data.decode(errors="ignore")
     is_cut = text.encode() != data[-len(text.encode()) :] if text else bool(data)
-    return is_cut or text[-1:].isalnum()
+    # A mark belongs to the letter before it.
+    return is_cut or text[-1:].isalnum() or unicodedata.category(text[-1]).startswith("M")
 
 
 def _is_inside_character(piece: bytes) -> bool:

@@ -192,15 +192,6 @@ def checked_request(
     """
     options.require_fit(model.config, tokenizer)
     tokens = tokens_of_prompt(model, tokenizer, prompt)
-    size = cache[0].kind.get("max_size") if cache else None
-    # Where the cache keeps fewer tokens than the context has, text may continue without end.
-    forgets = size is not None and size <= model.config.max_position_embeddings
-    count = options.max_tokens if forgets else min(options.max_tokens, room_after(model, held, len(tokens)))
-    if cache and options.prompt_lookup:
-        # Few prompts are completed so.
-        from helium_mlx.generation.prompt_lookup import check_draft_tokens
-
-        check_draft_tokens(options.prompt_lookup, cache, held + len(tokens) + count)
     cut = 0
     if options.heal:
         from helium_mlx.generation.healing import cut_back
@@ -209,4 +200,13 @@ def checked_request(
             raise GenerationError(f"heal needs the whole prompt, and cache holds {held} tokens of it; leave one out")
         cut = cut_back(tokenizer, tokens)
     kept = len(tokens) - cut
+    size = cache[0].kind.get("max_size") if cache else None
+    # Where the cache keeps fewer tokens than the context has, text may continue without end.
+    forgets = size is not None and size <= model.config.max_position_embeddings
+    count = options.max_tokens if forgets else min(options.max_tokens, room_after(model, held, kept))
+    if cache and options.prompt_lookup:
+        # Few prompts are completed so.
+        from helium_mlx.generation.prompt_lookup import check_draft_tokens
+
+        check_draft_tokens(options.prompt_lookup, cache, held + kept + count)
     return CompletionRequest(tokens[:kept], options, count, cut=tuple(tokens[kept:]))

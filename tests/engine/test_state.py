@@ -132,7 +132,7 @@ def test_what_has_ended_or_is_unbatched_is_not_saved(engine: HeliumEngine, tmp_p
     stream.result()
     with pytest.raises(GenerationError, match=r"has ended \(length\)"):
         stream.save(tmp_path / "state")
-    with pytest.raises(GenerationError, match="kv_bits or prompt_lookup cannot be saved"):
+    with pytest.raises(GenerationError, match="prompt_lookup or heal cannot be saved"):
         engine.stream("A", prompt_lookup=3).save(tmp_path / "state")
     with pytest.raises(CheckpointError, match="cannot be written"):
         engine.stream("A").save(tmp_path / "nowhere" / "state")

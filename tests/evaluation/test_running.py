@@ -70,6 +70,26 @@ def test_a_model_is_compared_with_its_own_column() -> None:
     assert column_of("demo-4bit", "helium_mlx") == 0
 
 
+def test_more_examples_than_there_are_is_said_in_a_line() -> None:
+    with pytest.raises(HeliumError, match="num_fewshot may be larger than the examples"):
+        evaluated(tasks=["arc_easy"], num_fewshot=50)
+
+
+def test_a_later_row_of_another_schema_is_said_in_a_line_and_other_line_ends_are_text(tmp_path: Path) -> None:
+    folder = tmp_path / "allenai" / "ai2_arc"
+    shutil.copytree(DATA / "allenai" / "ai2_arc", folder)
+    file = folder / "ARC-Easy" / "test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["question"] += " a\u2028b\u0085c"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert evaluated(tasks=["arc_easy"], data_dir=tmp_path, limit=2).rows[0].samples == 2
+    rows[1] |= {"question": None}
+    del rows[1]["choices"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(HeliumError, match="a row may have another schema"):
+        evaluated(tasks=["arc_easy"], data_dir=tmp_path, limit=2)
+
+
 def row(name: str, value: float, *, form: str = "letters", error: float | None = 2.0) -> ResultRow:
     return ResultRow(name, "English", form, "task", "acc", 5, "1", 10, value, error, 50.0)
 
@@ -98,7 +118,11 @@ def test_the_tables_fit_a_terminal_and_say_what_is_within_two_errors() -> None:
     [
         ({"tasks": ["arc_eazy"]}, "arc_eazy.*did you mean arc_easy"),
         ({"tasks": []}, "names none"),
+        ({"tasks": [5]}, r"tasks is \[5\]"),
+        ({"tasks": None}, "tasks is None"),
         ({"form": "shouted"}, "known are letters, cloze, both"),
+        ({"form": "letters"}, "chooses among the published tasks"),
+        ({"seed": -1}, "seed is -1"),
         ({"limit": 0}, "limit is 0"),
         ({"num_fewshot": -1}, "num_fewshot is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -175,7 +199,7 @@ def test_an_answer_longer_than_the_context_is_one_line(tmp_path: Path) -> None:
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "find_spec", lambda name: None)
     with pytest.raises(
-        HeliumError, match=r"evaluate needs lm-eval; install it with: pip install 'helium-mlx\[evaluate\]'"
+        HeliumError, match=r"evaluate needs lm-eval; get it with: pip install lm-eval sacrebleu datasets"
     ):
         evaluated()
 

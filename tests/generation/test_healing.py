@@ -94,6 +94,7 @@ def by_trying_all(model: HeliumForCausalLM, tokenizer: HeliumTokenizer, kept: li
         ("of the.", ""),
         ("of l'ét", " l'ét"),
         ("of 中", " 中"),
+        ("of cafe\u0301", " cafe\u0301"),
         ("", ""),
         ("fi", " fi"),
     ],
@@ -112,6 +113,16 @@ def test_of_a_long_word_no_more_than_eight_tokens_are_cut_and_no_part_of_a_chara
         count = cut_back(tokenizer, ids)
         assert 5 <= count <= 8
         b"".join(map(tokenizer.token_bytes, ids[len(ids) - count :])).decode()
+
+
+def test_what_is_cut_leaves_room_in_the_context(json_loaded: Loaded) -> None:
+    model, tokenizer = json_loaded
+    context = model.config.max_position_embeddings
+    prompt = "of " * context
+    ids = tokenizer.encode(prompt)[: context - 2]
+    ids += tokenizer.encode("fi", add_special_tokens=False)[-2:]
+    chunks = list(stream_generate(model, tokenizer, ids, heal=True, ignore_eos=True, max_tokens=30))
+    assert len(chunks) == cut_back(tokenizer, ids) > 0
 
 
 def test_special_tokens_stay(json_loaded: Loaded) -> None:
