@@ -216,7 +216,8 @@ def write_rows(held: mx.array, start: int, end: int, rows: Rows) -> None:
 def both_sides(held: Sequence[mx.array], slots: int) -> list[mx.array]:
     """Return the first `slots` slots of the parts of keys, then of those of values."""
     if len(held) == 1:
-        return mx.split(held[0][:, :, :slots], 2)
+        keys, values = mx.split(held[0][:, :, :slots], 2)
+        return [keys, values]
     rows = held[0].shape[0] // 2
     return [part[:rows, :, :slots] for part in held] + [part[rows:, :, :slots] for part in held]
 
