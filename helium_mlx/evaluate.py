@@ -86,7 +86,7 @@ def _evaluate(
     output: str | None,
     **options: object,
 ) -> None:
-    from helium_mlx.evaluation.running import evaluate_all
+    from helium_mlx.evaluation.running import EvaluationOptions, evaluate_all
     from helium_mlx.evaluation.tables import model_table, result_table
 
     if log_samples and output is None:
@@ -100,7 +100,8 @@ def _evaluate(
 
         require_card(model)
     reports = []
-    for report in evaluate_all([model, *against], log_samples=log_samples, output=output, **options):  # pyright: ignore[reportArgumentType]
+    asked = EvaluationOptions(log_samples=log_samples, output=output, **options)  # pyright: ignore[reportArgumentType]
+    for report in evaluate_all([model, *against], asked):
         if json:
             lines = [to_json(report.harness)]
         else:

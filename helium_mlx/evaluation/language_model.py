@@ -9,6 +9,7 @@ Answers that are known (`answers.py`) are not computed again.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, TextIO, TypeVar, cast
@@ -210,7 +211,7 @@ class HeliumLM(TemplateLM):
             owners += [index] * len(own)
             if not own:
                 yield index, 0.0
-        left = {index: owners.count(index) for index in set(owners)}
+        left = Counter(owners)
         totals: dict[int, dict[int, float]] = {}
         for window, answer in self.model.score(windows):
             index = owners[window]

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +57,49 @@ _NAMED = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.-]+)""", re.MULTIL
 _CHAT = ("chat", "instruct")
 
 
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is asked, and how; see `evaluate`. Raises UsageError for a value that nothing could be asked with."""
+
+    tasks: str | Sequence[str] = PUBLISHED
+    form: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int = 16
+    output: str | Path | None = None
+    data_dir: str | Path | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    subfolder: str | None = None
+    seed: int = SEED
+    log_samples: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.names, Sequence) or not all(isinstance(name, str) and name for name in self.names):
+            raise UsageError(f"tasks is {shown(self.tasks)}; give published, or names of lm-eval's tasks")
+        if self.form is not None and self.form not in (*FORMS, "both"):
+            raise UsageError(f"form is {shown(self.form)}; known are {', '.join(FORMS)}, both")
+        if self.form is not None and PUBLISHED not in self.names:
+            raise UsageError(f"form is {shown(self.form)}, which chooses among the published tasks; leave it out")
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise UsageError(f"data_dir is {self.data_dir}, which is no directory")
+        checked: dict[str, object] = {
+            "batch_size": require_whole("batch_size", self.batch_size, 1, error=UsageError),
+            "seed": require_whole("seed", self.seed, 0, 2**32 - 1, allowed="from 0 to 2^32 - 1", error=UsageError),
+        }
+        if self.limit is not None:
+            checked["limit"] = require_whole("limit", self.limit, 1, error=UsageError)
+        if self.num_fewshot is not None:
+            checked["num_fewshot"] = require_whole("num_fewshot", self.num_fewshot, 0, error=UsageError)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the tasks."""
+        return [self.tasks] if isinstance(self.tasks, str) else self.tasks
+
+
 def evaluate(
     model: str | Path,
     *,
@@ -82,62 +126,37 @@ def evaluate(
 
     Raises HeliumError, one line, for what cannot be opened, fetched or asked.
     """
-    (report,) = evaluate_all(
-        [model], tasks=tasks, form=form, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size, output=output,
+    options = EvaluationOptions(
+        tasks=tasks, form=form, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size, output=output,
         data_dir=data_dir, dtype=dtype, revision=revision, subfolder=subfolder, seed=seed, log_samples=log_samples,
     )  # fmt: skip
+    (report,) = evaluate_all([model], options)
     return report
 
 
-def evaluate_all(
-    models: Sequence[str | Path],
-    *,
-    tasks: str | Sequence[str] = PUBLISHED,
-    form: str | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    batch_size: int = 16,
-    output: str | Path | None = None,
-    data_dir: str | Path | None = None,
-    dtype: str | None = None,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    seed: int = SEED,
-    log_samples: bool = False,
-) -> Iterator[EvaluationReport]:
+def evaluate_all(models: Sequence[str | Path], options: EvaluationOptions) -> Iterator[EvaluationReport]:
     """Yield the report of each model, one in memory at a time; `revision` and `subfolder` are of the first."""
     require_not_forked("evaluate there")
     _require_harness()
-    _require_options(form, data_dir)
-    limit = None if limit is None else require_whole("limit", limit, 1, error=UsageError)
-    shots = None if num_fewshot is None else require_whole("num_fewshot", num_fewshot, 0, error=UsageError)
-    batch_size = require_whole("batch_size", batch_size, 1, error=UsageError)
-    seed = require_whole("seed", seed, 0, 2**32 - 1, allowed="from 0 to 2^32 - 1", error=UsageError)
     from helium_mlx.evaluation.language_model import HeliumLM
 
-    names = [tasks] if isinstance(tasks, str) else tasks
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
-        raise UsageError(f"tasks is {shown(tasks)}; give published, or names of lm-eval's tasks")
-    if form is not None and PUBLISHED not in names:
-        raise UsageError(f"form is {shown(form)}, which chooses among the published tasks; leave it out")
-    source = DataSource(None if data_dir is None else Path(data_dir))
+    source = DataSource(None if options.data_dir is None else Path(options.data_dir))
+    output = None if options.output is None else Path(options.output)
     with quiet_harness():
-        loaded = load_tasks(names, form, shots, source)
+        loaded = load_tasks(options.names, options.form, options.num_fewshot, source)
         for index, model in enumerate(models):
-            place = (revision, subfolder) if index == 0 else (None, None)
-            lm = HeliumLM(str(model), revision=place[0], subfolder=place[1], dtype=dtype, batch_size=batch_size)
-            kept = None if output is None else Path(output) / ANSWERS_FILE
-            with Answers(kept) as answers:
+            place = (options.revision, options.subfolder) if index == 0 else (None, None)
+            lm = HeliumLM(
+                str(model), revision=place[0], subfolder=place[1], dtype=options.dtype, batch_size=options.batch_size
+            )
+            with Answers(None if output is None else output / ANSWERS_FILE) as answers:
                 lm.answers, lm.progress_stream = answers, sys.stderr
                 lm.versions = {name: task.VERSION for name, task in loaded["tasks"].items()}
-                found = ask(lm, loaded, limit=limit, seed=seed, log_samples=log_samples)
+                found = ask(lm, loaded, limit=options.limit, seed=options.seed, log_samples=options.log_samples)
             samples = cast("Mapping[str, list[object]]", found.pop("samples", {}))
-            harness = _plain(found) | {
-                "config": _config(lm, limit=limit, seed=seed, batch_size=batch_size, source=source)
-            }
-            report = _report(lm, harness, form=form, limit=limit, seed=seed, source=source)
+            report = _report(lm, _plain(found) | {"config": _config(lm, options, source)}, options, source)
             if output is not None:
-                _write(Path(output), report, samples)
+                _write(output, report, samples)
             # The next model comes into memory when this one has left it.
             del lm
             gc.collect()
@@ -151,13 +170,6 @@ def _require_harness() -> None:
             raise HeliumError(
                 f"evaluate needs {package.replace('_', '-')}; get it with: pip install lm-eval sacrebleu datasets"
             )
-
-
-def _require_options(form: str | None, data_dir: str | Path | None) -> None:
-    if form is not None and form not in (*FORMS, "both"):
-        raise UsageError(f"form is {shown(form)}; known are {', '.join(FORMS)}, both")
-    if data_dir is not None and not Path(data_dir).is_dir():
-        raise UsageError(f"data_dir is {data_dir}, which is no directory")
 
 
 @contextmanager
@@ -293,16 +305,16 @@ def ask(
     return cast("dict[str, Any]", found)
 
 
-def _config(lm: "HeliumLM", *, limit: int | None, seed: int, batch_size: int, source: DataSource) -> dict[str, object]:
+def _config(lm: "HeliumLM", options: EvaluationOptions, source: DataSource) -> dict[str, object]:
     return {
         "model": "helium_mlx",
         **lm.get_model_info(),
-        "batch_size": batch_size,
-        "limit": limit,
+        "batch_size": options.batch_size,
+        "limit": options.limit,
         "bootstrap_iters": _DRAWS,
         "random_seed": 0,
-        "numpy_seed": seed,
-        "fewshot_seed": seed,
+        "numpy_seed": options.seed,
+        "fewshot_seed": options.seed,
         "data": dict(source.versions),
         "versions": _versions(),
     }
@@ -313,13 +325,13 @@ def _versions() -> dict[str, str]:
 
 
 def _report(
-    lm: "HeliumLM", harness: dict[str, Any], *, form: str | None, limit: int | None, seed: int, source: DataSource
+    lm: "HeliumLM", harness: dict[str, Any], options: EvaluationOptions, source: DataSource
 ) -> EvaluationReport:
     model = lm.model
     return EvaluationReport(
         model=model.name, program=model.program, dtype=model.dtype,
         rows=result_rows(harness, column_of(model.name, model.program)),
-        form=form, limit=limit, seed=seed, hashes=model.hashes,
+        form=options.form, limit=options.limit, seed=options.seed, hashes=model.hashes,
         data=dict(source.versions), versions=_versions(), harness=harness,
     )  # fmt: skip
 
