@@ -142,9 +142,8 @@ def table(report: Report, model: str, against: str | None, *, wide: bool = False
     With `wide` it is Markdown, and has the smallest and the largest of the runs.
     """
     made = figure_table(report.figures, model, against, wide=wide)
-    notes = [f"Left out: {reason}" for reason in report.left_out]
-    notes += [f"Measured once: {reason}" for reason in report.measured_once]
-    return [*(made.markdown() if wide else map(str.rstrip, made.plain())), *(["", *notes] if notes else [])]
+    lines = made.markdown() if wide else map(str.rstrip, made.plain())
+    return [*lines, *(["", *report.notes] if report.notes else [])]
 
 
 def _machine() -> dict[str, object]:

@@ -14,9 +14,9 @@ import sys
 import time
 
 from helium_mlx import HeliumTokenizer
+from helium_mlx.bundle.vectors import long_prompt
 
-# Repeated, it makes a prompt of any length.
-WORDS = "Once upon a time there was a boy called Arthur who lived near the harbour. "
+WORDS = "Once upon a time"
 RATES = {"python": re.compile(r"Generation: .*?, ([\d.]+) tokens/s"), "c++": re.compile(r"then ([\d.]+) tokens/s")}
 
 
@@ -60,18 +60,6 @@ def rates_of(command: dict[str, list[str]], prompt: str, runs: int, max_tokens: 
     return statistics.median(rates["python"]), statistics.median(rates["c++"]), statistics.median(ratios)
 
 
-def prompt_of(checkpoint: str, tokens: int) -> str:
-    """Return a text of `tokens` tokens at most, as near as whole words come."""
-    tokenizer = HeliumTokenizer.from_pretrained(checkpoint)
-    words = (WORDS * tokens).split(" ")
-    low, high = 1, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = len(tokenizer.encode(" ".join(words[:middle]))) <= tokens
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return " ".join(words[:low])
-
-
 def main() -> None:
     """Print two tables, a row for each pair, and for each pair and context."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,7 +79,8 @@ def main() -> None:
     print("\n| tokens/s | context | Python | C++ | ratio |\n|--|--|--|--|--|")
     for name, checkpoint, bundle in pairs:
         for context in arguments.contexts:
-            command, prompt = commands(arguments.program, checkpoint, bundle), prompt_of(checkpoint, context)
+            command = commands(arguments.program, checkpoint, bundle)
+            prompt = long_prompt(HeliumTokenizer.from_pretrained(checkpoint), context)
             python, cpp, ratio = rates_of(command, prompt, arguments.runs, arguments.max_tokens)
             print(f"| {name} | {context:,} | {python:,.4g} | {cpp:,.4g} | {ratio:.2f} |", flush=True)
 

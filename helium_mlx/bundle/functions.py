@@ -27,7 +27,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from helium_mlx import backend
-from helium_mlx.kv_cache.cache import KVCache
+from helium_mlx.kv_cache.cache import KVCache, both_sides
 from helium_mlx.kv_cache.masks import Mask, scaled_dot_product_attention
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.rope import RotaryEmbedding
@@ -123,7 +123,7 @@ class _SlotCache(KVCache):
             self.held = mx.put_along_axis(self.held, self.start.reshape(1, 1, 1, 1), keys_values, axis=2)
         else:
             self.held = mx.slice_update(self.held, keys_values, self.start, axes=(2,))
-        keys, values = mx.split(self.held[:, :, : self.attended], 2)
+        keys, values = both_sides([self.held], self.attended)
         return scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 

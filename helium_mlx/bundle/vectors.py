@@ -105,7 +105,7 @@ def make_vectors(
     model: HeliumForCausalLM, tokenizer: HeliumTokenizer, *, context: int, on_progress: OnProgress | None = None
 ) -> Vectors:
     """Return what the model makes of those prompts that leave room for an answer in `context` tokens: one at least."""
-    known = [*SHORT_PROMPTS, *(_long_prompt(tokenizer, tokens) for tokens in LONG_PROMPTS)]
+    known = [*SHORT_PROMPTS, *(long_prompt(tokenizer, tokens) for tokens in LONG_PROMPTS)]
     encoded = [(prompt, tokenizer.encode(prompt)) for prompt in known]
     fitting = [(prompt, ids) for prompt, ids in encoded if len(ids) + GREEDY_TOKENS <= context]
     # In a context too short for that, BOS alone and what room there is.
@@ -216,7 +216,7 @@ def _margin(logits: mx.array) -> float:
     return cast(float, ((best[1] - best[0]) / mx.abs(logits).max()).item())
 
 
-def _long_prompt(tokenizer: HeliumTokenizer, tokens: int) -> str:
+def long_prompt(tokenizer: HeliumTokenizer, tokens: int) -> str:
     """Return text of at least `tokens` tokens, cut at a word."""
     words = (PARAGRAPH * tokens).split(" ")
     low, high = 1, tokens

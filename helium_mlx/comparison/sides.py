@@ -27,7 +27,7 @@ from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.safetensors_header import FLOAT_DTYPES, TensorInfo, read_header
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 from helium_mlx.generation.scoring import HEAD_POSITIONS
-from helium_mlx.kv_cache.memory import working_set_bytes
+from helium_mlx.kv_cache.memory import shown_bytes, working_set_bytes
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
 from helium_mlx.option_values import whole
@@ -108,8 +108,8 @@ def require_fits(side: Side, dtype: mx.Dtype) -> None:
     shorter = [name for name in DTYPES if _bytes_in_memory(side, getattr(mx, name)) <= limit]
     remedy = f"give dtype {' or '.join(shorter)}, or take" if shorter else "take"
     raise ComparisonError(
-        f"{side.name}: weights of {_size(needed)} in {backend.dtype_name(dtype)} are over the {_size(limit)} that this "
-        f"device recommends; {remedy} a smaller or quantized model"
+        f"{side.name}: weights of {shown_bytes(needed)} in {backend.dtype_name(dtype)} are over the "
+        f"{shown_bytes(limit)} that this device recommends; {remedy} a smaller or quantized model"
     )
 
 
@@ -118,10 +118,6 @@ def _bytes_in_memory(side: Side, dtype: mx.Dtype) -> int:
     return sum(
         math.prod(info.shape) * dtype.size if info.dtype in FLOAT_DTYPES else info.end - info.start for info in infos
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 class HeliumSide:

@@ -99,6 +99,11 @@ class Report:
     left_out: list[str]
     measured_once: list[str] = field(default_factory=list)
 
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each row that was left out or measured once."""
+        return [f"Left out: {why}" for why in self.left_out] + [f"Measured once: {why}" for why in self.measured_once]
+
 
 @dataclass
 class Quantity:

@@ -92,9 +92,7 @@ def page(
         lines += ["", "## Share of the memory's bandwidth", "", *_share(report, against, machine)]
     if counted:
         lines += ["", "## Counted, as on a GPU", "", *figure_table(counted, model, against, wide=False).markdown()]
-    notes = [f"- Left out: {reason}" for reason in report.left_out]
-    notes += [f"- Measured once: {reason}" for reason in report.measured_once]
-    lines += ["", "## Notes", "", *notes] if notes else []
+    lines += ["", "## Notes", "", *(f"- {note}" for note in report.notes)] if report.notes else []
     lines += ["", "## Selfcheck", "", selfcheck, ""]
     lines.append(
         f'To share it, open an issue named "Benchmark: {machine.chip}" where you got helium_mlx from, and paste this '

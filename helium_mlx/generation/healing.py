@@ -58,25 +58,26 @@ def cut_back(tokenizer: HeliumTokenizer, tokens: Sequence[int]) -> int:
 
     The first token always stays, and tokens that are special.
     """
+    # Those that may go, and the one before them.
+    tokens = tokens[-(MOST_CUT + 1) :]
     if len(tokens) < 2:
         return 0
     pieces = [tokenizer.token_bytes(token) for token in tokens]
     is_text = [bool(piece) and token not in tokenizer.special_ids for token, piece in zip(tokens, pieces, strict=True)]
-    least = max(1, len(tokens) - MOST_CUT)
     start = len(tokens)
-    while start > least and is_text[start - 1] and not pieces[start - 1].strip(b" "):
+    while start > 1 and is_text[start - 1] and not pieces[start - 1].strip(b" "):
         start -= 1
     if start < len(tokens):
         return len(tokens) - start
-    if not is_text[-1] or not _ends_inside_word(b"".join(pieces[least - 1 :])):
+    if not is_text[-1] or not _ends_inside_word(b"".join(pieces)):
         return 0
-    while start > least and is_text[start - 1] and pieces[start - 1].strip():
+    while start > 1 and is_text[start - 1] and pieces[start - 1].strip():
         start -= 1
         if pieces[start].startswith(b" "):
             break
     else:
         # Of some words the space before them is a token of its own.
-        start -= start > least and is_text[start - 1] and not pieces[start - 1].strip(b" ")
+        start -= start > 1 and is_text[start - 1] and not pieces[start - 1].strip(b" ")
     # What comes first must not begin inside a character: its beginning could not be taken back.
     while start < len(tokens) and _is_inside_character(pieces[start]):
         start += 1
@@ -229,11 +230,11 @@ class _Following:
     """A detokenizer that goes on after the tokens `kept` and leaves out as much text as those of `cut` have."""
 
     def __init__(self, tokenizer: HeliumTokenizer, kept: Sequence[int], cut: Sequence[int]) -> None:
-        self._after_prompt, self._detokenizer = tokenizer.detokenizer(), tokenizer.detokenizer()
+        self._detokenizer, of_prompt = tokenizer.detokenizer(), tokenizer.detokenizer()
         for token in kept:
-            self._after_prompt.add_token(token)
             self._detokenizer.add_token(token)
-        self._left_out = sum(len(self._after_prompt.add_token(token)) for token in cut)
+            of_prompt.add_token(token)
+        self._left_out = sum(len(of_prompt.add_token(token)) for token in cut)
 
     def add_token(self, token: int) -> str:
         return self._shown(self._detokenizer.add_token(token))

@@ -149,12 +149,13 @@ class CompletionRequest:
     def text_of(self, tokenizer: HeliumTokenizer) -> CompletionText:
         """Return what turns tokens into text, after those that were generated already."""
         stops, eos = StopStrings(self.options.stop), self.options.eos_ids(tokenizer)
-        text_of = CompletionText(tokenizer, stops, eos)
         if self.options.heal:
             # Few completions begin so.
             from helium_mlx.generation.healing import HealedText
 
             text_of = HealedText(tokenizer, stops, eos, self.prompt, self.cut)
+        else:
+            text_of = CompletionText(tokenizer, stops, eos)
         for token in self.generated:
             text_of.add(token, is_last=False)
         return text_of

@@ -114,8 +114,7 @@ def stream_generate(
     run at a time, and `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many
     tokens ahead from what prompt and output repeat (see `prompt_lookup.py`). With `heal`, a prompt that ends inside a
     word or in a space is completed as if it had been typed further (see `healing.py`), and the text begins with the
-    space, where one comes. Setting `cancel` ends the run before its
-    next step, in the prompt too.
+    space, where one comes. Setting `cancel` ends the run before its next step, in the prompt too.
 
     A completion ends, with reason "length", where the model's context does, unless a cache that forgets is smaller.
 

@@ -63,7 +63,7 @@ def describe(
     )
     kept = total // each
     held = f"{tokens} tokens" if kept >= tokens else f"the {kept} of {tokens} tokens that it keeps"
-    return f"KV cache: {each:,} bytes a token, {_gigabytes(total)} for {held}"
+    return f"KV cache: {each:,} bytes a token, {shown_bytes(total)} for {held}"
 
 
 def working_set_bytes() -> int | None:
@@ -135,8 +135,8 @@ def bytes_in_memory(model: CachedModel) -> int:
 
 def _too_large(weights: int, cache: int, what: str, limit: int, remedy: str) -> GenerationError:
     return GenerationError(
-        f"weights of {_gigabytes(weights)} and a KV cache of {_gigabytes(cache)} for {what} are over the "
-        f"{_gigabytes(limit)} that this device recommends; {remedy or 'take a smaller or quantized model'}"
+        f"weights of {shown_bytes(weights)} and a KV cache of {shown_bytes(cache)} for {what} are over the "
+        f"{shown_bytes(limit)} that this device recommends; {remedy or 'take a smaller or quantized model'}"
     )
 
 
@@ -169,5 +169,6 @@ def _group_size(head_dim: int) -> int | None:
     return next((size for size in KV_GROUP_SIZES if head_dim % size == 0), None)
 
 
-def _gigabytes(count: int) -> str:
+def shown_bytes(count: int) -> str:
+    """Return a number of bytes in GB, a small one in MB."""
     return f"{count / 1e9:.2f} GB" if abs(count) >= 1e8 else f"{count / 1e6:.1f} MB"

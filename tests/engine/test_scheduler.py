@@ -251,12 +251,7 @@ def test_a_batch_that_fails_is_retried_row_by_row(driven: Driven, demo: Demo) ->
     readers = [driven.add(prompt, max_tokens=8) for prompt in PROMPTS]
     while (4, 1) not in driven.passes:
         driven.step()
-
-    def once(ids: mx.array) -> None:
-        driven.fail = lambda ids: None
-        raise RuntimeError("once")
-
-    driven.fail = once
+    driven.fail = failing_once(driven)
     driven.step()
     assert list(driven.scheduler.preempted.values()) == [None] * 4
     before = len(driven.passes)
@@ -498,12 +493,7 @@ def test_a_row_that_is_retried_trusts_nothing_that_was_kept(keeping: Driven, dem
     readers = [keeping.add(prompt, max_tokens=8), keeping.add(prompt[:9], max_tokens=8)]
     while (2, 1) not in keeping.passes[-1:]:
         keeping.step()
-
-    def once(ids: mx.array) -> None:
-        keeping.fail = lambda ids: None
-        raise RuntimeError("once")
-
-    keeping.fail = once
+    keeping.fail = failing_once(keeping)
     keeping.step()
     before = len(keeping.passes)
     tokens, passes = keeping.finish(*readers), keeping.passes[before:]
