@@ -42,7 +42,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--candidate-subfolder", metavar="NAME", help="folder in B that the checkpoint is in")
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument(
-        "--text", action="append", metavar="FILE",
+        "--text", dest="texts", action="append", metavar="FILE",
         help="text of your own, UTF-8; - reads standard input; given repeatedly, each file has its row",
     )  # fmt: skip
     texts.add_argument(
@@ -82,7 +82,7 @@ def _compare(
     *,
     reference: str,
     candidates: list[str],
-    text: list[str] | None,
+    texts: list[str] | None,
     languages: list[str] | None,
     wide: bool,
     json: bool,
@@ -103,7 +103,7 @@ def _compare(
         check_plot(plot)
     for candidate in candidates if update_card else []:
         card_quality.require_card(candidate)
-    documents = bundled_documents(languages, reference=reference) if text is None else documents_of_files(text)
+    documents = bundled_documents(languages, reference=reference) if texts is None else documents_of_files(texts)
     reports: list[ComparisonReport] = []
     for report in compare_all(
         reference,

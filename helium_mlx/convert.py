@@ -13,7 +13,7 @@ from helium_mlx.progress import Progress, note
 from helium_mlx.quantization.recipes import RECIPES, bits_per_weight, bytes_on_disk, recipe_settings
 from helium_mlx.quantization.rounding import ROUNDINGS
 from helium_mlx.table import WIDTH
-from helium_mlx.terminal import CommandParser, add_repository_options, flags_of, written_place
+from helium_mlx.terminal import CommandParser, add_repository_options, flags_of, with_flags, written_place
 
 
 def build_parser() -> CommandParser:
@@ -88,9 +88,12 @@ def _recipes() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = build_parser()
+    return parser.run(argv, _convert, _flags(parser))
+
+
+def _flags(parser: CommandParser) -> dict[str, str]:
     # As errors about a quantization call them, be it asked for or a checkpoint's own.
-    flags = {**flags_of(parser), "bits": "--q-bits", "group_size": "--q-group-size"}
-    return parser.run(argv, _convert, flags)
+    return {**flags_of(parser), "bits": "--q-bits", "group_size": "--q-group-size"}
 
 
 def _convert(**options: object) -> None:
@@ -106,8 +109,9 @@ def _convert(**options: object) -> None:
         on_upload=Progress("Uploading", unit="B") if options["upload_repo"] else None,
         on_forecast=note,
     )
+    flags = _flags(build_parser())
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {with_flags(warning, flags)}", file=sys.stderr)
     if report.calibration is not None:
         note(report.calibration.summary)
     note(

@@ -181,16 +181,24 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
 def in_flags(error: HeliumError, flags: Mapping[str, str]) -> str:
     """Return the message of an error with flags in the place of options' names in Python.
 
-    `overwrite=True` is --overwrite, and `verify=False` is --no-verify. Names that are words of English too, such as
-    `stop`, are else put so only where the message of a UsageError begins.
+    So is the name of any option with which the message of a UsageError begins.
     """
     message = str(error)
     first, space, rest = message.partition(" ")
     if isinstance(error, UsageError) and first in flags:
         message = f"{flags[first]}{space}{rest}"
+    return with_flags(message, flags)
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Return a message with flags in the place of options' names in Python.
+
+    `overwrite=True` is --overwrite, `verify=False` is --no-verify, and `dtype=...` is --dtype. Names that are words of
+    English too, such as `stop`, are put so in these forms only.
+    """
     if not flags:
         return message
-    names = [rf"(?:{'|'.join(flags)})=(?:True|False)", *(name for name in flags if "_" in name)]
+    names = [rf"(?:{'|'.join(flags)})=(?:True|False|\.\.\.)", *(name for name in flags if "_" in name)]
     # Not within a path or a longer name, nor in quotes, which are of what a file holds.
     named = re.compile(rf"(?<![\w./'\"-])(?:{'|'.join(names)})(?![\w./'\"-])")
     return named.sub(lambda found: flags[found[0].partition("=")[0]], message)

@@ -620,6 +620,7 @@ def test_what_a_message_says_of_arguments_a_command_says_of_flags() -> None:
         ("a/overwrite=True is no directory", "a/overwrite=True is no directory"),
         ("'overwrite=True' is its name", "'overwrite=True' is its name"),
         ("you may quantize it; give quantize=True", "you may quantize it; give --quantize"),
+        ("give another with dtype=...", "give another with --dtype"),
     ):
         assert in_flags(HeliumError(message), flags) == said
 

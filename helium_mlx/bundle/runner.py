@@ -99,7 +99,7 @@ class BundleRunner:
         if offset + count > context:
             raise ContextOverflowError(
                 f"{count} tokens come after {offset}, and the bundle's context is {context}: shorten the text, or "
-                "export with a larger --context"
+                "export for a larger one with context=..."
             )
 
     def _run_all(self, tokens: Sequence[int]) -> mx.array:

@@ -70,7 +70,7 @@ def bundled_documents(languages: Sequence[str] | None = None, *, reference: str 
     unknown = [language for language in languages if language not in LANGUAGES]
     if unknown or not languages:
         came = shown(unknown[0]) if unknown else "none"
-        raise UsageError(f"language {came}: there is text in {', '.join(LANGUAGES)}; give your own with --text")
+        raise UsageError(f"language {came}: there is text in {', '.join(LANGUAGES)}; give your own with texts=...")
     is_demo = reference is not None and (str(reference) == DEMO_NAME or Path(reference) == DEMO_DIRECTORY)
     return [
         Document(language, text, kind=kind)

@@ -386,8 +386,8 @@ def _warnings(
     others = {FLOAT_DTYPES[info.dtype] for info in source.tensors.values() if info.dtype in FLOAT_DTYPES}
     if plan.options.dtype is None and len(others) > 1:
         warnings.append(
-            f"the source has tensors in {' and '.join(sorted(others))}; all are in {config.dtype} now, --dtype picks"
-            " another"
+            f"the source has tensors in {' and '.join(sorted(others))}; all are in {config.dtype} now, dtype=..."
+            " picks another"
         )
     if calibration is not None and calibration.was_dropped:
         warnings.append(

@@ -105,10 +105,10 @@ def _new(kind: Mapping[str, int]) -> KVCache:
     return KVCache() if bits is None else QuantizedKVCache(bits, group_size)
 
 
-def _flags(kind: Mapping[str, int]) -> str:
-    names = {"max_size": "--max-kv-size", "keep": "keep", "bits": "--kv-bits", "group_size": "--kv-group-size"}
+def _options(kind: Mapping[str, int]) -> str:
+    names = {"max_size": "max_kv_size", "keep": "keep", "bits": "kv_bits", "group_size": "kv_group_size"}
     return " ".join(f"{names[key]} {value}" for key, value in kind.items() if key != "keep" or value != 1) or (
-        "neither --max-kv-size nor --kv-bits"
+        "neither max_kv_size nor kv_bits"
     )
 
 
@@ -294,7 +294,7 @@ def _require_same(path: Path, saved: _Saved, fingerprint: Mapping[str, str], emp
         )
     if saved.kind != empty[0].kind:
         raise CheckpointError(
-            f"{path}: was written with {_flags(saved.kind)}, and this run has {_flags(empty[0].kind)}; give the "
+            f"{path}: was written with {_options(saved.kind)}, and this run has {_options(empty[0].kind)}; give the "
             "same, delete it, or name another file"
         )
 

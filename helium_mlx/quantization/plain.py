@@ -79,7 +79,7 @@ def _finish(
     if not is_sound.item():
         raise CheckpointError(
             f"{block.name} has values that are not finite, in the source or in {backend.dtype_name(dtype)}; "
-            "take an intact source, or try another --dtype"
+            "take an intact source, or give another with dtype=..."
         )
     path = block.name.rpartition(".")[0]
     for suffix, array in rows.items():

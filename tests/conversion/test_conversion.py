@@ -619,7 +619,7 @@ def test_dtypes_that_are_made_one_are_named(tmp_path: Path) -> None:
     mx.save_safetensors(str(source / "model.safetensors"), tensors)
     report = helium_mlx.convert(str(source), str(tmp_path / "x"))
     assert report.warnings == [
-        "the source has tensors in bfloat16 and float32; all are in bfloat16 now, --dtype picks another"
+        "the source has tensors in bfloat16 and float32; all are in bfloat16 now, dtype=... picks another"
     ]
 
 

@@ -349,7 +349,7 @@ def test_a_file_of_other_options_is_refused(demo: Demo, tmp_path: Path) -> None:
     path = tmp_path / "cache"
     completion(demo, ids(5), path, max_kv_size=9)
     with pytest.raises(
-        CheckpointError, match="was written with --max-kv-size 9, and this run has neither --max-kv-size nor --kv-bits"
+        CheckpointError, match="was written with max_kv_size 9, and this run has neither max_kv_size nor kv_bits"
     ):
         PromptCache.open(path, *demo)
     with pytest.raises(CheckpointError, match="this run has --max-kv-size 10; give the same"):
