@@ -29,6 +29,7 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.engine.channels import Channel
 from helium_mlx.engine.stream import EngineCompletion, EngineStream
 from helium_mlx.engine.tasks import ScoreRun
@@ -39,6 +40,7 @@ from helium_mlx.generation.request import CompletionOptions, CompletionRequest, 
 from helium_mlx.generation.scoring import Score, checked_text
 from helium_mlx.option_values import path_of, require_call, require_switch, require_whole, with_known_keywords
 from helium_mlx.table import short_repr
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
 T = TypeVar("T")
@@ -242,6 +244,16 @@ class HeliumEngine:
     def resume(self) -> None:
         """Load the weights and continue. Raises CheckpointError, and stays paused, if they are gone or changed."""
         self._answer(self._worker.call(self._worker.resume))
+
+    @property
+    def tokenizer(self) -> HeliumTokenizer:
+        """The model's tokenizer, which any thread may use."""
+        return self._worker.tokenizer
+
+    @property
+    def config(self) -> HeliumConfig:
+        """The model's config."""
+        return self._worker.model.config
 
     @property
     def is_paused(self) -> bool:
