@@ -47,6 +47,8 @@ SAMPLING: dict[str, set[str]] = {
     "min_p": FRACTION | {"0"},
     "repetition_penalty": WHOLE | FRACTION | {"2.5"},
     "repetition_context_size": WHOLE | {"None", "huge"},
+    "presence_penalty": FRACTION | {"0", "-1"},
+    "frequency_penalty": FRACTION | {"0", "-1"},
     "seed": WHOLE | {"None", "0"},
     "logit_bias": {"None", "mapping"},
     "banned_ids": SEQUENCE_OR_SET | {"None"},

@@ -138,6 +138,8 @@ class HeliumEngine:
         seed: int | None = None,
         logit_bias: Mapping[int, float] | None = None,
         banned_ids: Collection[int] = (),
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         extra_eos: int | str | Sequence[int | str] = (),
@@ -157,6 +159,7 @@ class HeliumEngine:
         worker.require_usable()
         options = CompletionOptions(
             temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+            presence_penalty, frequency_penalty,
             max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
             max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
             heal=heal,

@@ -43,6 +43,8 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "logit_bias": (dict, type(None)),
     "banned_ids": (list,),
+    "presence_penalty": (int, float),
+    "frequency_penalty": (int, float),
     "stop": (list,),
     "ignore_eos": (bool,),
     "extra_eos": (list,),
@@ -111,8 +113,8 @@ def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: Hel
     prompt, generated = _ids(record, "prompt", model), _ids(record, "generated", model)
     options = record.get("options")
     if isinstance(options, dict):
-        # Older files lack it.
-        options = {"extra_eos": [], **options}
+        # Older files lack these.
+        options = {"extra_eos": [], "presence_penalty": 0.0, "frequency_penalty": 0.0, **options}
     if not isinstance(options, dict) or set(options) != set(_OPTIONS):
         raise MalformedFile(f"its options are {shown(options)}")
     for name, kinds in _OPTIONS.items():

@@ -173,6 +173,7 @@ class CompletionRequest:
             mx.array([*self.prompt, *generated], dtype=mx.int32),
             vocab_size=model.config.vocab_size,
             reserved_ids=self.options.reserved_ids(tokenizer),
+            generated=generated,
         )
         sampler.drawn = len(generated)
         return sampler

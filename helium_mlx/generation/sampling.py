@@ -1,8 +1,8 @@
 """From logits to the next token: bias, bans, penalty, filters and the draw, all on the device, none evaluated here.
 
 The order is transformers': bias, bans, repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the
-one before it left, renormalised. All of it is float32, whatever the logits are in; greedy without bias, bans and
-penalty is an argmax of the logits themselves.
+one before it left, renormalised. OpenAI's penalties of presence and frequency come after the repetition penalty. All of
+it is float32, whatever the logits are in; greedy without bias, bans and penalties is an argmax of the logits themselves.
 
 The draw is a race: token i arrives after an exponential time of rate p_i, and the first one is taken, which is i with
 probability p_i (the Gumbel-max trick without logarithms of p). The times of the n-th token of a request depend on its
@@ -10,15 +10,15 @@ seed, on n and on i alone, so the same seed gives the same text however many pos
 differ in the last bit give another token hardly ever. MLX's global random state is neither read nor changed.
 
 Deviates from transformers: top-k keeps exactly k tokens where several are equal to the k-th, top-p sums from the most
-probable on, and reserved ids are banned from sampled text. It does not know beams, presence and frequency penalties, or
-several requests at once: `model/logits_processing.py` has transformers' steps for batches.
+probable on, and reserved ids are banned from sampled text. It does not know beams, or several requests at once:
+`model/logits_processing.py` has transformers' steps for batches.
 """
 
 import copy
 import math
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,7 +41,9 @@ MAX_BIAS = 1e9
 class SamplingOptions:
     """What shapes the draw. Temperature 0 is greedy: then only bias, bans and the repetition penalty have an effect.
 
-    `repetition_context_size` tokens, prompt included, are penalised; None is all of them. `logit_bias`, token id to
+    `repetition_context_size` tokens, prompt included, are penalised; None is all of them. `frequency_penalty` is taken
+    from a token's logit for each time that it was generated, `presence_penalty` once if it was at all: OpenAI's, from
+    -2 to 2, which see nothing of the prompt. `logit_bias`, token id to
     what is added to its logit, -1e9 to 1e9. `banned_ids` are never generated; the ids that a tokenizer reserves are
     not either while the temperature is above 0, but for those that `logit_bias` names, be it with 0.
 
@@ -57,6 +59,8 @@ class SamplingOptions:
     seed: int | None = None
     logit_bias: Mapping[int, float] | None = None
     banned_ids: Collection[int] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         size, seed = self.repetition_context_size, self.seed
@@ -70,6 +74,8 @@ class SamplingOptions:
             "logit_bias": _checked_bias(self.logit_bias),
             "banned_ids": _checked_bans(self.banned_ids),
         }
+        for name in ("presence_penalty", "frequency_penalty"):
+            checked[name] = require_number(name, getattr(self, name), -2, 2, "from -2 to 2")
         if size is not None:
             sizes = "a whole number, 1 or more, or None for the whole context"
             checked["repetition_context_size"] = require_whole("repetition_context_size", size, 1, allowed=sizes)
@@ -77,6 +83,11 @@ class SamplingOptions:
             checked["seed"] = require_whole("seed", seed, 0, 2**64 - 1, allowed="a whole number from 0 to 2^64 - 1")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the draw depends on how often each token was generated."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 _LARGEST = sys.float_info.max
@@ -131,6 +142,7 @@ class Sampler:
         *,
         vocab_size: int,
         reserved_ids: Collection[int] = (),
+        generated: Sequence[int] = (),
     ) -> None:
         self.options = options
         self.drawn = 0
@@ -138,6 +150,7 @@ class Sampler:
         self._adjustment = logit_adjustment(options, vocab_size, reserved_ids)
         self._past = int(prompt.size)
         self._last_seen = _last_seen(prompt, vocab_size) if options.repetition_penalty != 1 else None
+        self._counts = _counts(generated, vocab_size) if options.counts_tokens else None
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Return the next token, uint32 of shape (1,), for logits of shape (1, vocab_size), and take it."""
@@ -150,13 +163,16 @@ class Sampler:
 
         Each is what the sampler would draw if those before it had been taken.
         """
-        if self._last_seen is not None and logits.shape[0] > 1:
+        if (self._last_seen is not None or self._counts is not None) and logits.shape[0] > 1:
             ahead = self.copy()
             return mx.concatenate([ahead(logits[row : row + 1]) for row in range(logits.shape[0])])
         if self._adjustment is not None:
             logits = _adjusted(logits, self._adjustment)
         if self._last_seen is not None:
             logits = penalize(logits, self._is_penalized(self._last_seen), self.options.repetition_penalty)
+        if self._counts is not None:
+            penalties = (mx.array(self.options.frequency_penalty), mx.array(self.options.presence_penalty))
+            logits = _penalized_by_count(logits, self._counts, *penalties)
         if self.options.temperature == 0:
             return mx.argmax(logits, axis=-1)
         keys = [key_of(self._seed, self.drawn + row) for row in range(logits.shape[0])]
@@ -168,6 +184,8 @@ class Sampler:
         if self._last_seen is not None:
             places = mx.arange(self._past + 1, self._past + count + 1) if count > 1 else mx.array(self._past + 1)
             self._last_seen = self._last_seen.at[tokens].maximum(places)
+        if self._counts is not None:
+            self._counts = self._counts.at[tokens].add(1.0)
         self._past += count
         self.drawn += count
 
@@ -178,12 +196,12 @@ class Sampler:
     @property
     def state(self) -> list[mx.array]:
         """The arrays kept from draw to draw, for `mx.async_eval`: left lazy, they would belong to one thread."""
-        return [] if self._last_seen is None else [self._last_seen]
+        return [array for array in (self._last_seen, self._counts) if array is not None]
 
     @property
     def takes_best(self) -> bool:
         """Whether the token is the argmax of the logits as they are, so that many rows can be drawn as one."""
-        return self.options.temperature == 0 and self._adjustment is None and self._last_seen is None
+        return self.options.temperature == 0 and self._adjustment is None and not self.state
 
     def _is_penalized(self, last_seen: mx.array) -> mx.array:
         size = self.options.repetition_context_size
@@ -295,6 +313,12 @@ def _adjusted(logits: mx.array, adjustment: mx.array) -> mx.array:
 
 
 @backend.fuse
+def _penalized_by_count(logits: mx.array, counts: mx.array, frequency: mx.array, presence: mx.array) -> mx.array:
+    """Subtract what OpenAI's penalties take from the logits of tokens that were generated so many times, in float32."""
+    return logits.astype(mx.float32) - counts * frequency - (counts > 0) * presence
+
+
+@backend.fuse
 def _tempered(logits: mx.array, temperature: mx.array) -> mx.array:
     return logits.astype(mx.float32) / temperature
 
@@ -346,6 +370,15 @@ def token_logprobs(logits: mx.array, tokens: mx.array, top: int) -> list[mx.arra
         return [values]
     ids = mx.argpartition(logits, vocab_size - top, axis=-1)[:, vocab_size - top :]
     return [values, ids, mx.take_along_axis(logits, ids, axis=-1) - total]
+
+
+def _counts(generated: Sequence[int], vocab_size: int) -> mx.array:
+    """Return how often each token was generated, float32 (vocab_size,)."""
+    counts = mx.zeros(vocab_size)
+    if generated:
+        counts = counts.at[mx.array(list(generated))].add(1.0)
+    mx.eval(counts)
+    return counts
 
 
 def _last_seen(prompt: mx.array, vocab_size: int) -> mx.array:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
         seed: int | None
         logit_bias: Mapping[int, float] | None
         banned_ids: Collection[int]
+        presence_penalty: float
+        frequency_penalty: float
         stop: str | Sequence[str] | None
         ignore_eos: bool
         extra_eos: int | str | Sequence[int | str]
@@ -83,6 +85,8 @@ def stream_generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     extra_eos: int | str | Sequence[int | str] = (),
@@ -124,6 +128,7 @@ def stream_generate(
     """
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+        presence_penalty, frequency_penalty,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
         max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
         heal=heal,
@@ -167,6 +172,8 @@ def generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     extra_eos: int | str | Sequence[int | str] = (),
@@ -192,6 +199,7 @@ def generate(
     """
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+        presence_penalty, frequency_penalty,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
         max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
         heal=heal,

@@ -28,7 +28,7 @@ from helium_mlx.server.schema import read
 Prompt = str | list[int]
 DONE = "[DONE]"
 
-# What the engine takes by the same name; zeros and falsehoods are its defaults.
+# What the engine takes by the same name.
 _ENGINE_OPTIONS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "ignore_eos", "heal", "prompt_lookup", "kv_bits",
@@ -75,7 +75,7 @@ class CompletionCall:
         if given["stream_options"] is not None and not streams:
             raise bad("stream_options", "stream_options came without stream; leave it out, or stream")
         budget = cast("float | None", given["time_budget_ms"])
-        options = {name: given[name] for name in _ENGINE_OPTIONS if given[name]}
+        options = {name: given[name] for name in _ENGINE_OPTIONS if given[name] is not None}
         return cls(
             prompts=prompts,
             n=n,
@@ -159,8 +159,8 @@ class Choice:
             self.logprobs.append(chunk.logprob)
             if self.tokens is not None:
                 # Healed, a token may begin in the prompt.
-                width = len(text) if self.call.options.get("heal") else None
-                self.tokens.add(chunk.token, chunk.logprob, chunk.top_logprobs, width=width)
+                own = text if self.call.options.get("heal") else None
+                self.tokens.add(chunk.token, chunk.logprob, chunk.top_logprobs, text=own)
         if chunk.finish_reason is not None:
             self.finish_reason = _REASONS[chunk.finish_reason]
         return text
@@ -234,8 +234,9 @@ class Completions:
             except Exception as error:
                 await events.put(reported(error))
             else:
+                usage = self._usage(choices)
                 if call.wants_usage:
-                    await events.put(to_json({**self._object(id_, []), "usage": self._usage(choices)}))
+                    await events.put(to_json({**self._object(id_, []), "usage": usage}))
             await events.put(DONE)
             await events.put(None)
 

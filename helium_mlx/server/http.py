@@ -1,4 +1,4 @@
-"""HTTP/1.1 on asyncio's streams, parsed by h11: what comes is bounded in size and time, and a client that leaves is seen.
+"""HTTP/1.1 on asyncio's streams, parsed by h11: what comes is bounded in size and time, and a leaving client is seen.
 
 A `Handler` gets a whole request and returns an `Answer`, or an `EventStream`, whose events are sent as they come. It
 runs as a task that is cancelled when the client hangs up. Requests of one connection are answered one after the other;

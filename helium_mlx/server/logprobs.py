@@ -1,7 +1,7 @@
 """Log-probabilities as OpenAI's legacy API lists them: tokens, their places in the text, and the likeliest in each.
 
-A token is shown as its text, one that is a part of a character as `bytes:\\xe2\\x80`. Two tokens can have the same text;
-so their ids are beside, in `token_ids` and `top_token_ids`, which OpenAI's API has not.
+A token is shown as its text, a part of a character as `bytes:\\xe2\\x80`. Two tokens can have the same text, so that
+their ids are beside, in `token_ids` and `top_token_ids`, which OpenAI's API has not.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 @dataclass
 class TokenList:
-    """The tokens of a text in their order, `top` alternatives each. `offset` is where the next begins, in characters."""
+    """The tokens of a text in order, `top` alternatives each. `offset` is where the next begins, in characters."""
 
     tokenizer: HeliumTokenizer
     top: int
@@ -28,19 +28,19 @@ class TokenList:
     def __post_init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def add(self, token: int, logprob: float | None, top: Mapping[int, float], *, width: int | None = None) -> None:
-        """Take a token in; `width` is how much of the text it is, where its own bytes do not say so."""
-        self.strings.append(token_text(self.tokenizer, token))
+    def add(self, token: int, logprob: float | None, top: Mapping[int, float], *, text: str | None = None) -> None:
+        """Take a token in; `text` is what it is in the text, where its own bytes do not say so."""
+        self.strings.append(token_text(self.tokenizer, token) if text is None else text)
         self.ids.append(token)
         self.logprobs.append(logprob)
         likeliest = dict(list(top.items())[: self.top])
         # As OpenAI has it, the token itself is always among them.
         self.tops.append(None if logprob is None or not self.top else {**likeliest, token: logprob})
         self.offsets.append(self.offset)
-        if width is None:
+        if text is None:
             is_hidden = token in self.tokenizer.special_ids
-            width = 0 if is_hidden else len(self._decoder.decode(self.tokenizer.token_bytes(token)))
-        self.offset += width
+            text = "" if is_hidden else self._decoder.decode(self.tokenizer.token_bytes(token))
+        self.offset += len(text)
 
     def add_prompt(self, score: Score, *, hides_bos: bool) -> None:
         """Take in the tokens of a prompt; the BOS that was put in front of a text is not shown."""
@@ -48,8 +48,8 @@ class TokenList:
         spaced = bool(score.tokens[first:]) and self.tokenizer.begins_word(score.tokens[first])
         for place in range(first, len(score.tokens)):
             # The space that a tokenizer puts before a text is none of it.
-            width = len(score.texts[place]) if place == first and spaced else None
-            self.add(score.tokens[place], score.logprobs[place], score.top_logprobs[place], width=width)
+            text = score.texts[place] if place == first and spaced else None
+            self.add(score.tokens[place], score.logprobs[place], score.top_logprobs[place], text=text)
 
     def taken(self) -> dict[str, object]:
         """Return what has come since the last call, as the API lists it."""

@@ -44,7 +44,8 @@ async def serve(
         port = await server.listen(address.host, address.port)
     except OSError as error:
         raise HeliumError(
-            f"cannot listen at {address.host}:{address.port} ({error.strerror}); give another --port, or end what is there"
+            f"cannot listen at {address.host}:{address.port} ({error.strerror}); give another --port, or end what is "
+            "there"
         ) from None
     # Of a thread that is not the main one nobody is told of signals; it ends by being cancelled.
     with suppress(NotImplementedError, ValueError, RuntimeError):

@@ -113,5 +113,7 @@ def words(schema: Schema) -> str:
             return f"{name}, {schema['minimum']} or more" if "minimum" in schema else name
         case {"type": "string"}:
             return "text"
+        case {"additionalProperties": Mapping() as values}:
+            return f"an object whose values are each {words(values)}"
         case _:
             return "an object"

@@ -509,3 +509,36 @@ def test_options_do_not_change_with_what_they_were_made_of() -> None:
     bias[2] = 5.0
     bans.append(4)
     assert options == SamplingOptions(logit_bias={1: 2.0}, banned_ids={3})
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.7, 0.0), (0.0, 0.4), (1.5, 0.9), (-2, -0.3)])
+def test_penalties_of_openai_count_what_was_generated(presence: float, frequency: float) -> None:
+    # Its documentation: mu[j] -> mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence.
+    options = SamplingOptions(presence_penalty=presence, frequency_penalty=frequency)
+    vocab_size, random_ = 7, random.Random(3)
+    sampler = Sampler(options, mx.array([0, 1, 1]), vocab_size=vocab_size)
+    counts = [0] * vocab_size
+    for _ in range(40):
+        logits = [random_.uniform(-1, 1) for _ in range(vocab_size)]
+        wanted = [x - c * frequency - (c > 0) * presence for x, c in zip(logits, counts, strict=True)]
+        token = cast(int, sampler(mx.array([logits])).item())
+        assert token == max(range(vocab_size), key=wanted.__getitem__)
+        counts[token] += 1
+
+
+def test_penalties_go_on_after_what_was_generated_before_and_see_no_prompt() -> None:
+    options = SamplingOptions(frequency_penalty=1.0)
+    logits = mx.array([[0.5, 0.2, 0.0]])
+    assert Sampler(options, mx.array([0, 0, 0]), vocab_size=3)(logits).item() == 0
+    assert Sampler(options, mx.array([1, 0]), vocab_size=3, generated=[0])(logits).item() == 1
+
+
+def test_positions_drawn_together_are_penalized_one_after_the_other() -> None:
+    options = SamplingOptions(presence_penalty=1.0)
+    logits = mx.array([[0.5, 0.2, 0.0]] * 3)
+    assert Sampler(options, mx.array([2]), vocab_size=3).draw(logits).tolist() == [0, 1, 2]
+
+
+def test_without_penalties_the_best_token_is_taken_as_it_is() -> None:
+    assert Sampler(SamplingOptions(), mx.array([0]), vocab_size=3).takes_best
+    assert not Sampler(SamplingOptions(presence_penalty=0.1), mx.array([0]), vocab_size=3).takes_best
