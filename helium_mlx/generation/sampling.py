@@ -2,7 +2,7 @@
 
 The order is transformers': bias, bans, repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the
 one before it left, renormalised. OpenAI's penalties of presence and frequency come after the repetition penalty. All of
-it is float32, whatever the logits are in; greedy without bias, bans and penalties is an argmax of the logits themselves.
+it is float32, whatever the logits are in; greedy without any of them is an argmax of the logits themselves.
 
 The draw is a race: token i arrives after an exponential time of rate p_i, and the first one is taken, which is i with
 probability p_i (the Gumbel-max trick without logarithms of p). The times of the n-th token of a request depend on its

@@ -239,6 +239,8 @@ class _Connection:
                     return None
             elif isinstance(event, h11.Request):
                 head = event
+                if not head.http_version.startswith(b"1."):
+                    raise _RefusedError(505, "only HTTP/1.1 is spoken here")
                 self._require_length(head)
             elif isinstance(event, h11.Data):
                 body += event.data

@@ -1,6 +1,7 @@
 """A server from its start to its end: it listens, says where, and ends gracefully on Ctrl-C and SIGTERM."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,9 +44,10 @@ async def serve(
     try:
         port = await server.listen(address.host, address.port)
     except OSError as error:
+        # asyncio puts a sentence of its own there; names that are not found have no number of the system's.
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
         raise HeliumError(
-            f"cannot listen at {address.host}:{address.port} ({error.strerror}); give another --port, or end what is "
-            "there"
+            f"cannot listen at {address.host}:{address.port} ({reason}); give another --port, or end what is there"
         ) from None
     # Of a thread that is not the main one nobody is told of signals; it ends by being cancelled.
     with suppress(NotImplementedError, ValueError, RuntimeError):

@@ -3,6 +3,7 @@
 import json
 import math
 from http.client import HTTPConnection
+from typing import Any
 
 import pytest
 from served import Served, serving
@@ -56,15 +57,17 @@ def test_what_is_computed_already_is_said(server: Served) -> None:
         {"temperature": 1.3, "seed": 7, "top_p": 0.8, "top_k": 20, "min_p": 0.02},
         {"temperature": 0, "repetition_penalty": 1.5},
         {"temperature": 0, "kv_bits": 8},
+        {"temperature": 0, "presence_penalty": 1.2, "frequency_penalty": 0.5},
         {"temperature": 0, "prompt_lookup": 4},
         {"temperature": 0.8, "seed": 3, "logit_bias": {"372": -50.0, "370": 5}},
     ],
     ids=str,
 )
-def test_options_are_the_packages(server: Served, demo: Demo, options: dict) -> None:
-    bias = options.get("logit_bias")
-    own = options | ({"logit_bias": {int(token): value for token, value in bias.items()}} if bias else {})
-    assert server.completion(**{**GREEDY, **options})["choices"][0]["text"] == expected(demo, max_tokens=12, **own)
+def test_options_are_the_packages(server: Served, demo: Demo, options: dict[str, Any]) -> None:
+    bias = options.get("logit_bias") or {}
+    own = {**options, "logit_bias": {int(token): value for token, value in bias.items()}}
+    text = server.completion(**{**GREEDY, **options})["choices"][0]["text"]
+    assert text == expected(demo, PROMPT, max_tokens=12, **own)
 
 
 def test_a_healed_prompt_goes_on_inside_its_word(server: Served, demo: Demo) -> None:
@@ -217,15 +220,13 @@ def test_who_hangs_up_ends_the_completion(engine: HeliumEngine, streams: bool) -
     with serving(engine) as server:
         connection = HTTPConnection("127.0.0.1", server.port, timeout=LONGEST_WAIT)
         asked = {**GREEDY, "max_tokens": 4000, "ignore_eos": True, "stream": streams}
+        connection.request("POST", "/v1/completions", json.dumps(asked))
+        wait_for(lambda: server.app.metrics.open_requests == 1)
         if streams:
-            answer = server.asked(connection, "POST", "/v1/completions", asked)
+            answer = connection.getresponse()
             assert answer.readline().startswith(b"data: ")
-        else:
-            connection.request("POST", "/v1/completions", json.dumps(asked))
-            wait_for(lambda: server.app.metrics.open_requests == 1)
-        connection.close()
-        if streams:
             answer.close()
+        connection.close()
         wait_for(lambda: server.app.metrics.open_requests == 0)
         assert server.app.metrics.hung_up == 1
         assert server.completion(**GREEDY)["choices"][0]["finish_reason"] == "length"
