@@ -48,14 +48,29 @@ def test_a_report_says_what_was_found_and_of_what(tmp_path: Path) -> None:
 
 
 def test_known_answers_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = evaluated(output=tmp_path)
+    first = evaluated(output=tmp_path, num_fewshot=1)
     monkeypatch.setattr("helium_mlx.evaluation.models.score_continuations", None)
     monkeypatch.setattr("helium_mlx.evaluation.models.complete_batch", None)
-    assert evaluated(output=tmp_path).rows == first.rows
+    assert evaluated(output=tmp_path, num_fewshot=1).rows == first.rows
     with pytest.raises(TypeError):
-        evaluated(output=tmp_path, seed=1)
+        evaluated(output=tmp_path, num_fewshot=1, seed=1)
     with pytest.raises(TypeError):
-        evaluated(output=tmp_path, dtype="bfloat16")
+        evaluated(output=tmp_path, num_fewshot=1, dtype="bfloat16")
+
+
+def test_a_template_is_compiled_once_for_all_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jinja2 import Environment
+
+    compiled: list[object] = []
+    plain = Environment.compile
+
+    def compiling(environment: Environment, source: str) -> object:
+        compiled.append(source)
+        return plain(environment, source)
+
+    monkeypatch.setattr(Environment, "compile", compiling)
+    evaluated(tasks=["arc_easy"], num_fewshot=1)
+    assert compiled and len(compiled) == len(set(compiled))
 
 
 def test_the_published_tasks_have_the_forms_that_were_asked_for() -> None:
@@ -298,8 +313,8 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_the_command_prints_the_table_and_nothing_else(tmp_path: Path) -> None:
     copy = shutil.copytree(DEMO_DIRECTORY, tmp_path / "demo")
     result = run_command(
-        "evaluate", "--model", "demo", "--tasks", *TASKS, "--limit", "2", "--data-dir", str(DATA), "--plot",
-        str(tmp_path / "plot.svg"), "--against", str(copy),
+        "evaluate", "--model", "demo", "--tasks", *TASKS, "--limit", "2", "--num-fewshot", "0", "--data-dir", str(DATA),
+        "--plot", str(tmp_path / "plot.svg"), "--against", str(copy),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -313,7 +328,7 @@ def test_the_command_prints_the_table_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_command_prints_what_lm_eval_would_write() -> None:
     asked = ["--model", "demo", "--tasks", "arc_easy", "mkqa_de", "--limit", "2", "--data-dir", str(DATA)]
-    result = run_command("evaluate", *asked, "--json", "--quiet")
+    result = run_command("evaluate", *asked, "--num-fewshot", "0", "--json", "--quiet")
     assert result.returncode == 0 and result.stderr == ""
     assert "acc_norm_stderr,none" in json.loads(result.stdout)["results"]["arc_easy"]
 
@@ -325,7 +340,7 @@ def test_a_card_has_the_table_and_without_a_limit_the_figures_for_the_hub(tmp_pa
 
     directory = tmp_path / "demo-4bit"
     helium_mlx.convert("demo", str(directory), quantize=True)
-    report = replace(helium_mlx.evaluate(directory, tasks="openbookqa", data_dir=DATA), is_local=False)
+    report = replace(helium_mlx.evaluate(directory, tasks="openbookqa", num_fewshot=0, data_dir=DATA), is_local=False)
     card = ""
     for _ in range(2):
         # A second time it takes the first one's place.
