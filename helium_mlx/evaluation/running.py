@@ -270,11 +270,14 @@ def _manager(names: Sequence[str]) -> "TaskManager":
     from lm_eval.tasks import TaskManager
 
     folder = Path(lm_eval.tasks.__file__).parent
-    quick = TaskManager(include_path=[*(folder / each for each in FOLDERS), TASKS_DIRECTORY], include_defaults=False)
+    # To read the tasks in all files takes half a minute, to see which files have a name a second or two.
+    likely = [
+        folder / each for each in FOLDERS if any(name in text for text in _texts(folder / each) for name in names)
+    ]
+    quick = TaskManager(include_path=[*likely, TASKS_DIRECTORY], include_defaults=False)
     if all(name in quick.task_index for name in names):
         return quick
-    # To know all tasks takes half a minute, to see that no file has a name a second or two.
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*yaml")]
+    texts = _texts(folder)
     for name in names:
         if name not in quick.task_index and not any(name in text for text in texts):
             raise _unknown(name, [*quick.all_tasks, *(found for text in texts for found in _NAMED.findall(text))])
@@ -283,6 +286,10 @@ def _manager(names: Sequence[str]) -> "TaskManager":
         if name not in manager.task_index:
             raise _unknown(name, manager.all_tasks)
     return manager
+
+
+def _texts(folder: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*yaml")]
 
 
 def _unknown(name: str, known: Sequence[str]) -> UsageError:

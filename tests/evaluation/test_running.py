@@ -58,6 +58,12 @@ def test_known_answers_are_not_computed_again(tmp_path: Path, monkeypatch: pytes
         evaluated(output=tmp_path, num_fewshot=1, dtype="bfloat16")
 
 
+def test_of_the_many_files_of_tasks_those_that_are_needed_are_read() -> None:
+    index = running._manager(["arc_easy", "mkqa_de"]).task_index
+    assert {"arc_easy", "mkqa_de"} <= index.keys() and "mmlu_anatomy" not in index
+    assert {"mmlu", "mmlu_anatomy"} <= running._manager(["mmlu"]).task_index.keys()
+
+
 def test_a_template_is_compiled_once_for_all_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     from jinja2 import Environment
 
