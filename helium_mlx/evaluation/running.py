@@ -222,12 +222,12 @@ def quiet_harness() -> Iterator[None]:
     datasets.disable_progress_bars()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    from_string = env.from_string
-    env.from_string = lru_cache(_TEMPLATES)(from_string)
+    patched, from_string = cast("Any", env), env.from_string
+    patched.from_string = lru_cache(_TEMPLATES)(from_string)
     try:
         yield
     finally:
-        env.from_string = from_string
+        patched.from_string = from_string
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if were_shown:
