@@ -294,13 +294,14 @@ def parameter_dtype(name: str, dtype: mx.Dtype, config: HeliumConfig) -> mx.Dtyp
 
 def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> mx.Dtype:
     """Return the dtype that a model of this checkpoint computes in when `dtype` is asked for, None being its own."""
-    target = _parse_dtype(dtype)
+    target = parse_dtype(dtype)
     if target is None:
         return backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
     return target
 
 
-def _parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+def parse_dtype(dtype: object) -> mx.Dtype | None:
+    """Return the dtype that a name, or a dtype of MLX or torch, stands for; None for None and "auto"."""
     if dtype is None or dtype == "auto":
         return None
     # torch's are called torch.float16 and so on.

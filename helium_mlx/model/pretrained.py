@@ -8,11 +8,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from helium_mlx.checkpoint.checkpoint import parse_dtype
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.checkpoint.layout import Architecture
 from helium_mlx.checkpoint.weight_files import parse_size
-from helium_mlx.errors import ArgumentError
+from helium_mlx.errors import ArgumentError, KeywordError, unknown_keyword
 from helium_mlx.files.hub import resolve
 from helium_mlx.model.activations import XIELU
 from helium_mlx.model.generation_mixin import GenerationMixin
@@ -93,6 +94,20 @@ class HeliumPreTrainedModel(nn.Module):
             ignore_mismatched_sizes=chosen.ignore_mismatched_sizes,
         )
         return (model, info) if chosen.output_loading_info else model
+
+    @classmethod
+    def from_config(cls: type[Model], config: HeliumConfig, *, dtype: object = None, **options: object) -> Model:
+        """Return a model of a config, with random weights, in training mode.
+
+        `dtype` is as in `from_pretrained`, None being the config's own, or float32; other options are taken where they
+        change nothing. Raises ArgumentError for those that ask for what is not done here.
+        """
+        chosen = loading_options({"dtype": dtype, **options})
+        for name in chosen.config_values:
+            raise KeywordError(unknown_keyword("from_config", name, ("config", "dtype", "torch_dtype")))
+        model = cls(config)
+        model.set_dtype(parse_dtype(chosen.dtype) or parse_dtype(config.dtype) or mx.float32)
+        return model
 
     @classmethod
     def can_generate(cls) -> bool:

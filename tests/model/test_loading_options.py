@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from hub_standin import COMMIT, serve
 from hub_standin.client import environment
@@ -15,7 +16,7 @@ from processes import run_code
 from tiny_checkpoints import config_values
 
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.errors import ArgumentError, CheckpointError, ConfigError, HeliumError, UsageError
+from helium_mlx.errors import ArgumentError, CheckpointError, ConfigError, HeliumError, KeywordError, UsageError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model.helium import HeliumForCausalLM, HeliumModel
 
@@ -232,3 +233,18 @@ def test_a_token_reaches_the_hub(told: Callable[..., str]) -> None:
 def test_errors_of_all_kinds_are_ours() -> None:
     with pytest.raises(HeliumError, match="no such directory"):
         HeliumForCausalLM.from_pretrained("./nowhere", dtype="auto", device_map="auto")
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "expected"),
+    [(None, None, mx.float32), ("bfloat16", None, mx.bfloat16), ("bfloat16", "float16", mx.float16)],
+    ids=str,
+)
+def test_a_model_of_a_config_has_random_weights(own: str | None, asked: str | None, expected: mx.Dtype) -> None:
+    config = HeliumConfig.from_dict(config_values(num_hidden_layers=1, dtype=own))
+    model = HeliumForCausalLM.from_config(config, dtype=asked, attn_implementation="sdpa", trust_remote_code=False)
+    assert model.training
+    assert model.dtype == model.model.layers[0].self_attn.qkv_proj.weight.dtype == expected  # pyright: ignore[reportFunctionMemberAccess]
+    assert 0 < float(np.std(np.array(model.model.embed_tokens.weight.astype(mx.float32)))) < 1
+    with pytest.raises(KeywordError, match=r"from_config\(\) has no argument dtypes; did you mean dtype\?"):
+        HeliumForCausalLM.from_config(config, dtypes="float16")
