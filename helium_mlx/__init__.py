@@ -60,7 +60,15 @@ if TYPE_CHECKING:
         HeliumForTokenClassification,
         HeliumModel,
     )
-    from helium_mlx.model.loading import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, load
+    from helium_mlx.model.loading import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+        load,
+    )
     from helium_mlx.progress import Progress
     from helium_mlx.publishing.upload import UploadReport, upload
     from helium_mlx.tokenizer.text_streamer import TextStreamer
@@ -105,6 +113,8 @@ _HOMES = {
     "AutoConfig": "model.loading",
     "AutoModel": "model.loading",
     "AutoModelForCausalLM": "model.loading",
+    "AutoModelForSequenceClassification": "model.loading",
+    "AutoModelForTokenClassification": "model.loading",
     "AutoTokenizer": "model.loading",
     "KVCache": "kv_cache.cache",
     "QuantizedKVCache": "kv_cache.cache",
@@ -137,6 +147,8 @@ __all__ = [
     "AutoConfig",
     "AutoModel",
     "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "AutoTokenizer",
     "BundleError",
     "BundleRunner",

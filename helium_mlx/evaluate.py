@@ -6,12 +6,17 @@
 import sys
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.errors import UsageError
 from helium_mlx.json_writer import to_json
+from helium_mlx.progress import note
 from helium_mlx.table import WIDTH
-from helium_mlx.terminal import CommandParser, add_repository_options
+from helium_mlx.terminal import CommandParser, add_repository_options, written_place
+
+if TYPE_CHECKING:
+    from helium_mlx.evaluation.report import EvaluationReport
 
 MODELS = "checkpoint directory, Hub repository, 'demo', or mlx-lm:NAME for what mlx-lm opens"
 
@@ -46,7 +51,9 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in (default: the checkpoint's)")
     parser.add_argument("--seed", type=int, default=1234, help="of the choice of examples (default: %(default)s)")
-    parser.add_argument("--output", metavar="DIR", help="keep answers and results here; the same command goes on")
+    parser.add_argument(
+        "--output", type=written_place, metavar="DIR", help="keep answers and results here; the same command goes on"
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="local copies of the data sets, by their names on the Hub")
     parser.add_argument(
         "--against", nargs="+", default=[], metavar="MODEL", help="models to evaluate after it, in columns beside it"
@@ -96,7 +103,7 @@ def _evaluate(
 
         check_plot(plot)
     if update_card:
-        from helium_mlx.model_card.quality import require_card
+        from helium_mlx.model_card.evaluated import require_card
 
         require_card(model)
     reports = []
@@ -110,18 +117,26 @@ def _evaluate(
             lines += table.markdown() if markdown else table.plain()
         print("\n".join(lines), flush=True)
         reports.append(report)
+        # At once, and again: what was found stays, whatever ends the rest.
+        if update_card and len(reports) == 1:
+            _update_card(Path(model), report)
+        if plot is not None:
+            from helium_mlx.evaluation.plot import draw
+
+            draw(plot, reports)
     if len(reports) > 1 and not json:
         # A column a model, with names of any length.
-        table = model_table({report.model: report.rows for report in reports})
+        table = model_table({report.label: report.rows for report in reports})
         print("\n".join(["", *table.markdown()]))
-    if update_card:
-        from helium_mlx.model_card.evaluated import update_card as write_card
 
-        write_card(Path(model), reports[0])
-    if plot is not None:
-        from helium_mlx.evaluation.plot import draw
 
-        draw(plot, reports)
+def _update_card(directory: Path, report: "EvaluationReport") -> None:
+    from helium_mlx.model_card.evaluated import for_index, update_card
+
+    update_card(directory, report)
+    if not for_index(report):
+        why = "a limit is for testing" if report.limit else "local copies of the data are not known to be the Hub's"
+        note(f"note: the card has the table, its metadata no figures: {why}")
 
 
 def _wrapped(lines: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 matplotlib is not required; the extra `plot` brings it.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -21,8 +22,15 @@ def check_plot(path: str) -> None:
     """Raise UsageError unless `draw` can write `path`, HeliumError without matplotlib; before a long measurement."""
     if Path(path).suffix not in FORMATS:
         raise UsageError(f"--plot is {path}; its name must end in {', '.join(FORMATS)}")
-    if not Path(path).parent.is_dir():
-        raise UsageError(f"--plot is {path}, and there is no directory {Path(path).parent}; make it first")
+    parent = Path(path).parent
+    if not parent.is_dir():
+        raise UsageError(f"--plot is {path}, and there is no directory {parent}; make it first")
+    if Path(path).is_dir():
+        raise UsageError(f"--plot is {path}, which is a directory; name a file")
+    if not os.access(path if Path(path).exists() else parent, os.W_OK):
+        raise UsageError(
+            f"--plot is {path}, and {path if Path(path).exists() else parent} may not be written to; name another place"
+        )
     if find_spec("matplotlib") is None:
         raise HeliumError("--plot needs matplotlib; install it with: pip install matplotlib")
 

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,6 +18,10 @@ from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # MLX's CPU backend compiles kernels into the folder for temporary files, and one process may open what another is still
 # writing there: each of several has its own.

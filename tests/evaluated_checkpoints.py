@@ -5,6 +5,7 @@ The random checkpoints have the demo's tokenizer, and a context so short that ex
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,11 +82,15 @@ def requests() -> dict[str, list[Instance]]:
     }
 
 
+@cache
+def _loaded(tasks: tuple[str, ...], shots: int) -> dict[str, Any]:
+    return load_tasks(tasks, None, shots, DataSource(DATA))
+
+
 def tasks_asked(lm: LM, shots: int, *, tasks: Sequence[str] = ALL_TASKS) -> dict[str, Any]:
     """Return every task's figures and every answer, on our own data."""
     with quiet_harness():
-        loaded = load_tasks(tasks, None, shots, DataSource(DATA))
-        found = ask(lm, loaded, limit=LIMIT, log_samples=True)
+        found = ask(lm, _loaded(tuple(tasks), shots), limit=LIMIT, log_samples=True)
     figures = {
         task: {name: value for name, value in values.items() if "," in name}
         for task, values in cast("Mapping[str, Mapping[str, object]]", found["results"]).items()

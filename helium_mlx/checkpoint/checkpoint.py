@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
@@ -44,6 +44,7 @@ from helium_mlx.files.untrusted import FileProblem, UnreadableFile, read_json_ob
 MAX_SHARDS = 1000
 _LM_HEAD, _EMBEDDING = "lm_head.", "embed_tokens."
 _COMPARED_BYTES = 16_000_000
+_LAYER = re.compile(rf"(?:{re.escape(BODY_PREFIX)})?layers\.(\d{{1,9}})\.", re.ASCII)
 _SHARD_NAME = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
 
 # transformers keeps the parameters of xIELU in bfloat16 whatever the model's dtype.
@@ -56,15 +57,24 @@ CODE_KEYS = ("auto_map", "custom_pipelines", "model_file", "trust_remote_code")
 _FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
+class Mismatch(NamedTuple):
+    """A tensor whose shape on disk is not the model's, by its name in a causal LM."""
+
+    name: str
+    found: tuple[int, ...]
+    expected: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint directory whose config, file names, tensor names and shapes have been checked.
 
     `files` maps each weight file to its tensors, by their names on disk; `settings` says how each module is quantized.
     With `is_kyutai`, names and byte ranges are those that `kyutai_layout` gives the parts of Kyutai's tensors.
-    `missing_head` and `foreign_heads` name tensors that the architecture lacks and does not use. With
-    `head_is_embedding`, the files hold a tied matrix under the head's name only. `warnings` are sentences for the user
-    about what in the directory was ignored.
+    `missing` names tensors that the model has and the files lack, and `left_out` those on disk that it does not use:
+    heads of other kinds, and layers beyond those asked for. `mismatched` are in both: name, shape on disk, the model's.
+    With `head_is_embedding`, the files hold a tied matrix under the head's name only. `warnings` are sentences for the
+    user about what in the directory was ignored.
     """
 
     directory: Path
@@ -72,8 +82,9 @@ class Checkpoint:
     architecture: Architecture
     files: dict[Path, dict[str, TensorInfo]]
     settings: ModuleSettings
-    missing_head: tuple[str, ...] = ()
-    foreign_heads: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
     warnings: tuple[str, ...] = ()
     is_kyutai: bool = False
     head_is_embedding: bool = False
@@ -113,14 +124,14 @@ class Checkpoint:
 
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor may be in the files without the model using it, as transformers ignores it."""
-        return name in self._foreign_heads or (_is_unused(name, self.config) and not self._is_shared_head(name))
+        return name in self._left_out or (_is_unused(name, self.config) and not self._is_shared_head(name))
 
     def _is_shared_head(self, name: str) -> bool:
         return self.head_is_embedding and name.startswith(_LM_HEAD)
 
     @cached_property
-    def _foreign_heads(self) -> frozenset[str]:
-        return frozenset(self.foreign_heads)
+    def _left_out(self) -> frozenset[str]:
+        return frozenset(self.left_out)
 
 
 def open_checkpoint(
@@ -128,12 +139,16 @@ def open_checkpoint(
     *,
     architecture: Architecture | None = "ForCausalLM",
     any_head: bool = False,
+    config: HeliumConfig | None = None,
     config_values: Mapping[str, object] | None = None,
+    ignore_mismatched_sizes: bool = False,
 ) -> Checkpoint:
     """Check a checkpoint directory and return what it holds; no tensor is read.
 
     `architecture` None is the one that the config names. With `any_head`, the architecture's head may be missing and
-    heads of other kinds may be there. `config_values` replace what the directory's config says.
+    heads of other kinds may be there. `config` stands in for the directory's, and `config_values` replace what it says;
+    layers beyond a `num_hidden_layers` of theirs are left out. With `ignore_mismatched_sizes` so are tensors of another
+    shape, unless they are quantized.
 
     Raises CheckpointError for files, names or shapes that do not fit, ConfigError and QuantizationError for a
     `config.json` that no model can be built from.
@@ -143,7 +158,9 @@ def open_checkpoint(
         raise CheckpointError(f"{directory}: no such directory; give a checkpoint directory, a Hub id or 'demo'")
     require_model(directory)
     found = read_config(directory)
-    config = found.config.with_values(config_values) if config_values else found.config
+    own_layers = found.config.num_hidden_layers
+    config = found.config if config is None else config.with_values({"quantization": found.config.quantization})
+    config = config.with_values(config_values) if config_values else config
     if architecture is None:
         architecture = architecture_of(config)
     weight_files = _find_weight_files(directory)
@@ -161,28 +178,32 @@ def open_checkpoint(
     if architecture == "ForCausalLM" and config.tie_word_embeddings and _has_another_head(files):
         config = replace(config, tie_word_embeddings=False)
         said.append("lm_head differs from the embedding, so the two are not tied, though tie_word_embeddings says so")
-    missing_head: tuple[str, ...] = ()
-    foreign_heads: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     if any_head:
         head = layout.head_shapes(config, architecture)
-        foreign_heads = tuple(name for name in names if _is_head(name) and _base_name(name) not in head)
-        missing_head = tuple(
-            name for name in head if name not in names and name.replace(".weight", ".scales") not in names
-        )
-    checkpoint = Checkpoint(directory, config, architecture, files, unquantized, missing_head, foreign_heads)
+        left_out = tuple(name for name in names if _is_head(name) and _base_name(name) not in head)
+        missing = tuple(name for name in head if name not in names and name.replace(".weight", ".scales") not in names)
+    if config.num_hidden_layers < own_layers:
+        left_out += tuple(name for name in names if _is_layer_from(config.num_hidden_layers, name))
+    checkpoint = Checkpoint(directory, config, architecture, files, unquantized, missing, left_out)
     if architecture == "ForCausalLM" and config.tie_word_embeddings and not _parts_of(files, _EMBEDDING):
-        foreign_heads = tuple(name for name in foreign_heads if not name.startswith(_LM_HEAD))
-        checkpoint = replace(checkpoint, foreign_heads=foreign_heads, head_is_embedding=True)
+        left_out = tuple(name for name in left_out if not name.startswith(_LM_HEAD))
+        checkpoint = replace(checkpoint, left_out=left_out, head_is_embedding=True)
     checkpoint = replace(checkpoint, is_kyutai=is_kyutai)
-    return _checked(checkpoint, found, said)
+    return _checked(checkpoint, found, said, ignore_mismatched_sizes=ignore_mismatched_sizes)
 
 
-def _checked(checkpoint: Checkpoint, found: ConfigFile, said: list[str]) -> Checkpoint:
+def _checked(
+    checkpoint: Checkpoint, found: ConfigFile, said: list[str], *, ignore_mismatched_sizes: bool
+) -> Checkpoint:
     """Return the checkpoint with its settings and warnings, once tensors and config fit each other."""
     path = checkpoint.directory / CONFIG_FILE
     try:
         settings = module_settings(checkpoint.config.quantization, checkpoint.tensors)
         checkpoint = replace(checkpoint, settings=settings)
+        if ignore_mismatched_sizes:
+            checkpoint = _without_mismatched(checkpoint)
         _require_expected(checkpoint)
     except QuantizationError as error:
         problem = foreign_quantization_problem(found.foreign_quantization) if found.foreign_quantization else str(error)
@@ -273,16 +294,18 @@ def parameter_dtype(name: str, dtype: mx.Dtype, config: HeliumConfig) -> mx.Dtyp
 
 def compute_dtype(checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> mx.Dtype:
     """Return the dtype that a model of this checkpoint computes in when `dtype` is asked for, None being its own."""
-    target = _parse_dtype(dtype)
+    target = parse_dtype(dtype)
     if target is None:
         return backend.compute_dtype(getattr(mx, checkpoint.dtype), quantized=checkpoint.is_quantized)
     return target
 
 
-def _parse_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
-    if dtype is None:
+def parse_dtype(dtype: object) -> mx.Dtype | None:
+    """Return the dtype that a name, or a dtype of MLX or torch, stands for; None for None and "auto"."""
+    if dtype is None or dtype == "auto":
         return None
-    dtype = backend.dtype_name(dtype) if isinstance(dtype, mx.Dtype) else dtype
+    # torch's are called torch.float16 and so on.
+    dtype = backend.dtype_name(dtype) if isinstance(dtype, mx.Dtype) else str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {shown(dtype)}; known are {', '.join(DTYPES)}")
     return getattr(mx, dtype)
@@ -434,13 +457,37 @@ def _require_indexed(
         raise CheckpointError(f"{index}: does not name {_listing(unnamed)}; fetch index and shards again")
 
 
+def _without_mismatched(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint without the tensors of another shape than the model's."""
+    expected = _expected_shapes(checkpoint)
+    mismatched = {
+        name: Mismatch(checkpoint.name_of(name), info.shape, expected[checkpoint.name_of(name)])
+        for infos in checkpoint.files.values()
+        for name, info in infos.items()
+        if not checkpoint.is_ignored(name)
+        and checkpoint.settings(name.rpartition(".")[0]) is None
+        and expected.get(checkpoint.name_of(name), info.shape) != info.shape
+    }
+    return replace(
+        checkpoint,
+        missing=(*checkpoint.missing, *(tensor.name for tensor in mismatched.values())),
+        left_out=(*checkpoint.left_out, *mismatched),
+        mismatched=tuple(mismatched.values()),
+    )
+
+
+def _expected_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what the files should hold, no more of them than files like these could."""
+    # A config can ask for any number of layers.
+    shapes = layout.tensor_shapes(checkpoint.config, checkpoint.settings, checkpoint.architecture)
+    wanted = (item for item in shapes if item[0] not in checkpoint.missing)
+    return dict(islice(wanted, len(checkpoint.tensors) + 1000))
+
+
 def _require_expected(checkpoint: Checkpoint) -> None:
     """Compare the tensors with what the config asks for, before a model of that size is built."""
     found = {name: info.shape for name, info in checkpoint.tensors.items()}
-    # A config can ask for any number of layers: look no further than the files can satisfy.
-    shapes = layout.tensor_shapes(checkpoint.config, checkpoint.settings, checkpoint.architecture)
-    wanted = (item for item in shapes if item[0] not in checkpoint.missing_head)
-    expected = dict(islice(wanted, len(found) + 1000))
+    expected = _expected_shapes(checkpoint)
     where = checkpoint.directory
     # Of such, any number of rows would fit into no bytes.
     empty = [f"{name} {list(shape)}" for name, shape in found.items() if 0 in shape]
@@ -482,6 +529,11 @@ def _allowed_dtypes(name: str, settings: ModuleSettings) -> tuple[str, ...]:
 
 def _is_head(name: str) -> bool:
     return name.startswith(HEAD_PREFIXES)
+
+
+def _is_layer_from(first: int, name: str) -> bool:
+    found = _LAYER.match(name)
+    return found is not None and int(found[1]) >= first
 
 
 def _base_name(name: str) -> str:

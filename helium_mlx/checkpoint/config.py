@@ -13,12 +13,13 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from helium_mlx.checkpoint.config_keys import HARMLESS, model_type_of, refuse_keys
+from helium_mlx.checkpoint.config_keys import APPLIED, HARMLESS, REFUSED, model_type_of, refuse_keys
 from helium_mlx.checkpoint.kyutai_config import inferred_values
 from helium_mlx.checkpoint.rope_parameters import (
     merge_spellings,
@@ -26,13 +27,15 @@ from helium_mlx.checkpoint.rope_parameters import (
     validate_rope_parameters,
     without_effect,
 )
-from helium_mlx.errors import CheckpointError, ConfigError, one_line, shown
+from helium_mlx.errors import CheckpointError, ConfigError, KeywordError, one_line, shown, unknown_keyword
 from helium_mlx.files.atomic import write_json
 from helium_mlx.files.hub import resolve_file
+from helium_mlx.files.hub_access import HubAccess
 from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.untrusted import MalformedFile, UnreadableFile, read_json_object
-from helium_mlx.option_values import plain_values
+from helium_mlx.json_writer import to_json
+from helium_mlx.option_values import path_of, plain_values
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -196,22 +199,9 @@ class HeliumConfig:
         """Build a config from the contents of a `config.json`, in either spelling; `values` is left as it is."""
         if not isinstance(values, dict):
             raise ConfigError(f"a config must be a JSON object, not {type(values).__name__}")
-        method = foreign_quantization(values)
-        if method is not None:
-            raise ConfigError(foreign_quantization_problem(method))
-        refuse_keys(values)
-        values = dict(values)
         if values.get("model_type") == "llama":
             values = _LLAMA_DEFAULTS | values
-        values["rope_parameters"] = merge_spellings(values, _DEFAULT_ROPE_THETA.get(str(values.get("model_type"))))
-        values["dtype"] = _merge_dtype_spellings(values)
-        # mlx-lm writes the same object under both names.
-        quantization_config = values.pop("quantization_config", None)
-        if values.get("quantization") is None:
-            values["quantization"] = quantization_config
-        known = {f.name for f in fields(cls)} - {"extra"}
-        extra = {key: value for key, value in values.items() if key not in known and key != "transformers_weights"}
-        return cls(**{key: value for key, value in values.items() if key in known}, extra=extra)  # pyright: ignore[reportArgumentType]
+        return cls(**_as_fields(values))  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "HeliumConfig":
@@ -228,18 +218,47 @@ class HeliumConfig:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | Path, *, revision: str | None = None, subfolder: str | None = None
+        cls,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **values: object,
     ) -> "HeliumConfig":
         """Read the config of a checkpoint directory, a Hub repository, or "demo"; no weights are fetched.
 
-        `subfolder` is the folder of the repository or directory that holds it. A warning names what has no effect.
+        `subfolder` is the folder of the repository or directory that holds it; `files/hub_access.py` has the options
+        of a download. `values` replace what is read. A warning names what has no effect.
         Raises CheckpointError if there is none, ConfigError if it is not a valid one.
         """
-        path = resolve_file(path_or_repo, CONFIG_FILE, revision=revision, subfolder=subfolder)
+        access = HubAccess(token, cache_dir, local_files_only, force_download)
+        path = resolve_file(path_or_repo, CONFIG_FILE, revision=revision, subfolder=subfolder or None, access=access)
         found = read_config(path.parent)
         if found.warnings:
             warnings.warn(f"{path}: {'; '.join(found.warnings)}", stacklevel=2)
-        return found.config
+        return found.config.with_values(values) if values else found.config
+
+    def update(self, values: Mapping[str, object]) -> None:
+        """Assign several fields, one after the other. Raises ConfigError as an assignment does."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def to_json_string(self) -> str:
+        """Return what `config.json` holds, as text."""
+        return to_json(self.to_dict(), indent=2) + "\n"
+
+    def to_json_file(self, path: str | Path) -> None:
+        """Write a `config.json` by any name. Raises CheckpointError if it cannot be, ConfigError as a save does."""
+        self.with_values({})
+        file = path_of(path)
+        try:
+            write_json(file, published(self.to_dict(), file.parent))
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be written ({error.strerror})") from None
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` into `directory`, which is made if need be. Raises CheckpointError if it cannot be.
@@ -250,9 +269,9 @@ class HeliumConfig:
         path = Path(directory) / CONFIG_FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, published(self.to_dict(), path.parent))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
+        self.to_json_file(path)
 
     def to_dict(self) -> dict[str, object]:
         """Return what `config.json` holds: all fields and the keys kept from reading, sorted."""
@@ -503,6 +522,43 @@ def _read_file(path: Path) -> ConfigFile:
         return ConfigFile(HeliumConfig.from_dict(values), said, method)
     except ConfigError as error:
         raise ConfigError(f"{path}: {one_line(str(error))}") from None
+
+
+def _as_fields(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the contents of a `config.json`, in either spelling, by the names of fields; the rest is `extra`."""
+    method = foreign_quantization(values)
+    if method is not None:
+        raise ConfigError(foreign_quantization_problem(method))
+    refuse_keys(values)
+    values = dict(values)
+    values["rope_parameters"] = merge_spellings(values, _DEFAULT_ROPE_THETA.get(str(values.get("model_type"))))
+    values["dtype"] = _merge_dtype_spellings(values)
+    # mlx-lm writes the same object under both names.
+    quantization_config = values.pop("quantization_config", None)
+    if values.get("quantization") is None:
+        values["quantization"] = quantization_config
+    known = {f.name for f in fields(HeliumConfig)} - {"extra"}
+    extra = {key: value for key, value in values.items() if key not in known and key != "transformers_weights"}
+    return {**{key: value for key, value in values.items() if key in known}, "extra": extra}
+
+
+def _with_all_spellings(made: Callable[..., None]) -> Callable[..., None]:
+    """Have HeliumConfig take what else transformers' config does: `rope_theta`, `architectures` and so on."""
+    names = {f.name for f in fields(HeliumConfig)}
+
+    @wraps(made)
+    def make(self: HeliumConfig, *sizes: object, **values: object) -> None:
+        others = values.keys() - names
+        unknown = sorted(others - APPLIED - HARMLESS - REFUSED.keys())
+        if unknown:
+            raise KeywordError(unknown_keyword("HeliumConfig", unknown[0], [*names]))
+        extra = cast(dict[str, object], values.pop("extra", {}))
+        made(self, *sizes, **(_as_fields(extra | values) if others else values | {"extra": extra}))
+
+    return make
+
+
+HeliumConfig.__init__ = _with_all_spellings(HeliumConfig.__init__)
 
 
 def foreign_quantization(values: Mapping[str, object]) -> str | None:

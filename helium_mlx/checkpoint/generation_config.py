@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helium_mlx.checkpoint.config import HeliumConfig
+from helium_mlx.errors import CheckpointError
+from helium_mlx.files.atomic import write_json
+from helium_mlx.files.hub import resolve_file
+from helium_mlx.files.hub_access import HubAccess
+from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import GENERATION_CONFIG_FILE
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 
@@ -63,6 +68,48 @@ class GenerationConfig:
         """
         values = read_generation_config(directory)
         return cls.from_model_config(config) if values is None else cls.from_dict(values)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **settings: object,
+    ) -> "GenerationConfig":
+        """Read the `generation_config.json` of a checkpoint directory, a Hub repository, or "demo".
+
+        `settings` replace what is read. Raises CheckpointError, one line, if there is none or it cannot be read.
+        """
+        access = HubAccess(token, cache_dir, local_files_only, force_download)
+        path = resolve_file(
+            path_or_repo, GENERATION_CONFIG_FILE, revision=revision, subfolder=subfolder or None, access=access
+        )
+        try:
+            return cls.from_dict({**read_json_object(path), **settings})
+        except FileProblem as problem:
+            raise CheckpointError(f"{path}: {problem}") from None
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `generation_config.json` into `directory`, made if need be. Raises CheckpointError if it cannot be."""
+        path = Path(directory) / GENERATION_CONFIG_FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, published(self.to_dict(), path.parent))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
+
+    def update(self, **settings: object) -> dict[str, object]:
+        """Assign the settings that are fields here, and return the others, as transformers does."""
+        for name in NAMES:
+            if name in settings:
+                setattr(self, name, settings.pop(name))
+        return settings
 
     def to_dict(self) -> dict[str, object]:
         """Return every setting that is not None, as `generation_config.json` has them, assigned ones included."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from helium_mlx import backend
 from helium_mlx.checkpoint import layout
@@ -124,14 +125,14 @@ class HeliumSide:
     """A checkpoint of this package."""
 
     def __init__(self, name: str, directory: Path) -> None:
-        self.name = name
+        self.name, self.directory = name, directory
         self.checkpoint = open_checkpoint(directory)
         self.files: WeightFiles = {
             path: {tensor: info for tensor, info in infos.items() if not self.checkpoint.is_ignored(tensor)}
             for path, infos in self.checkpoint.files.items()
         }
-        self._tokenizer = HeliumTokenizer.from_pretrained(directory)
-        self.bos = self._tokenizer.bos_token_id
+        self.tokenizer = HeliumTokenizer.from_pretrained(directory)
+        self.bos = self.tokenizer.bos_token_id
         self.context: int | None = self.checkpoint.config.max_position_embeddings
         self.vocab_size: int | None = self.checkpoint.config.vocab_size
         stored = getattr(mx, self.checkpoint.dtype)
@@ -139,7 +140,7 @@ class HeliumSide:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def load(self, dtype: mx.Dtype) -> LogitsOfRows:
         """Return the model, loaded, computing in `dtype`."""
@@ -207,15 +208,15 @@ class MlxLmSide:
         """Return the model, loaded, computing in `dtype`."""
         return logits_of_any(self.load_model(dtype))
 
+    def require_loadable(self) -> None:
+        """Raise ComparisonError for a model that mlx-lm does not know, or whose weights do not fit; none is read."""
+        self._opened(lazy=True)
+
     def load_model(self, dtype: mx.Dtype) -> Callable[..., mx.array]:
         """Return mlx-lm's model itself, computing in `dtype`."""
         from mlx_lm.utils import get_total_parameters
-        from mlx_lm.utils import load_model as load_mlx_lm_model
 
-        try:
-            model = load_mlx_lm_model(self.directory)[0]
-        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise _refused(self.name, "the model", error) from None
+        model = self._opened(lazy=False)
         model.set_dtype(dtype)
         mx.eval(model.parameters())
         self._parameters = get_total_parameters(model)
@@ -224,6 +225,14 @@ class MlxLmSide:
     def described(self, dtype: mx.Dtype) -> ComparedModel:
         """Return what a report says of it."""
         return _described(self.name, "mlx-lm", dtype, self._infos, self._parameters)
+
+    def _opened(self, *, lazy: bool) -> nn.Module:
+        from mlx_lm.utils import load_model
+
+        try:
+            return load_model(self.directory, lazy=lazy)[0]
+        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise _refused(self.name, "the model", error) from None
 
     def _first_id(self, config: dict[str, object]) -> int:
         """Return what a window begins with: what the tokenizer puts before a text, else BOS, else EOS."""

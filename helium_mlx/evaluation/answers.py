@@ -1,7 +1,8 @@
 """The answers of a model, kept line by line, so that an evaluation goes on where it was ended.
 
-A line is a key, the SHA-256 of what was asked of whom, and the answer. Lines are only ever added, each few with one
-write, so that whatever ends the process leaves whole lines and at most one torn, which is cut off at the next start.
+The first line says what the file is: another is refused, and left as it is. Each further line is a key, the SHA-256 of
+what was asked of whom, and the answer. Lines are only ever added, each few with one write, so that whatever ends the
+process leaves whole lines and at most one torn, which is cut off at the next start.
 """
 
 import hashlib
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from helium_mlx.errors import HeliumError
+from helium_mlx.errors import HeliumError, shown
+
+HEADER = b'{"format": "helium_mlx answers", "version": 1}\n'
 
 Value = str | tuple[float, bool] | float
 
@@ -27,6 +30,7 @@ class Answers:
     def __enter__(self) -> "Answers":
         if self.path is not None:
             try:
+                require_answers(self.path)
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
                 self._read()
@@ -61,10 +65,28 @@ class Answers:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.ftruncate(self._file, whole)
-        for line in data[:whole].splitlines():
+        if whole == 0:
+            _write(self._file, HEADER)
+        for line in data[len(HEADER) : whole].splitlines():
             found = _parsed(line)
             if found is not None:
                 self._known[found[0]] = found[1]
+
+
+def require_answers(path: Path) -> None:
+    """Raise HeliumError if something is there that is no file of answers, or may not be written to."""
+    if not path.exists():
+        return
+    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+        raise HeliumError(f"{path}: answers cannot be kept there (no file that may be written to); move it away")
+    with path.open("rb") as file:
+        start = file.read(len(HEADER))
+    # It may be torn itself.
+    if not HEADER.startswith(start):
+        raise HeliumError(
+            f"{path} begins with {shown(start.decode(errors='replace'))}, no answers that this program kept; name "
+            "another output, or move it away"
+        )
 
 
 def key_of(*parts: object) -> str:

@@ -7,14 +7,14 @@ what its task files name with `ConfigurableTask.download`, in whose place `data_
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from helium_mlx.errors import HeliumError, one_line
+from helium_mlx.errors import HeliumError, one_line, some
 from helium_mlx.files.text import read_text
 from helium_mlx.files.untrusted import FileProblem
 
@@ -51,8 +51,7 @@ class DataSource:
         except (OSError, ValueError, RuntimeError, DatasetNotFoundError) as error:
             raise HeliumError(
                 f"the data set {_called(path, name)} cannot be fetched ({one_line(str(error), 120)}); connect to the "
-                f"Hub, or bring it from elsewhere: hf download --repo-type dataset {path} --local-dir DATA/{path}, "
-                "then --data-dir DATA"
+                f"Hub, or bring it from elsewhere: {_download(path, Path('DATA', path))}, then --data-dir DATA"
             ) from None
         commits = {
             commit
@@ -61,7 +60,9 @@ class DataSource:
             for commit in _COMMIT.findall(url)
         }
         self.versions[path] = ", ".join(sorted(commits)) or "not known"
-        return found
+        return _with_splits(
+            found, lambda split: f"the split {split} of the data set {_called(path, name)} is not there", ""
+        )
 
     def _read(self, path: str, name: str | None) -> "DatasetDict":
         import datasets
@@ -76,11 +77,15 @@ class DataSource:
             splits = {file.stem: datasets.Dataset.from_list(self._rows(file, subject)) for file in files}
             for file in files:
                 self.versions[str(file.relative_to(self.directory))] = f"local, SHA-256 {self._files[file][1]}"
-            return datasets.DatasetDict(cast("dict[Any, Any]", splits))
+            folder = files[0].parent
+            return _with_splits(
+                cast("dict[Any, Any]", splits), lambda split: f"{folder / split}.jsonl is not there",
+                f"; bring it: {_download(path, place)}",
+            )  # fmt: skip
         if not place.is_dir():
             raise HeliumError(
-                f"{place} is not there, the local copy of the data set {_called(path, name)}; bring it: hf download "
-                f"--repo-type dataset {path} --local-dir {place}"
+                f"{place} is not there, the local copy of the data set {_called(path, name)}; bring it: "
+                f"{_download(path, place)}"
             )
         try:
             found = cast("DatasetDict", datasets.load_dataset(str(place), name))
@@ -89,7 +94,10 @@ class DataSource:
                 f"{place}: not a copy of the data set {_called(path, name)} ({one_line(str(error), 200)})"
             ) from None
         self.versions[path] = "local"
-        return found
+        return _with_splits(
+            found, lambda split: f"{place}: the split {split} of {_called(path, name)} is not there",
+            f"; bring it: {_download(path, place)}",
+        )  # fmt: skip
 
     def _rows(self, file: Path, subject: str | None) -> list[dict[str, object]]:
         if file not in self._files:
@@ -130,6 +138,24 @@ def data_from(source: DataSource) -> Iterator[None]:
     finally:
         patched.download = download
         _source.reset(token)
+
+
+def _with_splits(splits: Mapping[Any, Any], missing: Callable[[str], str], remedy: str) -> "DatasetDict":
+    """Return the splits of a data set, of which one that is asked for and not there is an error in a line."""
+    import datasets
+
+    class Splits(datasets.DatasetDict):
+        def __missing__(self, split: object) -> None:
+            raise HeliumError(
+                f"{missing(str(split))}, only {some(sorted(map(str, self)))} are, and a task takes its questions or "
+                f"examples from it{remedy}"
+            )
+
+    return Splits(splits)
+
+
+def _download(path: str, place: Path) -> str:
+    return f"hf download --repo-type dataset {path} --local-dir {place}"
 
 
 def _called(path: str, name: str | None) -> str:

@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from helium_mlx.checkpoint.config import DTYPES
 from helium_mlx.errors import GenerationError, UsageError, some
 from helium_mlx.evaluation.answers import Answers, Value, key_of
-from helium_mlx.evaluation.models import EvaluatedModel, Prompt, open_model, require_dtype
+from helium_mlx.evaluation.models import EvaluatedModel, Prompt, load_opened, open_checked, require_dtype
 from helium_mlx.evaluation.scoring import Continuation
 from helium_mlx.option_values import require_whole
 from helium_mlx.progress import Progress
@@ -61,9 +61,8 @@ class HeliumLM(TemplateLM):
         self.batch_size = require_whole("batch_size", 16 if number is None else number, 1, error=UsageError)
         require_dtype(dtype, DTYPES)
         if isinstance(pretrained, str):
-            pretrained = open_model(
-                pretrained, revision=revision, subfolder=subfolder, dtype=dtype, batch_size=self.batch_size
-            )
+            side = open_checked(pretrained, revision=revision, subfolder=subfolder)
+            pretrained = load_opened(side, dtype=dtype, batch_size=self.batch_size)
         self.model = pretrained
         context = self.model.context
         self.max_length = (

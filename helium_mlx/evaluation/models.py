@@ -27,7 +27,6 @@ from helium_mlx.generation.request import CompletionOptions
 from helium_mlx.model.loading import load_model
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import whole
-from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 # What lm-eval takes for a model that does not say.
 DEFAULT_CONTEXT = 2048
@@ -70,19 +69,24 @@ class EvaluatedModel(Protocol):
         ...
 
 
-def open_model(
-    name: str, *, revision: str | None, subfolder: str | None, dtype: str | None, batch_size: int
-) -> EvaluatedModel:
-    """Open a directory, a Hub repository, "demo", or after "mlx-lm:" what mlx-lm can open, and load its weights.
+def open_checked(name: str, *, revision: str | None = None, subfolder: str | None = None) -> HeliumSide | MlxLmSide:
+    """Open a directory, a Hub repository, "demo", or after "mlx-lm:" what mlx-lm can open; no weights are read.
 
     Raises CheckpointError and its like, one line, also for a checkpoint with a head for classification.
     """
     _require_language_model(name, resolve(name.removeprefix(MLX_LM_PREFIX), revision=revision, subfolder=subfolder))
     side = open_side(name, revision=revision, subfolder=subfolder)
-    if isinstance(side, HeliumSide):
-        return HeliumEvaluated(side, None if dtype is None else getattr(mx, dtype), batch_size)
-    assert isinstance(side, MlxLmSide)
-    return MlxLmEvaluated(side, None if dtype is None else getattr(mx, dtype))
+    assert isinstance(side, (HeliumSide, MlxLmSide))
+    if isinstance(side, MlxLmSide):
+        side.require_loadable()
+        _eos_ids(side)
+    return side
+
+
+def load_opened(side: HeliumSide | MlxLmSide, *, dtype: str | None, batch_size: int) -> EvaluatedModel:
+    """Return a model that was opened, its weights loaded."""
+    own = None if dtype is None else getattr(mx, dtype)
+    return HeliumEvaluated(side, own, batch_size) if isinstance(side, HeliumSide) else MlxLmEvaluated(side, own)
 
 
 class HeliumEvaluated:
@@ -91,7 +95,7 @@ class HeliumEvaluated:
     def __init__(self, side: HeliumSide, dtype: mx.Dtype | None, batch_size: int) -> None:
         checkpoint = side.checkpoint
         self.name, self.program, self.batch_size = side.name, "helium_mlx", batch_size
-        self.tokenizer = HeliumTokenizer.from_pretrained(checkpoint.directory)
+        self.tokenizer = side.tokenizer
         self.model = load_model(checkpoint, dtype=side.dtype if dtype is None else dtype)
         self.dtype = dtype_name(self.model.dtype)
         self.context = checkpoint.config.max_position_embeddings

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from helium_mlx.errors import HeliumError
 from helium_mlx.evaluation.report import EvaluationReport
-from helium_mlx.evaluation.tables import label, short
+from helium_mlx.evaluation.tables import label
 from helium_mlx.plotting import drawing
 
 _COLORS = ("#0b6e4f", "#c2702e", "#4a6fa5", "#8a5a83", "#777777")
@@ -28,7 +28,7 @@ def draw(path: str, reports: Sequence[EvaluationReport]) -> None:
                 xerr=[row.error or 0.0 for _, row in shown],
                 height=0.9 * height,
                 color=_COLORS[place % len(_COLORS)],
-                label=short(report.model),
+                label=report.label,
                 error_kw={"linewidth": 0.8},
             )
             marked = [(at, row.published) for at, row in shown if row.published is not None]

@@ -12,12 +12,13 @@ from helium_mlx.table import short_repr
 class EvaluationReport:
     """What was found of one model, and of what it was found.
 
-    `hashes` are of the checkpoint's files, `data` the commit or hash of each data set. `limit` questions of each task
-    were asked, all of them where it is None: a result with a limit is for testing only. `harness` is the whole result
-    in lm-eval's own form.
+    `label` is what tells it from the other models. `hashes` are of the checkpoint's files, `data` the commit or hash of
+    each data set; `is_local` says that those were local copies. `limit` questions of each task were asked, all of them
+    where it is None: a result with a limit is for testing only. `harness` is the whole result in lm-eval's own form.
     """
 
     model: str
+    label: str
     program: str
     dtype: str
     rows: tuple[ResultRow, ...]
@@ -26,6 +27,7 @@ class EvaluationReport:
     seed: int
     hashes: Mapping[str, str]
     data: Mapping[str, str]
+    is_local: bool
     versions: Mapping[str, str]
     harness: Mapping[str, object] = field(default_factory=dict, repr=False)
 

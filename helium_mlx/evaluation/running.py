@@ -5,7 +5,6 @@ What is asked depends on the tasks, the shots, the limit and the seed alone, so 
 """
 
 import gc
-import json
 import logging
 import os
 import random
@@ -14,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,14 +21,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
+from helium_mlx.checkpoint.config import DTYPES
+from helium_mlx.comparison.sides import HeliumSide, MlxLmSide
 from helium_mlx.errors import HeliumError, UsageError, did_you_mean, one_line, shown
 from helium_mlx.evaluation.answers import Answers
 from helium_mlx.evaluation.data import DataSource, data_from
+from helium_mlx.evaluation.labels import folders_of, full_names, labels_of
+from helium_mlx.evaluation.models import load_opened, open_checked, require_dtype
+from helium_mlx.evaluation.output import ANSWERS_FILE, plain, require_folder, require_results, write_results
 from helium_mlx.evaluation.published import FOLDERS, FORMS, SHOTS, column_of, published_tasks
 from helium_mlx.evaluation.report import EvaluationReport
 from helium_mlx.evaluation.rows import result_rows
-from helium_mlx.files.atomic import replacing
-from helium_mlx.json_writer import to_json
 from helium_mlx.option_values import require_whole
 from helium_mlx.process import require_not_forked
 from helium_mlx.version import __version__
@@ -42,13 +45,15 @@ if TYPE_CHECKING:
 
 PUBLISHED = "published"
 TASKS_DIRECTORY = Path(__file__).parent / "tasks"
-ANSWERS_FILE = "answers.jsonl"
 
 # lm-eval's own.
 SEED = 1234
 
 # Draws of the bootstrap; of BLEU lm-eval takes a hundred.
 _DRAWS = 100_000
+
+# More than the tasks of any group have.
+_TEMPLATES = 1024
 
 # The name of a task or a group in its file.
 _NAMED = re.compile(r"""^["']?(?:task|group)["']?: *["']?([\w.-]+)""", re.MULTILINE)
@@ -81,8 +86,11 @@ class EvaluationOptions:
             raise UsageError(f"form is {shown(self.form)}; known are {', '.join(FORMS)}, both")
         if self.form is not None and PUBLISHED not in self.names:
             raise UsageError(f"form is {shown(self.form)}, which chooses among the published tasks; leave it out")
-        if self.data_dir is not None and not Path(self.data_dir).is_dir():
-            raise UsageError(f"data_dir is {self.data_dir}, which is no directory")
+        if self.data_dir is not None and (self.data_dir == "" or not Path(self.data_dir).is_dir()):
+            raise UsageError(f"data_dir is {str(self.data_dir)!r}, which is no directory")
+        if self.output is not None:
+            require_folder(self.output)
+        require_dtype(self.dtype, DTYPES)
         checked: dict[str, object] = {
             "batch_size": require_whole("batch_size", self.batch_size, 1, error=UsageError),
             "seed": require_whole("seed", self.seed, 0, 2**32 - 1, allowed="from 0 to 2^32 - 1", error=UsageError),
@@ -135,33 +143,58 @@ def evaluate(
 
 
 def evaluate_all(models: Sequence[str | Path], options: EvaluationOptions) -> Iterator[EvaluationReport]:
-    """Yield the report of each model, one in memory at a time; `revision` and `subfolder` are of the first."""
+    """Yield the report of each model, one in memory at a time; `revision` and `subfolder` are of the first.
+
+    What can be wrong with a later model, the tasks or the output is found before the first request.
+    """
     require_not_forked("evaluate there")
     _require_harness()
     from helium_mlx.evaluation.language_model import HeliumLM
 
+    names = [str(model) for model in models]
+    place = (
+        f"{f':{options.subfolder}' if options.subfolder else ''}{f'@{options.revision}' if options.revision else ''}"
+    )
+    labels, folders = labels_of(names, place), folders_of(full_names(names, place))
     source = DataSource(None if options.data_dir is None else Path(options.data_dir))
     output = None if options.output is None else Path(options.output)
+    if output is not None:
+        require_results(output, folders)
     with quiet_harness():
+        sides = _opened(names, options)
         loaded = load_tasks(options.names, options.form, options.num_fewshot, source)
-        for index, model in enumerate(models):
-            place = (options.revision, options.subfolder) if index == 0 else (None, None)
-            lm = HeliumLM(
-                str(model), revision=place[0], subfolder=place[1], dtype=options.dtype, batch_size=options.batch_size
-            )
+        for side, label, folder in zip(sides, labels, folders, strict=True):
+            model = load_opened(side, dtype=options.dtype, batch_size=options.batch_size)
+            lm = HeliumLM(model, batch_size=options.batch_size)
             with Answers(None if output is None else output / ANSWERS_FILE) as answers:
                 lm.answers, lm.progress_stream = answers, sys.stderr
                 lm.versions = {name: task.VERSION for name, task in loaded["tasks"].items()}
                 found = ask(lm, loaded, limit=options.limit, seed=options.seed, log_samples=options.log_samples)
             samples = cast("Mapping[str, list[object]]", found.pop("samples", {}))
-            report = _report(lm, _plain(found) | {"config": _config(lm, options, source)}, options, source)
+            harness = plain(found) | {"config": _config(lm, options, source)}
+            report = _report(lm, label, harness, options, source)
             if output is not None:
-                _write(output, report, samples)
+                write_results(output / folder, report.harness, samples)
             # The next model comes into memory when this one has left it.
-            del lm
+            del lm, model
             gc.collect()
             mx.clear_cache()
             yield report
+
+
+def _opened(names: Sequence[str], options: EvaluationOptions) -> "list[HeliumSide | MlxLmSide]":
+    """Return all models, opened. Raises UsageError for one that is named twice."""
+    opened: list[HeliumSide | MlxLmSide] = []
+    known: dict[tuple[str, Path], str] = {}
+    for index, name in enumerate(names):
+        place = (options.revision, options.subfolder) if index == 0 else (None, None)
+        side = open_checked(name, revision=place[0], subfolder=place[1])
+        key = type(side).__name__, side.directory.resolve()
+        if key in known:
+            raise UsageError(f"against has {name}, which is the same model as {known[key]}; name each once")
+        known[key] = name
+        opened.append(side)
+    return opened
 
 
 def _require_harness() -> None:
@@ -174,9 +207,13 @@ def _require_harness() -> None:
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Keep lm-eval, and what it uses, from writing between our own lines and from starting processes."""
+    """Keep lm-eval, and what it uses, from writing between our own lines and from starting processes.
+
+    Its templates, which it compiles anew for every question and every example, 6 ms each, are compiled once meanwhile.
+    """
     import datasets
     from datasets.utils import are_progress_bars_disabled
+    from lm_eval.utils import env
 
     os.environ["DISABLE_MULTIPROC"] = "1"
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
@@ -185,9 +222,12 @@ def quiet_harness() -> Iterator[None]:
     datasets.disable_progress_bars()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    patched, from_string = cast("Any", env), env.from_string
+    patched.from_string = lru_cache(_TEMPLATES)(from_string)
     try:
         yield
     finally:
+        patched.from_string = from_string
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if were_shown:
@@ -230,11 +270,14 @@ def _manager(names: Sequence[str]) -> "TaskManager":
     from lm_eval.tasks import TaskManager
 
     folder = Path(lm_eval.tasks.__file__).parent
-    quick = TaskManager(include_path=[*(folder / each for each in FOLDERS), TASKS_DIRECTORY], include_defaults=False)
+    # To read the tasks in all files takes half a minute, to see which files have a name a second or two.
+    likely = [
+        folder / each for each in FOLDERS if any(name in text for text in _texts(folder / each) for name in names)
+    ]
+    quick = TaskManager(include_path=[*likely, TASKS_DIRECTORY], include_defaults=False)
     if all(name in quick.task_index for name in names):
         return quick
-    # To know all tasks takes half a minute, to see that no file has a name a second or two.
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*yaml")]
+    texts = _texts(folder)
     for name in names:
         if name not in quick.task_index and not any(name in text for text in texts):
             raise _unknown(name, [*quick.all_tasks, *(found for text in texts for found in _NAMED.findall(text))])
@@ -243,6 +286,10 @@ def _manager(names: Sequence[str]) -> "TaskManager":
         if name not in manager.task_index:
             raise _unknown(name, manager.all_tasks)
     return manager
+
+
+def _texts(folder: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*yaml")]
 
 
 def _unknown(name: str, known: Sequence[str]) -> UsageError:
@@ -325,35 +372,12 @@ def _versions() -> dict[str, str]:
 
 
 def _report(
-    lm: "HeliumLM", harness: dict[str, Any], options: EvaluationOptions, source: DataSource
+    lm: "HeliumLM", label: str, harness: dict[str, Any], options: EvaluationOptions, source: DataSource
 ) -> EvaluationReport:
     model = lm.model
     return EvaluationReport(
-        model=model.name, program=model.program, dtype=model.dtype,
+        model=model.name, label=label, program=model.program, dtype=model.dtype,
         rows=result_rows(harness, column_of(model.name, model.program)),
         form=options.form, limit=options.limit, seed=options.seed, hashes=model.hashes,
-        data=dict(source.versions), versions=_versions(), harness=harness,
+        data=dict(source.versions), is_local=source.directory is not None, versions=_versions(), harness=harness,
     )  # fmt: skip
-
-
-def _write(output: Path, report: EvaluationReport, samples: Mapping[str, list[object]]) -> None:
-    """Write a result in lm-eval's form, and the questions of each task beside it."""
-    from lm_eval.utils import sanitize_model_name
-
-    place = output / sanitize_model_name(report.model)
-    place.mkdir(parents=True, exist_ok=True)
-    with replacing(place / "results.json") as file:
-        file.write_text(to_json(report.harness, indent=2) + "\n", encoding="utf-8")
-    for task, rows in samples.items():
-        with replacing(place / f"samples_{task}.jsonl") as file:
-            file.write_text("".join(f"{to_json(_plain({'row': row})['row'])}\n" for row in rows), encoding="utf-8")
-
-
-def _plain(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return a result with nothing in it but what JSON has; a function is its name."""
-    from lm_eval.utils import handle_non_serializable
-
-    def plain(value: object) -> object:
-        return getattr(value, "__name__", None) or handle_non_serializable(value)
-
-    return json.loads(json.dumps(values, default=plain))

@@ -141,8 +141,11 @@ class _Trunk:
         branches = max(start, tree.trunk)
         edges = [*range(start, branches, self.step), *range(branches, len(tree.tokens), self.step), len(tree.tokens)]
         for begin, end in pairwise(edges):
-            h = self._step(tree, begin, end)
-            yield from self._scored(h, begin, {node: tokens for node, tokens in wanted.items() if begin <= node < end})
+            own = {node: tokens for node, tokens in wanted.items() if begin <= node < end}
+            # Often nothing of a trunk is wanted but what comes after it.
+            last_only = own.keys() <= {end - 1}
+            h = self._step(tree, begin, end, last_only=last_only)
+            yield from self._scored(h, end - 1 if last_only else begin, own)
         self.held = tree.tokens
         self._forget(len(tree.tokens) - tree.trunk)
 
@@ -151,18 +154,20 @@ class _Trunk:
             layer.trim(tokens)
         self.held = self.held[: len(self.held) - tokens]
 
-    def _step(self, tree: TokenTree, begin: int, end: int) -> mx.array:
-        """Return the normed hidden states (L, hidden_size) of some of the nodes."""
+    def _step(self, tree: TokenTree, begin: int, end: int, *, last_only: bool) -> mx.array:
+        """Return the normed hidden states (L, hidden_size) of some of the nodes, or of their last."""
         model = self.model.model
         h = model.embed(mx.array([tree.tokens[begin:end]], dtype=mx.int32))
         if end <= tree.trunk:
-            output = model.run(h, self.cache)
+            output = model.run(h, self.cache, last_only=last_only)
         else:
             nodes, ends = mx.arange(end), mx.array(tree.ends[:end])
             queries = nodes[begin:, None]
             mask = (nodes <= queries) & (queries < ends)
             positions = mx.array([tree.positions[begin:end]], dtype=mx.int32)
-            output = model.run(h, self.cache, attention_mask=mask[None, None], position_ids=positions)
+            output = model.run(
+                h, self.cache, attention_mask=mask[None, None], position_ids=positions, last_only=last_only
+            )
         mx.eval(output.last_hidden_state, [layer.state for layer in self.cache])
         return output.last_hidden_state[0]
 

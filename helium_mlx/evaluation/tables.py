@@ -23,7 +23,7 @@ def result_table(rows: Sequence[ResultRow]) -> Table:
 
 
 def model_table(rows_of_models: Mapping[str, Sequence[ResultRow]]) -> Table:
-    """Return a row a task, and of each model a column with its figure and its error."""
+    """Return a row a task, and of each model, by its label, a column with its figure and its error."""
     found = [{label(row): row for row in rows} for rows in rows_of_models.values()]
     rows = [
         [
@@ -32,7 +32,7 @@ def model_table(rows_of_models: Mapping[str, Sequence[ResultRow]]) -> Table:
         ]
         for name in dict.fromkeys(name for own in found for name in own)
     ]
-    return Table("task", [(short(model), "%") for model in rows_of_models], rows)
+    return Table("task", [(model, "%") for model in rows_of_models], rows)
 
 
 def label(row: ResultRow) -> str:
@@ -40,11 +40,6 @@ def label(row: ResultRow) -> str:
     language = {"English": "", "German": "de ", "Spanish": "es ", "FLORES-200": "FLORES "}.get(row.language, "")
     how = row.form or (row.metric if row.name == row.task else "")
     return f"{language}{row.name}{f', {how}' if how else ''}"
-
-
-def short(name: str) -> str:
-    """Return a path's last part."""
-    return name.rstrip("/").rpartition("/")[2] or name
 
 
 def _number(value: float | None) -> str:

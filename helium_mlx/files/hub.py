@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from helium_mlx.errors import CheckpointError, UsageError, shown
+from helium_mlx.files.hub_access import DEFAULT_ACCESS, HubAccess
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WITH_SUBFOLDER = re.compile(r"([\w.-]+/[\w.-]+):(.*)", re.DOTALL)
@@ -21,12 +22,18 @@ DEMO_DIRECTORY = Path(__file__).parents[1] / "demo"
 
 
 def resolve(
-    path_or_repo: str | Path, *, revision: str | None = None, subfolder: str | None = None, documents: bool = False
+    path_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    documents: bool = False,
+    access: HubAccess = DEFAULT_ACCESS,
 ) -> Path:
     """Return the directory of a checkpoint, downloading it first if it is a Hub repository that is not cached.
 
     `subfolder` is where in the directory or repository it lies; "user/name:subfolder" says the same. `documents` asks
-    for the repository's card and licence too, which a cache that other programs filled may lack.
+    for the repository's card and licence too, which a cache that other programs filled may lack. `access` is how the
+    Hub is asked.
 
     Raises CheckpointError, one line, if there is no such directory or the Hub cannot give it, and UsageError for names
     that can be none.
@@ -34,7 +41,7 @@ def resolve(
     name, subfolder = _parts(path_or_repo, revision, subfolder)
     directory = _local_directory(name)
     if directory is None:
-        return _downloaded(name, revision, subfolder, documents=documents)
+        return _downloaded(name, revision, subfolder, access, documents=documents)
     if revision is not None:
         raise CheckpointError(
             f"{name} is a directory on this machine, which has no revision {revision}; leave that out"
@@ -51,7 +58,12 @@ def root_of(directory: Path, path_or_repo: str | Path, subfolder: str | None) ->
 
 
 def resolve_file(
-    path_or_repo: str | Path, file: str, *, revision: str | None = None, subfolder: str | None = None
+    path_or_repo: str | Path,
+    file: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
 ) -> Path:
     """Return one file of a checkpoint, which is all that is downloaded; it may be missing from a directory.
 
@@ -61,7 +73,7 @@ def resolve_file(
     directory = _local_directory(name)
     if directory is not None:
         return directory / (subfolder or "") / file
-    return _downloaded(name, revision, subfolder, file)
+    return _downloaded(name, revision, subfolder, access, file)
 
 
 def require_branch_name(name: str) -> None:
@@ -121,7 +133,13 @@ def _note_demo() -> None:
 
 
 def _downloaded(
-    repo: str, revision: str | None, subfolder: str | None, file: str | None = None, *, documents: bool = False
+    repo: str,
+    revision: str | None,
+    subfolder: str | None,
+    access: HubAccess,
+    file: str | None = None,
+    *,
+    documents: bool = False,
 ) -> Path:
     # What is on this machine starts without the client.
     from helium_mlx.files.hub_client import HubProblem
@@ -129,7 +147,7 @@ def _downloaded(
 
     try:
         if file is not None:
-            return download_file(repo, revision, subfolder, file)
-        return download(repo, revision, subfolder, documents=documents)
+            return download_file(repo, revision, subfolder, file, access)
+        return download(repo, revision, subfolder, access, documents=documents)
     except HubProblem as problem:
         raise CheckpointError(f"{problem}, or try {DEMO_NAME!r}") from None

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from helium_mlx.files.hub_access import DEFAULT_ACCESS
+
 COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _PREFIX = "models--"
 
@@ -62,29 +64,23 @@ def snapshot_of(directory: Path) -> Snapshot | None:
 
 def is_cached(path: Path) -> bool:
     """Whether a path leads, links followed, to a file of a model in the cache of this machine."""
-    cache, real = Path(os.path.realpath(_cache())), Path(os.path.realpath(path))
+    cache, real = Path(os.path.realpath(DEFAULT_ACCESS.cache)), Path(os.path.realpath(path))
     return real.is_relative_to(cache) and real.relative_to(cache).as_posix().startswith(_PREFIX) and real.is_file()
 
 
-def _cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).expanduser()
-
-
-def snapshot_at(repo: str, commit: str) -> Snapshot:
-    """Return the place of a commit in the cache."""
-    return Snapshot(_cache() / f"{_PREFIX}{repo.replace('/', '--')}", commit)
+def snapshot_at(repo: str, commit: str, cache: Path) -> Snapshot:
+    """Return the place of a commit in a cache."""
+    return Snapshot(cache / f"{_PREFIX}{repo.replace('/', '--')}", commit)
 
 
-def cached_snapshot(repo: str, revision: str) -> Snapshot | None:
+def cached_snapshot(repo: str, revision: str, cache: Path) -> Snapshot | None:
     """Return the commit that the cache has for a branch, tag or commit, without a look at the network."""
     commit = revision
     if not COMMIT.fullmatch(revision):
         try:
-            with open(snapshot_at(repo, "").repository / "refs" / revision, errors="replace") as file:
+            with open(snapshot_at(repo, "", cache).repository / "refs" / revision, errors="replace") as file:
                 commit = file.read(100).strip()
         except OSError:
             return None
-    snapshot = snapshot_at(repo, commit)
+    snapshot = snapshot_at(repo, commit, cache)
     return snapshot if COMMIT.fullmatch(commit) and snapshot.root.is_dir() else None

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from helium_mlx.errors import one_line, shown
-from helium_mlx.files.hub_cache import COMMIT, cached_snapshot, snapshot_at
+from helium_mlx.files.hub_access import HubAccess
+from helium_mlx.files.hub_cache import COMMIT, Snapshot, cached_snapshot, snapshot_at
 from helium_mlx.files.hub_client import HubProblem, hub_problems, legible
 from helium_mlx.files.names import ADAPTER_CONFIG_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, is_companion
 from helium_mlx.files.untrusted import FileProblem, read_json_object
@@ -47,7 +48,7 @@ def is_checkpoint_file(name: str) -> bool:
     return bool(OTHER_FILES.fullmatch(name) or DOCUMENTS.fullmatch(name)) or is_companion(name)
 
 
-def download(repo: str, revision: str | None, subfolder: str | None, *, documents: bool) -> Path:
+def download(repo: str, revision: str | None, subfolder: str | None, access: HubAccess, *, documents: bool) -> Path:
     """Return the directory of a checkpoint in the cache, completed if need be.
 
     What is in the cache is not asked for again, and needs no network. With `documents`, card and licence count as part
@@ -56,41 +57,46 @@ def download(repo: str, revision: str | None, subfolder: str | None, *, document
     Raises HubProblem.
     """
     at = revision or "main"
-    snapshot = cached_snapshot(repo, at)
+    snapshot = _cached(repo, at, access)
     if snapshot is None:
-        return _fetch(repo, at, at, subfolder)
+        return _fetch(repo, at, at, subfolder, access)
     directory = snapshot.root / (subfolder or "")
     is_whole = _is_whole(directory)
     if is_whole and (not documents or all(map(snapshot.knows, _KNOWN_DOCUMENTS))):
         return directory
     try:
-        return _fetch(repo, snapshot.commit if is_whole else at, at, subfolder)
+        return _fetch(repo, snapshot.commit if is_whole else at, at, subfolder, access)
     except HubProblem:
         # Offline, its opening says what of it is missing.
-        if is_whole or (_is_offline() and directory.is_dir()):
+        if is_whole or (_is_offline(access) and directory.is_dir()):
             return directory
         raise
 
 
-def download_file(repo: str, revision: str | None, subfolder: str | None, file: str) -> Path:
+def download_file(repo: str, revision: str | None, subfolder: str | None, file: str, access: HubAccess) -> Path:
     """Return one file of a checkpoint in the cache, fetched if need be. Raises HubProblem."""
     at, name = revision or "main", f"{subfolder}/{file}" if subfolder else file
-    snapshot = cached_snapshot(repo, at)
+    snapshot = _cached(repo, at, access)
     if snapshot and (snapshot.root / name).exists():
         return snapshot.root / name
-    listing = _listing(repo, at)
+    listing = _listing(repo, at, access)
     if name not in listing.sizes:
         raise HubProblem(f"{repo}: the Hub has no {name} in it at {at}; check the name")
-    _fetch_file(repo, listing, name)
-    snapshot = snapshot_at(repo, listing.commit)
+    _fetch_file(repo, listing, name, access)
+    snapshot = snapshot_at(repo, listing.commit, access.cache)
     snapshot.note_revision(at)
     return snapshot.root / name
 
 
-def _is_offline() -> bool:
+def _cached(repo: str, revision: str, access: HubAccess) -> Snapshot | None:
+    """Return the commit that need not be asked for; None too where all is to be fetched again."""
+    return None if access.force_download else cached_snapshot(repo, revision, access.cache)
+
+
+def _is_offline(access: HubAccess) -> bool:
     from huggingface_hub import constants
 
-    return constants.HF_HUB_OFFLINE
+    return access.local_files_only or constants.HF_HUB_OFFLINE
 
 
 def _is_whole(directory: Path) -> bool:
@@ -110,10 +116,10 @@ def _is_whole(directory: Path) -> bool:
     return all((directory / name).exists() for name in shards)
 
 
-def _fetch(repo: str, revision: str, name: str, subfolder: str | None) -> Path:
+def _fetch(repo: str, revision: str, name: str, subfolder: str | None, access: HubAccess) -> Path:
     """Fetch what is missing of `revision`, which `name` stands for, and return its directory in the cache."""
-    listing, prefix = _listing(repo, revision), f"{subfolder}/" if subfolder else ""
-    snapshot = snapshot_at(repo, listing.commit)
+    listing, prefix = _listing(repo, revision, access), f"{subfolder}/" if subfolder else ""
+    snapshot = snapshot_at(repo, listing.commit, access.cache)
     inside = {path.removeprefix(prefix) for path in listing.sizes if path.startswith(prefix)}
     if not listing.sizes:
         raise HubProblem(f"{repo}: the Hub lists no files in it at {name}; check the name, or leave the revision out")
@@ -126,12 +132,12 @@ def _fetch(repo: str, revision: str, name: str, subfolder: str | None) -> Path:
     wanted |= {prefix + path for path in inside & {ADAPTER_CONFIG_FILE}}
     if INDEX_FILE in inside and WEIGHTS_FILE not in inside:
         # It says which weights are wanted, so that their size can be told.
-        _fetch_file(repo, listing, prefix + INDEX_FILE)
+        _fetch_file(repo, listing, prefix + INDEX_FILE, access)
         wanted.add(prefix + INDEX_FILE)
     index = snapshot.root / prefix / INDEX_FILE
     wanted |= {prefix + path for path in _weights(inside, index)}
-    missing = sorted(path for path in wanted if not (snapshot.root / path).exists())
-    _fetch_files(repo, listing, missing)
+    missing = sorted(path for path in wanted if access.force_download or not (snapshot.root / path).exists())
+    _fetch_files(repo, listing, missing, access)
     with hub_problems(repo):
         for path in _KNOWN_DOCUMENTS:
             if path not in listing.sizes:
@@ -166,14 +172,19 @@ def _shards(index: Path) -> set[str]:
     return {name for name in names if isinstance(name, str) and _WEIGHTS.fullmatch(name)}
 
 
-def _listing(repo: str, revision: str) -> _Listing:
+def _listing(repo: str, revision: str, access: HubAccess) -> _Listing:
     """Ask the Hub for the files of a revision. Raises HubProblem, also for an answer that is none."""
+    if access.local_files_only:
+        raise HubProblem(
+            f"{repo}: is not, or not whole, in {access.cache} at {revision}, and local_files_only says not to ask the "
+            "Hub; leave that out"
+        )
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
     with hub_problems(repo):
         try:
-            info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+            info = HfApi(token=access.token).model_info(repo, revision=revision, files_metadata=True)
         except RevisionNotFoundError as error:
             answer = legible(str(error.server_message or ""))
             raise HubProblem(
@@ -196,7 +207,7 @@ def _size(name: object, size: object) -> int:
     return size
 
 
-def _fetch_files(repo: str, listing: _Listing, names: Sequence[str]) -> None:
+def _fetch_files(repo: str, listing: _Listing, names: Sequence[str], access: HubAccess) -> None:
     """Fetch files one after the other, and show how far all of them are."""
     from huggingface_hub.utils import are_progress_bars_disabled
 
@@ -215,26 +226,38 @@ def _fetch_files(repo: str, listing: _Listing, names: Sequence[str]) -> None:
             def on_bytes(done: int, *, start: int = before, most: int = listing.sizes[name]) -> None:
                 progress(start + min(done, most), total)
 
-            _fetch_file(repo, listing, name, on_bytes)
+            _fetch_file(repo, listing, name, access, on_bytes)
             before += listing.sizes[name]
         progress(total, total)
     finally:
         progress.close()
 
 
-def _fetch_file(repo: str, listing: _Listing, name: str, on_bytes: Callable[[int], None] = lambda done: None) -> None:
+def _fetch_file(
+    repo: str, listing: _Listing, name: str, access: HubAccess, on_bytes: Callable[[int], None] = lambda done: None
+) -> None:
     """Fetch one file into the cache, where it has the size that was listed, or raise HubProblem.
 
     `on_bytes(done)` is told of its bytes as they arrive.
     """
     from huggingface_hub import hf_hub_download
 
-    snapshot = snapshot_at(repo, listing.commit)
+    snapshot = snapshot_at(repo, listing.commit, access.cache)
     with hub_problems(repo):
         # The client asks for a class of tqdm's, and uses these of its methods.
         most = 2 * listing.sizes[name] + _SPARE_BYTES
         bar: Any = type("Bar", (_ClientBar,), {"on_bytes": staticmethod(on_bytes), "most": most})
-        path = Path(hf_hub_download(repo, name, revision=listing.commit, tqdm_class=bar))
+        path = Path(
+            hf_hub_download(
+                repo,
+                name,
+                revision=listing.commit,
+                cache_dir=access.cache,
+                force_download=access.force_download,
+                token=access.token,
+                tqdm_class=bar,
+            )
+        )
         if path != snapshot.root / name:
             path.unlink()
             raise ValueError(f"{name} is said to be of another commit")

@@ -24,8 +24,8 @@ def attention_bias(
     """Return the mask of `length` queries after `offset` cached tokens; None stands for what the cache prescribes.
 
     `attention_mask`: 2-D (B, offset + length), nonzero = a token; or 4-D (B or 1, heads or 1, length, offset + length),
-    boolean (True = attend) or additive, used as it is. `position_ids` (B or 1, length) is to be given only where
-    sequences may be packed one after the other: each gets its own causal block.
+    boolean or 0 and 1 (1 = attend), or floats, which are added. `position_ids` (B or 1, length) is to be given only
+    where sequences may be packed one after the other: each gets its own causal block.
     """
     if attention_mask is None:
         sequences = None if position_ids is None else packed_sequences(position_ids)
@@ -34,8 +34,8 @@ def attention_bias(
         allowed = _causal(length, offset) & (sequences[:, None, :, None] == sequences[:, None, None, :])
         return _additive(allowed, dtype)
     if attention_mask.ndim == 4:
-        if attention_mask.dtype == mx.bool_:
-            return _additive(attention_mask, dtype)
+        if not mx.issubdtype(attention_mask.dtype, mx.floating):
+            return _additive(attention_mask != 0, dtype)
         # float32's smallest number would become -inf in bfloat16 and float16.
         return mx.maximum(attention_mask.astype(mx.float32), mx.finfo(dtype).min).astype(dtype)
     return _additive(_causal(length, offset) & (attention_mask != 0)[:, None, None, :], dtype)

@@ -14,10 +14,10 @@ import mlx.core as mx
 from helium_mlx import backend
 from helium_mlx.backend import dtype_name
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.errors import ArgumentError
+from helium_mlx.errors import ArgumentError, KeywordError, unknown_keyword
 from helium_mlx.kv_cache.cache import KVCache
-from helium_mlx.model.losses import IGNORE_INDEX, infer_problem_type
-from helium_mlx.option_values import plain, whole
+from helium_mlx.model.losses import IGNORE_INDEX, LossOptions, infer_problem_type
+from helium_mlx.option_values import plain, real, whole
 
 Shape = tuple[int, ...]
 
@@ -88,15 +88,44 @@ def length_of_past(past_key_values: object, config: HeliumConfig) -> int:
 
 
 def check_labels(
-    labels: mx.array | None, input_ids: mx.array | None, inputs_embeds: mx.array | None, classes: int
+    labels: mx.array | None,
+    input_ids: mx.array | None,
+    inputs_embeds: mx.array | None,
+    classes: int,
+    *,
+    length: int | None = None,
+    name: str = "labels",
 ) -> None:
-    """Raise ArgumentError unless `labels` has one class, or -100, for each token."""
+    """Raise ArgumentError unless `labels` has one class, or -100, for each token, or for `length` of them."""
     if labels is None:
         return
-    _require_array("labels", labels)
-    _require_integers("labels", labels)
-    _require_shape("labels", labels, [_batch_and_length(input_ids, inputs_embeds)])
-    _require_classes(labels, classes)
+    B, L = _batch_and_length(input_ids, inputs_embeds)
+    _require_array(name, labels)
+    _require_integers(name, labels)
+    _require_shape(name, labels, [(B, L if length is None else length)])
+    _require_classes(name, labels, classes)
+
+
+def check_loss_options(
+    options: LossOptions,
+    labels: mx.array | None,
+    input_ids: mx.array | None,
+    inputs_embeds: mx.array | None,
+    classes: int,
+    length: int,
+) -> None:
+    """Raise ArgumentError for options of a causal LM's loss that there are not, or that fit neither each other nor it.
+
+    `length` positions have logits.
+    """
+    for name in options.keys() - LossOptions.__annotations__.keys():
+        raise KeywordError(unknown_keyword("the model", name, [*LossOptions.__annotations__]))
+    shifted, count = options.get("shift_labels"), options.get("num_items_in_batch")
+    if shifted is None:
+        check_labels(labels, input_ids, inputs_embeds, classes, length=length)
+    check_labels(shifted, input_ids, inputs_embeds, classes, length=length, name="shift_labels")
+    if count is not None and (real(count) is None or cast(float, real(count)) <= 0):
+        raise ArgumentError(f"num_items_in_batch is {count!r}; expected a number above 0, by which the loss is divided")
 
 
 def check_class_labels(
@@ -111,7 +140,7 @@ def check_class_labels(
     if problem_type == "single_label_classification":
         _require_integers("labels", labels)
         _require_shape("labels", labels, [(B,), (B, 1)])
-        _require_classes(labels, classes)
+        _require_classes("labels", labels, classes)
         return problem_type
     _require_floats("labels", labels, problem_type)
     if problem_type == "multi_label_classification":
@@ -132,31 +161,30 @@ def check_poolable(input_ids: mx.array | None, inputs_embeds: mx.array | None, c
         raise ArgumentError(f"input has {B} rows, but config.pad_token_id is None; set it, or give one row at a time")
 
 
-def check_logits_to_keep(
-    logits_to_keep: int | mx.array,
-    labels: mx.array | None,
-    input_ids: mx.array | None,
-    inputs_embeds: mx.array | None,
-) -> None:
-    """Raise ArgumentError unless `logits_to_keep` names positions of the input, and all of them where a loss is due."""
+def positions_to_keep(
+    logits_to_keep: int | mx.array, input_ids: mx.array | None, inputs_embeds: mx.array | None
+) -> slice | mx.array:
+    """Return the positions that `logits_to_keep` names, as a slice or as indices (count,).
+
+    A number is so many from the end, 0 for all, and a negative one leaves out so many at the beginning, as in
+    transformers; booleans (L,) are true where a position is kept. Raises ArgumentError unless some are left.
+    """
     _, L = _batch_and_length(input_ids, inputs_embeds)
     if isinstance(logits_to_keep, mx.array):
+        if logits_to_keep.dtype == mx.bool_:
+            _require_shape("logits_to_keep", logits_to_keep, [(L,)])
+            kept = [place for place, is_kept in enumerate(cast("list[bool]", logits_to_keep.tolist())) if is_kept]
+            logits_to_keep = mx.array(kept, mx.int32)
         _require_integers("logits_to_keep", logits_to_keep)
         if logits_to_keep.ndim != 1 or logits_to_keep.size == 0:
             raise ArgumentError(f"logits_to_keep has shape {logits_to_keep.shape}; expected indices (count,)")
         _require_range("logits_to_keep", logits_to_keep, -L, L, "the number of positions")
-    elif (count := whole(logits_to_keep)) is None or not 0 <= count <= L:
-        raise ArgumentError(f"logits_to_keep is {logits_to_keep!r}; expected a number from 0 to {L}, or an index array")
-    # Indices in another order would put logits beside the labels of other tokens.
-    if labels is not None and (isinstance(logits_to_keep, mx.array) or logits_to_keep not in (0, L)):
-        raise ArgumentError(f"logits_to_keep is {_came(logits_to_keep)} beside labels; a loss needs all, so expected 0")
-
-
-def kept_positions(h: mx.array, logits_to_keep: int | mx.array) -> mx.array:
-    """Return the positions of (B, L, D) that `logits_to_keep` names: so many from the end, 0 for all, or indices."""
-    if isinstance(logits_to_keep, mx.array):
-        return h[:, logits_to_keep]
-    return h[:, h.shape[1] - logits_to_keep :] if logits_to_keep else h
+        return logits_to_keep
+    if (count := whole(logits_to_keep)) is None or not -L < count <= L:
+        raise ArgumentError(
+            f"logits_to_keep is {logits_to_keep!r}; expected a number from {1 - L} to {L}, or an index array"
+        )
+    return slice(L - count if count > 0 else -count, L)
 
 
 def _batch_and_length(input_ids: mx.array | None, inputs_embeds: mx.array | None) -> tuple[int, int]:
@@ -198,12 +226,12 @@ def _check_mask(mask: mx.array, B: int, L: int, T: int, heads: int) -> None:
             raise ArgumentError("attention_mask has values other than 0 and 1; expected 1 for a token, 0 for padding")
         return
     _require_shape("attention_mask", mask, [(b, h, L, T) for b in (B, 1) for h in (1, heads)])
-    if mask.dtype != mx.bool_ and not mx.issubdtype(mask.dtype, mx.floating):
+    if mx.issubdtype(mask.dtype, mx.integer) and not _holds((mask == 0) | (mask == 1)):
         raise ArgumentError(
-            f"attention_mask has dtype {dtype_name(mask.dtype)}; a 4-D one must be boolean (true = attend) or floats "
-            "(added)"
+            f"attention_mask has dtype {dtype_name(mask.dtype)} and values other than 0 and 1; a 4-D one must be 1 or "
+            "True where to attend, or floats, which are added"
         )
-    if mask.dtype != mx.bool_ and not _holds(mask < math.inf):
+    if mx.issubdtype(mask.dtype, mx.floating) and not _holds(mask < math.inf):
         raise ArgumentError("attention_mask has NaN or +inf in it; expected numbers to add, -inf at the least")
 
 
@@ -253,13 +281,13 @@ def _require_range(name: str, array: mx.array, low: int, high: int, bound: str) 
         raise ArgumentError(f"{name} has the value {wrong}; expected {low} to {high - 1} ({bound} is {high})")
 
 
-def _require_classes(labels: mx.array, classes: int) -> None:
+def _require_classes(name: str, labels: mx.array, classes: int) -> None:
     # MLX compares with no number that the dtype does not reach, such as -100 in uint32.
     labels = labels.astype(mx.int64).reshape(-1)
     wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
     if not _holds(~wrong):
         value = labels[mx.argmax(wrong)].item()
-        raise ArgumentError(f"labels has the value {value}; expected 0 to {classes - 1}, or {IGNORE_INDEX} to ignore")
+        raise ArgumentError(f"{name} has the value {value}; expected 0 to {classes - 1}, or {IGNORE_INDEX} to ignore")
 
 
 def _came(value: int | mx.array) -> str:

@@ -10,7 +10,7 @@ What this file does not know: files, dtypes on disk, tokenizers, sampling; `gene
 
 from collections.abc import Callable, Sequence
 from functools import cache as memoized
-from typing import ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -43,6 +43,9 @@ from helium_mlx.model.outputs import (
 from helium_mlx.model.pretrained import HeliumPreTrainedModel
 from helium_mlx.model.rope import RotaryEmbedding, Rotation
 from helium_mlx.process import require_not_forked
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Projection = Callable[[mx.array], mx.array]
 Gate = Callable[[mx.array, mx.array], mx.array]
@@ -414,22 +417,26 @@ class HeliumForCausalLM(HeliumPreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **loss_options: "Unpack[losses.LossOptions]",
     ) -> CausalLMOutputWithPast:
         """Return logits and, with `labels`, the loss. Arguments as for `HeliumModel`, and:
 
-        `labels`: integers (B, L), -100 where there is none; the logits before each predict it. `logits_to_keep`: how
-        many positions to keep from the end, 0 for all, or their indices.
+        `labels`: integers (B, positions kept), -100 where there is none; the logits before each predict it.
+        `logits_to_keep`: how many positions to keep from the end, 0 for all; see `positions_to_keep`.
         """
         require_not_forked("run the model there")
         argument_checks.check_flags(return_dict=return_dict)
-        argument_checks.check_labels(labels, input_ids, inputs_embeds, self.config.vocab_size)
-        argument_checks.check_logits_to_keep(logits_to_keep, labels, input_ids, inputs_embeds)
+        kept = argument_checks.positions_to_keep(logits_to_keep, input_ids, inputs_embeds)
+        argument_checks.check_loss_options(
+            loss_options, labels, input_ids, inputs_embeds, self.config.vocab_size,
+            kept.stop - kept.start if isinstance(kept, slice) else kept.size,
+        )  # fmt: skip
         output = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache_position,
             output_attentions, output_hidden_states, return_dict=True,
         )  # fmt: skip
-        logits = self.logits(argument_checks.kept_positions(output.last_hidden_state, logits_to_keep))
-        loss = None if labels is None else losses.causal_lm_loss(logits, labels)
+        logits = self.logits(output.last_hidden_state[:, kept])
+        loss = None if labels is None else losses.causal_lm_loss(logits, labels, **loss_options)
         result = CausalLMOutputWithPast(loss, logits, output.past_key_values, output.hidden_states, output.attentions)
         return _returned(result, return_dict, self.config)
 

@@ -8,13 +8,20 @@ import mlx.core as mx
 from helium_mlx.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.files.hub import resolve
-from helium_mlx.model.helium import HeliumForCausalLM, HeliumModel
+from helium_mlx.model.helium import (
+    HeliumForCausalLM,
+    HeliumForSequenceClassification,
+    HeliumForTokenClassification,
+    HeliumModel,
+)
 from helium_mlx.model.serialization import build_model
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 AutoConfig = HeliumConfig
 AutoModel = HeliumModel
 AutoModelForCausalLM = HeliumForCausalLM
+AutoModelForSequenceClassification = HeliumForSequenceClassification
+AutoModelForTokenClassification = HeliumForTokenClassification
 AutoTokenizer = HeliumTokenizer
 
 

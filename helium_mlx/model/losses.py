@@ -10,7 +10,7 @@ a text, 48,000 numbers a token in Helium, never exist together.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import TypedDict, cast
 
 import mlx.core as mx
 
@@ -23,21 +23,43 @@ Logits = Callable[[mx.array], mx.array]
 _LOG_RATIO = 20.0
 
 
-def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    """Return the mean negative log-likelihood of `labels` (any shape) under `logits` (that shape, then classes)."""
+class LossOptions(TypedDict, total=False):
+    """What transformers' causal LM takes beside `labels`.
+
+    `shift_labels`: labels (B, L) that are shifted already, of what follows each position, in place of `labels`, which
+    must still be there. `num_items_in_batch`: divides the sum over labels; without it their number does.
+    """
+
+    shift_labels: mx.array | None
+    num_items_in_batch: float | mx.array | None
+
+
+def cross_entropy(logits: mx.array, labels: mx.array, count: float | mx.array | None = None) -> mx.array:
+    """Return the mean negative log-likelihood of `labels` (any shape) under `logits` (that shape, then classes).
+
+    With `count` it is the sum divided by that.
+    """
     # Labels of an unsigned dtype cannot be compared with -100.
     logits, labels = logits.astype(mx.float32).reshape(-1, logits.shape[-1]), labels.astype(mx.int32).reshape(-1)
     counted = labels != IGNORE_INDEX
     picked = mx.take_along_axis(logits, mx.where(counted, labels, 0)[:, None], axis=-1)[:, 0]
     losses = mx.where(counted, mx.logsumexp(logits, axis=-1) - picked, 0)
-    return losses.sum() / counted.sum()
+    return losses.sum() / (counted.sum() if count is None else count)
 
 
-def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
+def causal_lm_loss(
+    logits: mx.array,
+    labels: mx.array,
+    shift_labels: mx.array | None = None,
+    num_items_in_batch: float | mx.array | None = None,
+) -> mx.array:
     """Return the loss of predicting each label from the position before it; logits (B, L, V), labels (B, L)."""
+    if shift_labels is not None:
+        return cross_entropy(logits, shift_labels, num_items_in_batch)
     # As in transformers, nothing follows the last position: a single token has no loss, which is NaN.
     nothing = mx.full((labels.shape[0], 1), IGNORE_INDEX, mx.int32)
-    return cross_entropy(logits, mx.concatenate([labels[:, 1:].astype(mx.int32), nothing], axis=1))
+    following = mx.concatenate([labels[:, 1:].astype(mx.int32), nothing], axis=1)
+    return cross_entropy(logits, following, num_items_in_batch)
 
 
 def sequence_classification_loss(logits: mx.array, labels: mx.array, problem_type: str) -> mx.array:

@@ -2,22 +2,24 @@
 
 import math
 from pathlib import Path
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar, Literal, TypeVar, cast, overload
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from helium_mlx.checkpoint.checkpoint import parse_dtype
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.checkpoint.layout import Architecture
 from helium_mlx.checkpoint.weight_files import parse_size
-from helium_mlx.errors import ArgumentError
+from helium_mlx.errors import ArgumentError, KeywordError, unknown_keyword
 from helium_mlx.files.hub import resolve
 from helium_mlx.model.activations import XIELU
 from helium_mlx.model.generation_mixin import GenerationMixin
 from helium_mlx.model.interfaces import Decoder
-from helium_mlx.model.serialization import load_pretrained, push_model, save_model
+from helium_mlx.model.loading_options import loading_options
+from helium_mlx.model.serialization import LoadingInfo, load_pretrained, push_model, save_model
 from helium_mlx.option_values import require_whole
 
 Model = TypeVar("Model", bound="HeliumPreTrainedModel")
@@ -34,6 +36,13 @@ class HeliumPreTrainedModel(nn.Module):
         super().__init__()
         self.config = config
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], path_or_repo: str | Path, *, output_loading_info: Literal[True], **options: object
+    ) -> tuple[Model, LoadingInfo]: ...
+
+    @overload
     @classmethod
     def from_pretrained(
         cls: type[Model],
@@ -41,23 +50,64 @@ class HeliumPreTrainedModel(nn.Module):
         *,
         revision: str | None = None,
         subfolder: str | None = None,
-        dtype: str | mx.Dtype | None = None,
-        device_map: str | None = None,
+        dtype: object = None,
+        config: HeliumConfig | str | Path | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: Literal[False] = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        device_map: object = None,
+        attn_implementation: str | None = None,
         **config_values: object,
-    ) -> Model:
+    ) -> Model: ...
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], path_or_repo: str | Path, **options: object
+    ) -> Model | tuple[Model, LoadingInfo]:
         """Return the model of a checkpoint directory, a Hub repository, or "demo", in evaluation mode.
 
-        `subfolder` is the folder of the repository or directory that holds it. `config_values` replace what its config
-        says (`num_labels=6`). `device_map` may be "auto", which changes nothing: MLX computes on its default device,
-        whose memory holds the model.
+        `subfolder` is the folder of the repository or directory that holds it. `dtype` (or `torch_dtype`) is a name, or
+        a dtype of MLX or torch; None and "auto" are the checkpoint's own. `config` stands in for the checkpoint's, and
+        names that are no option replace a value of it: `num_labels=6`; with `num_hidden_layers=1` no further layer is
+        read. `token`, `cache_dir`, `local_files_only` and `force_download` say how the Hub is asked. `device_map` and
+        `attn_implementation` are taken where they change nothing, and so are transformers' other options
+        (`loading_options.py` has the lists).
 
-        A head that the checkpoint lacks is initialised, and heads of other kinds are left out; a warning names both.
-        Raises CheckpointError for anything else that is missing, extra or of another shape.
+        A head that the checkpoint lacks is initialised, and heads of other kinds are left out; with
+        `ignore_mismatched_sizes`, tensors of another shape are initialised too. A warning names all of them, and with
+        `output_loading_info` a second value does.
+
+        Raises CheckpointError for anything else that is missing, extra or of another shape, and ArgumentError for
+        options that ask for what is not done here.
         """
-        if device_map not in (None, "auto"):
-            raise ArgumentError(f"device_map is {device_map!r}; expected 'auto', or nothing: see mx.set_default_device")
-        directory = resolve(path_or_repo, revision=revision, subfolder=subfolder)
-        return load_pretrained(cls, directory, dtype=dtype, config_values=config_values)
+        chosen = loading_options(options)
+        directory = resolve(path_or_repo, revision=chosen.revision, subfolder=chosen.subfolder, access=chosen.access)
+        model, info = load_pretrained(
+            cls,
+            directory,
+            dtype=chosen.dtype,
+            config=chosen.config,
+            config_values=chosen.config_values,
+            ignore_mismatched_sizes=chosen.ignore_mismatched_sizes,
+        )
+        return (model, info) if chosen.output_loading_info else model
+
+    @classmethod
+    def from_config(cls: type[Model], config: HeliumConfig, *, dtype: object = None, **options: object) -> Model:
+        """Return a model of a config, with random weights, in training mode.
+
+        `dtype` is as in `from_pretrained`, None being the config's own, or float32; other options are taken where they
+        change nothing. Raises ArgumentError for those that ask for what is not done here.
+        """
+        chosen = loading_options({"dtype": dtype, **options})
+        for name in chosen.config_values:
+            raise KeywordError(unknown_keyword("from_config", name, ("config", "dtype", "torch_dtype")))
+        model = cls(config)
+        model.set_dtype(parse_dtype(chosen.dtype) or parse_dtype(config.dtype) or mx.float32)
+        return model
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypedDict, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,7 +12,7 @@ import mlx.nn as nn
 from helium_mlx import backend
 from helium_mlx.checkpoint import layout
 from helium_mlx.checkpoint.checkpoint import Checkpoint, as_parameter, compute_dtype, open_checkpoint, read_tensors
-from helium_mlx.checkpoint.config import DTYPES
+from helium_mlx.checkpoint.config import DTYPES, HeliumConfig
 from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.checkpoint.layout import BODY_PREFIX, architecture_name
 from helium_mlx.checkpoint.quantization_settings import ModuleSettings, QuantizationSettings, config_entry
@@ -25,6 +25,19 @@ from helium_mlx.model.interfaces import PretrainedModel
 from helium_mlx.process import require_not_forked
 
 Model = TypeVar("Model", bound=PretrainedModel)
+
+
+class LoadingInfo(TypedDict):
+    """What transformers' `output_loading_info` tells of tensors: those initialised, those left out, and other shapes.
+
+    A name of the third kind comes with the shape on disk and the model's. `error_msgs` is empty: errors are raised.
+    """
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    error_msgs: list[str]
+
 
 # What of MLX's a model is made of, before and after `nn.quantize`; the rest is this package's.
 _MLX_MODULES = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding, nn.RMSNorm, nn.Dropout)
@@ -130,13 +143,17 @@ def push_model(
 
 def tensors_on_disk(model: PretrainedModel) -> dict[str, mx.array]:
     """Return a model's tensors under transformers' names: projections split, a bare decoder without its `model.`."""
-    tensors = model.tensors()
-    if model.architecture == "Model":
-        tensors = {layout.BODY_PREFIX + name: tensor for name, tensor in tensors.items()}
-    tensors = layout.split_projections(tensors, model.config)
+    tensors = _tensors_in_causal_lm(model)
     if model.architecture == "Model":
         tensors = {name.removeprefix(layout.BODY_PREFIX): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _tensors_in_causal_lm(model: PretrainedModel) -> dict[str, mx.array]:
+    tensors = model.tensors()
+    if model.architecture == "Model":
+        tensors = {layout.BODY_PREFIX + name: tensor for name, tensor in tensors.items()}
+    return layout.split_projections(tensors, model.config)
 
 
 def load_pretrained(
@@ -144,19 +161,43 @@ def load_pretrained(
     directory: str | Path,
     *,
     dtype: str | mx.Dtype | None = None,
+    config: HeliumConfig | None = None,
     config_values: Mapping[str, object] | None = None,
-) -> Model:
-    """Return a model of any class, with a warning that names a head that had to be initialised or was left out."""
-    architecture = model_class.architecture
-    checkpoint = open_checkpoint(directory, architecture=architecture, any_head=True, config_values=config_values)
+    ignore_mismatched_sizes: bool = False,
+) -> tuple[Model, LoadingInfo]:
+    """Return a model of any class, with a warning that names what had to be initialised or was left out."""
+    checkpoint = open_checkpoint(
+        directory,
+        architecture=model_class.architecture,
+        any_head=True,
+        config=config,
+        config_values=config_values,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )
     said = list(checkpoint.warnings)
-    if checkpoint.missing_head:
-        said.append(f"{', '.join(checkpoint.missing_head)} not there, so initialised: train it before use")
-    if checkpoint.foreign_heads:
-        said.append(f"{', '.join(checkpoint.foreign_heads)} left out, since {model_class.__name__} has no such head")
+    reshaped = {tensor.name for tensor in checkpoint.mismatched}
+    missing = [name for name in checkpoint.missing if name not in reshaped]
+    left_out = [name for name in checkpoint.left_out if checkpoint.name_of(name) not in reshaped]
+    if missing:
+        said.append(f"{', '.join(missing)} not there, so initialised: train it before use")
+    if checkpoint.mismatched:
+        shapes = [f"{name} is {list(found)}, not {list(expected)}" for name, found, expected in checkpoint.mismatched]
+        said.append(f"{some(shapes)}, so initialised: train it before use")
+    if left_out:
+        said.append(f"{some(left_out)} left out, since the {model_class.__name__} asked for has no such tensor")
     if said:
         warnings.warn(f"{checkpoint.directory}: {'; '.join(said)}", stacklevel=3)
-    return build_model(model_class, checkpoint, dtype)
+    return build_model(model_class, checkpoint, dtype), _loading_info(checkpoint)
+
+
+def _loading_info(checkpoint: Checkpoint) -> LoadingInfo:
+    reshaped = {tensor.name for tensor in checkpoint.mismatched}
+    return {
+        "missing_keys": set(checkpoint.missing) - reshaped,
+        "unexpected_keys": {name for name in checkpoint.left_out if checkpoint.name_of(name) not in reshaped},
+        "mismatched_keys": {(name, found, expected) for name, found, expected in checkpoint.mismatched},
+        "error_msgs": [],
+    }
 
 
 def build_model(model_class: type[Model], checkpoint: Checkpoint, dtype: str | mx.Dtype | None) -> Model:
@@ -169,13 +210,14 @@ def build_model(model_class: type[Model], checkpoint: Checkpoint, dtype: str | m
     model = model_class(config, checkpoint.settings)  # pyright: ignore[reportCallIssue]
     if model.can_generate():
         model.generation_config = GenerationConfig.of_directory(checkpoint.directory, config)
-    weights = {name: as_parameter(name, tensor, target, config) for name, tensor in read_tensors(checkpoint).items()}
+    weights = read_tensors(checkpoint)
+    if checkpoint.missing:
+        initial = _tensors_in_causal_lm(model)
+        weights |= {name: initial[name] for name in checkpoint.missing}
+    weights = {name: as_parameter(name, tensor, target, config) for name, tensor in weights.items()}
     weights = layout.merge_projections(weights, config, checkpoint.settings)
     if model.architecture == "Model":
         weights = {name.removeprefix(BODY_PREFIX): tensor for name, tensor in weights.items()}
-    weights |= {
-        name: tensor.astype(target) for name, tensor in model.tensors().items() if name in checkpoint.missing_head
-    }
     model.load_weights(list(weights.items()))
     del weights
     for _, module in multiplying_modules(model):

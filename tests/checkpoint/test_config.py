@@ -10,7 +10,8 @@ import pytest
 from tiny_checkpoints import config_values
 
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.errors import CheckpointError, ConfigError
+from helium_mlx.checkpoint.generation_config import GenerationConfig
+from helium_mlx.errors import CheckpointError, ConfigError, KeywordError
 
 V4 = {"rope_theta": 20000.0, "rope_scaling": {"type": "linear", "factor": 2.0}, "torch_dtype": "torch.float16"}
 V5 = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 20000.0}, "dtype": "float16"}
@@ -428,3 +429,54 @@ def test_what_is_assigned_later_is_saved(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_attention_heads \* head_dim"):
         config.save_pretrained(tmp_path)
     assert HeliumConfig.from_pretrained(tmp_path) == read
+
+
+def test_a_config_is_made_of_what_it_is_written_as(tmp_path: Path) -> None:
+    config = HeliumConfig.from_dict(config_values(dtype="bfloat16", num_labels=3))
+    again = HeliumConfig(**config.to_dict())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert again.to_dict() == config.to_dict()
+    config.to_json_file(tmp_path / "any.json")
+    assert HeliumConfig.from_json_file(tmp_path / "any.json").to_dict() == config.to_dict()
+    assert json.loads(config.to_json_string()) == config.to_dict()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        config.to_json_file(tmp_path / "nowhere" / "config.json")
+
+
+def test_older_spellings_are_keywords_too() -> None:
+    assert HeliumConfig(rope_theta=5.0).rope_parameters == {"rope_type": "default", "rope_theta": 5.0}  # pyright: ignore[reportCallIssue]
+    scaled = HeliumConfig(rope_scaling={"rope_type": "linear", "factor": 2.0}, torch_dtype="torch.float16")  # pyright: ignore[reportCallIssue]
+    assert scaled.rope_parameters == {"rope_type": "linear", "factor": 2.0, "rope_theta": 100_000.0}
+    assert scaled.dtype == "float16"
+    assert HeliumConfig(sliding_window=None, extra={"note": 1}).extra["note"] == 1  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ConfigError, match="sliding_window is 3, which is not supported"):
+        HeliumConfig(sliding_window=3)  # pyright: ignore[reportCallIssue]
+
+
+def test_a_misspelled_keyword_is_answered_with_the_nearest() -> None:
+    with pytest.raises(
+        KeywordError, match=r"HeliumConfig\(\) has no argument hidden_sizes; did you mean hidden_size\?"
+    ):
+        HeliumConfig(hidden_sizes=3)  # pyright: ignore[reportCallIssue]
+
+
+def test_several_fields_are_assigned_at_once() -> None:
+    config = HeliumConfig()
+    config.update({"use_cache": False, "num_labels": 5})
+    assert (config.use_cache, config.num_labels, len(config.id2label)) == (False, 5, 5)
+    with pytest.raises(ConfigError, match="use_cash is not a field"):
+        config.update({"use_cash": False})
+
+
+def test_values_are_replaced_as_a_config_is_read() -> None:
+    assert HeliumConfig.from_pretrained("demo", num_labels=4, local_files_only=True).num_labels == 4
+
+
+def test_settings_of_generation_are_read_written_and_updated(tmp_path: Path) -> None:
+    config = GenerationConfig(max_new_tokens=7, top_p=0.5, others={"watermark": None, "note": "kept"})
+    config.save_pretrained(tmp_path / "new")
+    again = GenerationConfig.from_pretrained(tmp_path / "new", top_k=3)
+    assert (again.max_new_tokens, again.top_p, again.top_k, again.others) == (7, 0.5, 3, {"note": "kept"})
+    assert again.update(top_k=9, colour="red") == {"colour": "red"}
+    assert again.top_k == 9
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: cannot be read"):
+        GenerationConfig.from_pretrained(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 from helium_mlx import plotting
 from helium_mlx.diagnostics.measures import DECODE, PREFILL, Figure
 from helium_mlx.diagnostics.plot import draw
-from helium_mlx.errors import HeliumError
+from helium_mlx.errors import HeliumError, UsageError
 from helium_mlx.plotting import check_plot
 
 FIGURES = [
@@ -59,8 +59,14 @@ def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
         check_plot(str(tmp_path / "speed.svg"))
 
 
-def test_names_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+def test_names_that_cannot_be_written_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(HeliumError, match=r"must end in \.svg, \.png, \.pdf"):
         check_plot(str(tmp_path / "speed.txt"))
     with pytest.raises(HeliumError, match="there is no directory"):
         check_plot(str(tmp_path / "nowhere" / "speed.svg"))
+    (tmp_path / "folder.svg").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.svg, which is a directory; name a file"):
+        check_plot(str(tmp_path / "folder.svg"))
+    monkeypatch.setattr("os.access", lambda place, mode: Path(place) != tmp_path)
+    with pytest.raises(UsageError, match=f"{tmp_path} may not be written to; name another place"):
+        check_plot(str(tmp_path / "speed.svg"))

@@ -16,7 +16,7 @@ from pathlib import Path
 DATA = Path(__file__).parent / "data"
 COMMAND = [
     *("--model", "demo", "--dtype", "float32", "--tasks", "arc_easy", "openbookqa_letters", "mkqa_de"),
-    *("--data-dir", str(DATA), "--limit", "16", "--num-fewshot", "1", "--quiet", "--json"),
+    *("--data-dir", str(DATA), "--num-fewshot", "1", "--quiet", "--json"),
 ]  # fmt: skip
 
 KILLED = """
@@ -52,9 +52,9 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def run(output: Path, where: str = "nowhere", left: int = 0) -> subprocess.CompletedProcess[str]:
+def run(output: Path, limit: int, where: str = "nowhere", left: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command, which ends itself at the moment that is named."""
-    command = [sys.executable, "-c", KILLED, where, str(left), *COMMAND, "--output", str(output)]
+    command = [sys.executable, "-c", KILLED, where, str(left), *COMMAND, "--limit", str(limit), "--output", str(output)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
@@ -63,22 +63,25 @@ def figures(output: str) -> object:
     return json.loads(output)["results"]
 
 
-def check(kills: int, seed: int, folder: Path) -> int:
-    """Kill so many times, then finish; return how many answers the last run found. Raises AssertionError."""
+def check(kills: int, seed: int, folder: Path, *, limit: int = 16) -> int:
+    """Kill so many times, then finish; return how many answers the last run found. Raises AssertionError.
+
+    `limit` questions of each task are asked.
+    """
     draw = random.Random(seed)
-    whole = run(folder / "whole")
+    whole = run(folder / "whole", limit)
     assert whole.returncode == 0, whole.stderr
     for _ in range(kills):
         # Of all that is left little is done each time.
         where, left = ("write", draw.randrange(1, 3)) if draw.random() < 0.5 else ("pass", draw.randrange(1, 8))
-        ended = run(folder / "killed", where, left)
+        ended = run(folder / "killed", limit, where, left)
         assert ended.returncode in (-signal.SIGKILL, 0), ended.stderr
         if ended.returncode == 0:
             # All answers are there: begin again.
             assert figures(ended.stdout) == figures(whole.stdout)
             (folder / "killed" / "answers.jsonl").unlink()
-    found = (folder / "killed" / "answers.jsonl").read_bytes().count(b"\n")
-    last = run(folder / "killed")
+    found = (folder / "killed" / "answers.jsonl").read_bytes().count(b"\n") - 1
+    last = run(folder / "killed", limit)
     assert last.returncode == 0, last.stderr
     assert figures(last.stdout) == figures(whole.stdout)
     return found

@@ -1,7 +1,10 @@
 """`evaluate`: what it returns and writes, what it goes on with, and what it refuses, each in one line."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from processes import run_command
 from tiny_checkpoints import write_checkpoint
 
 import helium_mlx
-from helium_mlx import HeliumError, UsageError
+from helium_mlx import GenerationError, HeliumError, UsageError
 from helium_mlx.evaluation import language_model, running
 from helium_mlx.evaluation.published import COLUMNS, ROWS, column_of, published_tasks
 from helium_mlx.evaluation.rows import ResultRow, average_row
@@ -45,14 +48,35 @@ def test_a_report_says_what_was_found_and_of_what(tmp_path: Path) -> None:
 
 
 def test_known_answers_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = evaluated(output=tmp_path)
+    first = evaluated(output=tmp_path, num_fewshot=1)
     monkeypatch.setattr("helium_mlx.evaluation.models.score_continuations", None)
     monkeypatch.setattr("helium_mlx.evaluation.models.complete_batch", None)
-    assert evaluated(output=tmp_path).rows == first.rows
+    assert evaluated(output=tmp_path, num_fewshot=1).rows == first.rows
     with pytest.raises(TypeError):
-        evaluated(output=tmp_path, seed=1)
+        evaluated(output=tmp_path, num_fewshot=1, seed=1)
     with pytest.raises(TypeError):
-        evaluated(output=tmp_path, dtype="bfloat16")
+        evaluated(output=tmp_path, num_fewshot=1, dtype="bfloat16")
+
+
+def test_of_the_many_files_of_tasks_those_that_are_needed_are_read() -> None:
+    index = running._manager(["arc_easy", "mkqa_de"]).task_index
+    assert {"arc_easy", "mkqa_de"} <= index.keys() and "mmlu_anatomy" not in index
+    assert {"mmlu", "mmlu_anatomy"} <= running._manager(["mmlu"]).task_index.keys()
+
+
+def test_a_template_is_compiled_once_for_all_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jinja2 import Environment
+
+    compiled: list[object] = []
+    plain = Environment.compile
+
+    def compiling(environment: Environment, source: str) -> object:
+        compiled.append(source)
+        return plain(environment, source)
+
+    monkeypatch.setattr(Environment, "compile", compiling)
+    evaluated(tasks=["arc_easy"], num_fewshot=1)
+    assert compiled and len(compiled) == len(set(compiled))
 
 
 def test_the_published_tasks_have_the_forms_that_were_asked_for() -> None:
@@ -127,12 +151,100 @@ def test_the_tables_fit_a_terminal_and_say_what_is_within_two_errors() -> None:
         ({"num_fewshot": -1}, "num_fewshot is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
-        ({"data_dir": "nowhere"}, "data_dir is nowhere, which is no directory"),
+        ({"data_dir": "nowhere"}, "data_dir is 'nowhere', which is no directory"),
+        ({"data_dir": ""}, "data_dir is '', which is no directory"),
+        ({"output": ""}, "output is ''; expected a folder"),
+        ({"output": __file__}, "output is .*, but .*test_running.py is no folder; name another"),
+        ({"output": f"{__file__}/results"}, "output is .*results', but .*test_running.py is no folder"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         evaluated(**options)
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Root may write anywhere.
+    monkeypatch.setattr("helium_mlx.evaluation.output.os.access", lambda place, mode: Path(place) != tmp_path)
+    for output in (tmp_path, tmp_path / "new" / "results"):
+        with pytest.raises(
+            UsageError, match=f"output is .*, but {tmp_path} may not be written to; name another folder"
+        ):
+            evaluated(output=output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_of_another_program_stop_the_evaluation_and_are_left_alone(asked: list[str], tmp_path: Path) -> None:
+    foreign = '{"question": "whose?"}\n{"torn'
+    (tmp_path / "answers.jsonl").write_text(foreign)
+    with pytest.raises(HeliumError, match=r"no answers that this program kept; name another output"):
+        evaluated(output=tmp_path)
+    (tmp_path / "answers.jsonl").unlink()
+    (tmp_path / "demo").write_text("in the place of the results")
+    with pytest.raises(HeliumError, match=r"demo is no folder, and results go there; move it away"):
+        evaluated(output=tmp_path)
+    assert not asked and sorted(path.name for path in tmp_path.iterdir()) == ["demo"]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the models that questions were put to; none is answered."""
+    found: list[str] = []
+
+    def ask(lm: language_model.HeliumLM, *arguments: object, **options: object) -> None:
+        found.append(lm.model.name)
+        raise GenerationError("nothing is asked here")
+
+    monkeypatch.setattr(running, "ask", ask)
+    return found
+
+
+def other_models(folder: Path) -> dict[str, str]:
+    """Make models that cannot be evaluated; return the names, each with what is said of it."""
+    empty, no_tokenizer, unknown = folder / "empty", folder / "no-tokenizer", folder / "unknown"
+    empty.mkdir()
+    write_checkpoint(no_tokenizer)
+    shutil.copytree(DEMO_DIRECTORY, unknown)
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}))
+    return {
+        "nowhere/at/all": "no such directory, and not a Hub repository",
+        str(empty): "config.json",
+        str(no_tokenizer): "tokenizer",
+        f"mlx-lm:{unknown}": "mlx-lm cannot open the model",
+        f"{DEMO_DIRECTORY}": "against has .*, which is the same model as demo; name each once",
+    }
+
+
+def test_all_models_are_looked_at_before_the_first_is_asked(asked: list[str], tmp_path: Path) -> None:
+    options = running.EvaluationOptions(tasks="arc_easy", limit=1, data_dir=DATA, output=tmp_path / "results")
+    for name, said in other_models(tmp_path).items():
+        with pytest.raises(HeliumError, match=said):
+            list(running.evaluate_all(["demo", name], options))
+    assert not asked and not (tmp_path / "results").exists()
+    shutil.copytree(DEMO_DIRECTORY, tmp_path / "sound")
+    with pytest.raises(GenerationError):
+        list(running.evaluate_all(["demo", tmp_path / "sound"], options))
+    assert asked == ["demo"]
+
+
+def test_models_of_one_name_have_columns_and_results_of_their_own(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        shutil.copytree(DEMO_DIRECTORY, tmp_path / folder / "model")
+    names = [tmp_path / "a" / "model", tmp_path / "b" / "model"]
+    options = running.EvaluationOptions(
+        tasks="arc_easy", num_fewshot=0, limit=1, data_dir=DATA, output=tmp_path / "results"
+    )
+    assert [report.label for report in running.evaluate_all(names, options)] == ["a/model", "b/model"]
+    assert len(list((tmp_path / "results").glob("*/results.json"))) == 2
+
+
+def test_a_split_that_is_missing_is_named(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(DATA / "allenai" / "ai2_arc", tmp_path / "allenai" / "ai2_arc"))
+    (copy / "ARC-Easy" / "train.jsonl").unlink()
+    said = r"ai2_arc/ARC-Easy/train\.jsonl is not there, only test, validation are, .*bring it"
+    with pytest.raises(HeliumError, match=said):
+        evaluated(tasks=["arc_easy"], data_dir=tmp_path)
 
 
 def test_a_task_for_assistants_is_refused() -> None:
@@ -205,13 +317,15 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_command_prints_the_table_and_nothing_else(tmp_path: Path) -> None:
+    copy = shutil.copytree(DEMO_DIRECTORY, tmp_path / "demo")
     result = run_command(
-        "evaluate", "--model", "demo", "--tasks", *TASKS, "--limit", "2", "--data-dir", str(DATA), "--plot",
-        str(tmp_path / "plot.svg"), "--against", "demo",
+        "evaluate", "--model", "demo", "--tasks", *TASKS, "--limit", "2", "--num-fewshot", "0", "--data-dir", str(DATA),
+        "--plot", str(tmp_path / "plot.svg"), "--against", str(copy),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "demo (helium_mlx, bfloat16)"
+    assert f"| {tmp_path.name}/demo" in result.stdout
     assert [line for line in lines if line.startswith(("ARC E, cloze", "es MKQA"))]
     assert "bootstrapping" not in result.stdout
     assert {line.split(":")[0] for line in result.stderr.splitlines()} <= {"Scoring", "Generating"}
@@ -220,7 +334,7 @@ def test_the_command_prints_the_table_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_command_prints_what_lm_eval_would_write() -> None:
     asked = ["--model", "demo", "--tasks", "arc_easy", "mkqa_de", "--limit", "2", "--data-dir", str(DATA)]
-    result = run_command("evaluate", *asked, "--json", "--quiet")
+    result = run_command("evaluate", *asked, "--num-fewshot", "0", "--json", "--quiet")
     assert result.returncode == 0 and result.stderr == ""
     assert "acc_norm_stderr,none" in json.loads(result.stdout)["results"]["arc_easy"]
 
@@ -232,7 +346,7 @@ def test_a_card_has_the_table_and_without_a_limit_the_figures_for_the_hub(tmp_pa
 
     directory = tmp_path / "demo-4bit"
     helium_mlx.convert("demo", str(directory), quantize=True)
-    report = helium_mlx.evaluate(directory, tasks="openbookqa", data_dir=DATA)
+    report = replace(helium_mlx.evaluate(directory, tasks="openbookqa", num_fewshot=0, data_dir=DATA), is_local=False)
     card = ""
     for _ in range(2):
         # A second time it takes the first one's place.
@@ -246,7 +360,60 @@ def test_a_card_has_the_table_and_without_a_limit_the_figures_for_the_hub(tmp_pa
     record = json.loads((directory / "conversion.json").read_text())
     assert record["evaluation"]["rows"][0]["task"] == "openbookqa"
     assert str(tmp_path) not in json.dumps(record) + card
-    limited = helium_mlx.evaluate(directory, tasks="openbookqa", data_dir=DATA, limit=2)
-    update_card(directory, limited)
+    update_card(directory, replace(report, limit=2))
     card = (directory / "README.md").read_text()
     assert "for testing only" in card and "model-index" not in card
+    update_card(directory, report)
+    # What local copies hold is not known to be what the Hub has.
+    update_card(directory, replace(report, is_local=True))
+    card = (directory / "README.md").read_text()
+    assert "| OBQA, cloze |" in card and "local copies of the data sets" in card and "model-index" not in card
+
+
+def test_a_card_that_cannot_take_the_table_stops_before_work(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from helium_mlx.evaluate import main
+
+    directory = tmp_path / "converted"
+    helium_mlx.convert("demo", str(directory))
+    arguments = ["--model", str(directory), "--tasks", "arc_easy", "--data-dir", str(DATA), "--update-card"]
+    card, record = directory / "README.md", directory / "conversion.json"
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda place, mode: Path(place) != tmp_path)
+        assert main(arguments) == 1
+        assert f"{tmp_path} may not be written to" in capsys.readouterr().err
+    card.write_text("# No metadata\n")
+    files = json.loads(record.read_text())
+    files["files"]["README.md"] = hashlib.sha256(card.read_bytes()).hexdigest()
+    record.write_text(json.dumps(files))
+    assert main(arguments) == 1
+    assert "README.md has no metadata between two lines of ---" in capsys.readouterr().err
+    assert not asked
+
+
+def test_what_was_found_is_drawn_and_written_though_a_later_model_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from helium_mlx.evaluate import main
+
+    directory, other, plot = tmp_path / "converted", tmp_path / "other", tmp_path / "plot.svg"
+    helium_mlx.convert("demo", str(directory))
+    shutil.copytree(DEMO_DIRECTORY, other)
+
+    ask = running.ask
+
+    def failing(
+        lm: language_model.HeliumLM, loaded: Mapping[str, object], *, limit: int | None, seed: int, log_samples: bool
+    ) -> object:
+        if lm.model.name == str(other):
+            raise GenerationError("it ends here")
+        return ask(lm, loaded, limit=limit, seed=seed, log_samples=log_samples)
+
+    monkeypatch.setattr(running, "ask", failing)
+    arguments = ["--model", str(directory), "--tasks", "arc_easy", "--data-dir", str(DATA), "--limit", "1"]
+    arguments += ["--num-fewshot", "0", "--update-card", "--plot", str(plot), "--against", str(other)]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "it ends here" in said and "metadata no figures: a limit is for testing" in said
+    assert plot.is_file() and "| ARC E, cloze |" in (directory / "README.md").read_text()

@@ -73,6 +73,28 @@ def test_what_questions_share_is_computed_once(load_case: CaseLoader, monkeypatc
     assert sum(tokens) == len(shots) + 8 * (2 + 4)
 
 
+def test_the_last_layer_computes_what_is_wanted_only(load_case: CaseLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_case("helium-mha")
+    mlp, rows = model.model.layers[-1].mlp, list[int]()
+
+    class Counting(type(mlp)):
+        def __call__(self, x: mx.array, residual: mx.array | None = None) -> mx.array:
+            rows.append(x.shape[1])
+            return super().__call__(x, residual)
+
+    monkeypatch.setattr(scoring, "STEP", 16)
+    monkeypatch.setattr(mlp, "__class__", Counting)
+    shots = tuple(range(1, 40))
+    letters = [Continuation((*shots, 80 + c), 1) for c in range(4)]
+    assert len(list(score_continuations(model, letters, batch_size=4))) == 4
+    # A step of the examples needs no position, the last one its last.
+    assert rows == [1, 1, 1]
+    rows.clear()
+    cloze = [Continuation((*shots, 80 + c, 90 + c), 2) for c in range(4)]
+    assert len(list(score_continuations(model, cloze, batch_size=4))) == 4
+    assert rows == [1, 1, 1, 4]
+
+
 def test_frequencies_that_depend_on_the_length_are_those_of_each_text_alone(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tiny_checkpoints import CaseLoader, config_values
 
 from helium_mlx.checkpoint.config import HeliumConfig
-from helium_mlx.errors import ArgumentError
+from helium_mlx.errors import ArgumentError, KeywordError
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.kv_cache.rotating import RotatingKVCache
@@ -83,8 +83,8 @@ INPUTS: dict[str, tuple[Arguments, list[str]]] = {
     "a NaN in a mask": ({"attention_mask": mx.full((2, 4), mx.nan)}, ["attention_mask", "0 and 1"]),
     "a list as a mask": ({"attention_mask": [[1] * 4] * 2}, ["attention_mask", "list", "mx.array"]),
     "4-D of integers": (
-        {"attention_mask": mx.ones((2, 1, 4, 4), mx.int32)},
-        ["attention_mask", "int32", "boolean", "floats"],
+        {"attention_mask": 2 * mx.ones((2, 1, 4, 4), mx.int32)},
+        ["attention_mask", "int32", "0 and 1", "floats"],
     ),
     "4-D of other lengths": (
         {"attention_mask": mx.zeros((2, 1, 4, 5))},
@@ -127,9 +127,13 @@ def test_inputs(model: HeliumForCausalLM, case: str, body_only: bool) -> None:
         (PAST, {"input_ids": mx.array([[5]])}, ["past_key_values", "2 rows", "1"]),
         (PAST[:1], {}, ["past_key_values", "1 rows", "2"]),
         (PAST, {"input_ids": mx.array([[5], [96]])}, ["input_ids", "96"]),
-        (PAST, {"logits_to_keep": 5}, ["logits_to_keep", "5", "0 to 4"]),
+        (PAST, {"logits_to_keep": 5}, ["logits_to_keep", "5", "-3 to 4"]),
         (PAST, {"logits_to_keep": mx.array([4])}, ["logits_to_keep", "4", "-4 to 3"]),
-        (PAST, {"labels": IDS, "logits_to_keep": 1}, ["logits_to_keep", "1", "labels"]),
+        (PAST, {"labels": IDS, "logits_to_keep": 1}, ["labels", "(2, 4)", "(2, 1)"]),
+        (PAST, {"labels": IDS, "shift_labels": IDS[:, 1:]}, ["shift_labels", "(2, 3)", "(2, 4)"]),
+        (PAST, {"labels": IDS, "shift_labels": IDS + 90}, ["shift_labels", "0 to 95", "-100"]),
+        (PAST, {"labels": IDS, "num_items_in_batch": 0}, ["num_items_in_batch", "0", "above 0"]),
+        (PAST, {"labels": IDS, "num_items_in_batch": "2"}, ["num_items_in_batch", "'2'", "above 0"]),
         (PAST, {"labels": mx.array([[1, 2, 3, 96]] * 2)}, ["labels", "96", "0 to 95", "-100"]),
     ],
 )
@@ -191,16 +195,21 @@ def test_caches_of_another_model(model: HeliumForCausalLM, case: str) -> None:
 
 @pytest.mark.parametrize(
     "keep",
-    [-1, 5, True, 1.0, "1", None, mx.array([[0]]), mx.array(0), mx.array([0.0]), mx.array([4]), mx.array([-5]),
-     mx.array([], mx.int32)],
+    [-4, 5, True, 1.0, "1", None, mx.array([True]), mx.array([False] * 4), mx.array([[0]]), mx.array(0),
+     mx.array([0.0]), mx.array([4]), mx.array([-5]), mx.array([], mx.int32)],
 )  # fmt: skip
 def test_logits_to_keep(model: HeliumForCausalLM, keep: object) -> None:
     assert "logits_to_keep" in refusal(model, IDS, logits_to_keep=keep)
 
 
-@pytest.mark.parametrize("keep", [1, 3, mx.arange(4), mx.array([3, 2, 1, 0]), mx.array([0])])
-def test_a_loss_needs_all_logits(model: HeliumForCausalLM, keep: object) -> None:
+@pytest.mark.parametrize("keep", [1, 3, -1, mx.array([True, False, True, True]), mx.array([0])])
+def test_labels_are_of_the_logits_that_are_kept(model: HeliumForCausalLM, keep: object) -> None:
     assert "labels" in refusal(model, IDS, labels=IDS, logits_to_keep=keep)
+
+
+def test_a_misspelled_option_of_the_loss_is_answered_with_the_nearest(model: HeliumForCausalLM) -> None:
+    with pytest.raises(KeywordError, match=r"no argument shift_label; did you mean shift_labels\?"):
+        model(IDS, labels=IDS, shift_label=IDS)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("keep", [0, 4])

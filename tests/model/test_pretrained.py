@@ -21,6 +21,7 @@ from helium_mlx.checkpoint.weight_files import parse_size
 from helium_mlx.diagnostics.selfcheck_cases import write_checkpoint
 from helium_mlx.errors import ArgumentError, CheckpointError, ConfigError, UsageError
 from helium_mlx.files.hub import DEMO_DIRECTORY
+from helium_mlx.files.hub_access import HubAccess
 from helium_mlx.model.helium import (
     HeliumForCausalLM,
     HeliumForSequenceClassification,
@@ -513,7 +514,7 @@ for model in (HeliumConfig, HeliumModel):
 def test_a_revision_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
 
-    def resolve(name: str, *, revision: str | None = None, subfolder: str | None = None) -> Path:
+    def resolve(name: str, *, revision: str | None, subfolder: str | None, access: HubAccess) -> Path:
         asked.extend((revision, subfolder))
         return DEMO_DIRECTORY
 
@@ -527,8 +528,8 @@ def test_a_dtype_may_be_mlxs_own() -> None:
 
 
 def test_an_option_that_there_is_not_is_named() -> None:
-    with pytest.raises(ConfigError, match="cache_dir is neither an option of from_pretrained here nor a field"):
-        HeliumForCausalLM.from_pretrained("demo", cache_dir="x")
+    with pytest.raises(ConfigError, match="cache_dirs is neither an option of from_pretrained here nor a field"):
+        HeliumForCausalLM.from_pretrained("demo", cache_dirs="x")
 
 
 def test_a_checkpoint_may_lie_in_a_subfolder(tmp_path: Path) -> None:

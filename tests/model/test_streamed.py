@@ -53,7 +53,7 @@ def test_every_head_is_streamed(tmp_path: Path, architecture: Architecture) -> N
     selfcheck_cases.write_checkpoint(tmp_path, config_values(num_labels=3), architecture)
     checkpoint = open_checkpoint(tmp_path, architecture=None)
     assert checkpoint.architecture == architecture
-    expected = load_pretrained(MODEL_CLASSES[architecture], tmp_path)(IDS)  # pyright: ignore
+    expected = load_pretrained(MODEL_CLASSES[architecture], tmp_path)[0](IDS)  # pyright: ignore
     with streamed_model(checkpoint) as model:
         found = model(IDS)  # pyright: ignore
     key = "last_hidden_state" if isinstance(model, HeliumModel) else "logits"

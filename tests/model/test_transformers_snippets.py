@@ -91,6 +91,8 @@ def test_forward() -> None:
 
 def test_the_auto_names_are_the_classes_themselves() -> None:
     assert helium_mlx.AutoModelForCausalLM is HeliumForCausalLM
+    assert helium_mlx.AutoModelForSequenceClassification is helium_mlx.HeliumForSequenceClassification
+    assert helium_mlx.AutoModelForTokenClassification is helium_mlx.HeliumForTokenClassification
     assert helium_mlx.AutoTokenizer is HeliumTokenizer
     assert helium_mlx.AutoModel is helium_mlx.HeliumModel
     assert helium_mlx.AutoConfig is helium_mlx.HeliumConfig

@@ -106,7 +106,8 @@ def test_the_demos_stream_joined_is_what_decode_gives(tmp_path: Path, kept: str)
 
 @pytest.mark.parametrize("name", ["json", "model-prefix1-collapse0"])
 @settings(deadline=None)
-@given(text=st.text())
+# `tokenizers` takes the name of a byte's token in a text for that token.
+@given(text=st.text().filter(lambda text: "<0x" not in text))
 def test_the_stream_of_an_encoded_text_holds_no_half_character(
     tokenizers_by_name: dict[str, HeliumTokenizer], name: str, text: str
 ) -> None:
@@ -274,7 +275,9 @@ def test_three_bytes_at_most_are_held(run: bytes) -> None:
     ):
         detokenizer = make()
         shown = "".join(map(detokenizer.add_token, run))
-        assert run.decode("utf-8", errors="replace").startswith(shown)
+        text = run.decode("utf-8", errors="replace")
+        # SentencePiece leaves out a space that comes first.
+        assert text.startswith(shown) or text.startswith(f" {shown}")
         assert len(detokenizer._utf8.getstate()[0]) <= 3
 
 
