@@ -25,6 +25,7 @@ class Served:
     app: App
     port: int
     loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
     server: HttpServer
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -109,7 +110,7 @@ def serving(
     thread.start()
     try:
         port = asyncio.run_coroutine_threadsafe(server.listen("127.0.0.1", 0), loop).result(LONGEST_WAIT)
-        yield Served(app, port, loop, server)
+        yield Served(app, port, loop, thread, server)
     finally:
         asyncio.run_coroutine_threadsafe(server.close(0.0, app.end), loop).result(LONGEST_WAIT)
         loop.call_soon_threadsafe(loop.stop)

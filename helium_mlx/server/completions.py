@@ -28,6 +28,9 @@ from helium_mlx.server.schema import read
 Prompt = str | list[int]
 DONE = "[DONE]"
 
+# Characters of a text that nobody else is to wait for.
+_LONG = 1000
+
 # What the engine takes by the same name.
 _ENGINE_OPTIONS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
@@ -108,12 +111,22 @@ def _bias(given: object) -> dict[int, float] | None:
     return {int(name): value for name, value in bias.items()}
 
 
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt as it is given to the engine, its text, and what its tokens scored, if that was asked for."""
+
+    tokens: Sequence[int]
+    text: str
+    score: Score | None
+    hides_bos: bool
+
+
 class Choice:
     """One completion of a prompt on its way: its text, its tokens, and why it ended."""
 
-    def __init__(self, call: CompletionCall, prompt: Prompt, index: int, place: int) -> None:
+    def __init__(self, call: CompletionCall, index: int, place: int) -> None:
         self.call = call
-        self.prompt = prompt
+        self.prompt = ReadPrompt([], "", None, False)
         self.index = index
         # Of those of the same prompt; each draws differently.
         self.place = place
@@ -123,16 +136,16 @@ class Choice:
         self.logprobs: list[float | None] = []
         self.last: GenerationChunk | None = None
 
-    def begin(self, engine: HeliumEngine, score: Score | None) -> str:
+    def begin(self, engine: HeliumEngine, prompt: ReadPrompt) -> str:
         """Return the text that comes first: the prompt, where it is echoed."""
-        prompt = self.prompt if isinstance(self.prompt, str) else engine.tokenizer.decode(self.prompt)
+        self.prompt = prompt
         if self.call.logprobs is not None:
             self.tokens = TokenList(engine.tokenizer, self.call.logprobs)
-            if score is not None:
-                self.tokens.add_prompt(score, hides_bos=isinstance(self.prompt, str))
+            if prompt.score is not None:
+                self.tokens.add_prompt(prompt.score, hides_bos=prompt.hides_bos)
             # Offsets count from the prompt's beginning, whether it is shown or not.
-            self.tokens.offset = len(prompt)
-        self.text = prompt if self.call.echo else ""
+            self.tokens.offset = len(prompt.text)
+        self.text = prompt.text if self.call.echo else ""
         return self.text
 
     def open(self, engine: HeliumEngine) -> EngineStream:
@@ -140,7 +153,7 @@ class Choice:
         call = self.call
         wanted = call.logprobs if call.best_of == call.n else max(call.logprobs or 0, 1)
         return engine.stream(
-            self.prompt,
+            self.prompt.tokens,
             max_tokens=call.max_tokens,
             seed=None if call.seed is None else (call.seed + self.place) % 2**64,
             logprobs=0 if wanted is None else max(wanted, 1),
@@ -191,12 +204,11 @@ class Completions:
     async def whole(self, call: CompletionCall) -> str:
         """Return the completion object of a request that does not stream."""
         choices = _choices(call, call.best_of)
+        await self._limited(self._run_all(call, choices, _nowhere))
+        usage = self._usage(choices)
+        return await _written(lambda: self._answer(call, choices, usage), "".join(choice.text for choice in choices))
 
-        async def run_all() -> None:
-            async with AsyncExitStack() as streams:
-                await _all(self._run(choice, streams, _nowhere) for choice in choices)
-
-        await self._limited(run_all())
+    def _answer(self, call: CompletionCall, choices: Sequence[Choice], usage: Mapping[str, object]) -> str:
         if call.best_of > call.n:
             kept = []
             for first in range(0, len(choices), call.best_of):
@@ -207,40 +219,16 @@ class Completions:
         for index, choice in enumerate(kept):
             choice.index = index
         answer = self._object(_new_id(), [choice.object(choice.text) for choice in kept])
-        return to_json({**answer, "usage": self._usage(choices)})
+        return to_json({**answer, "usage": usage})
 
     async def events(self, call: CompletionCall) -> AsyncIterator[str]:
         """Yield the events of a request that streams, text as it comes.
 
         Raises ApiError before the first event; a later error is an event.
         """
-        choices, id_ = _choices(call, call.n), _new_id()
         # One, so that a client that does not read holds up its own completion.
         events: asyncio.Queue[str | ApiError | None] = asyncio.Queue(maxsize=1)
-        more = {"usage": None} if call.wants_usage else {}
-
-        async def run_all() -> None:
-            async def pass_on(choice: Choice, text: str, is_last: bool) -> None:
-                if text or is_last:
-                    listed = [choice.object(text, is_last=is_last)]
-                    await events.put(to_json({**self._object(id_, listed), **more}))
-
-            async with AsyncExitStack() as streams:
-                await _all(self._run(choice, streams, pass_on) for choice in choices)
-
-        async def run_and_end() -> None:
-            try:
-                await self._limited(run_all())
-            except Exception as error:
-                await events.put(reported(error))
-            else:
-                usage = self._usage(choices)
-                if call.wants_usage:
-                    await events.put(to_json({**self._object(id_, []), "usage": usage}))
-            await events.put(DONE)
-            await events.put(None)
-
-        running = asyncio.ensure_future(run_and_end())
+        running = asyncio.ensure_future(self._put_events(call, events.put))
         is_first = True
         try:
             while (event := await events.get()) is not None:
@@ -252,16 +240,50 @@ class Completions:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    async def _run(self, choice: Choice, streams: AsyncExitStack, pass_on: "PassOn") -> None:
+    async def _put_events(self, call: CompletionCall, put: Callable[[str | ApiError | None], Awaitable[None]]) -> None:
+        choices, id_ = _choices(call, call.n), _new_id()
+        more = {"usage": None} if call.wants_usage else {}
+
+        def event_of(choice: Choice, text: str, is_last: bool) -> str:
+            return to_json({**self._object(id_, [choice.object(text, is_last=is_last)]), **more})
+
+        async def pass_on(choice: Choice, text: str, is_last: bool) -> None:
+            if text or is_last:
+                await put(await _written(lambda: event_of(choice, text, is_last), text))
+
+        try:
+            await self._limited(self._run_all(call, choices, pass_on))
+        except Exception as error:
+            await put(reported(error))
+        else:
+            usage = self._usage(choices)
+            if call.wants_usage:
+                await put(to_json({**self._object(id_, []), "usage": usage}))
+        await put(DONE)
+        await put(None)
+
+    async def _run_all(self, call: CompletionCall, choices: Sequence[Choice], pass_on: "PassOn") -> None:
+        """Run all completions of a request to their ends."""
+        each = len(choices) // len(call.prompts)
+
+        async def run(number: int, prompt: Prompt) -> None:
+            started = time.monotonic()
+            read = await self._read(call, prompt)
+            of_prompt = choices[number * each : (number + 1) * each]
+            await _all(self._run(choice, read, started, streams, pass_on) for choice in of_prompt)
+
+        async with AsyncExitStack() as streams:
+            await _all(run(number, prompt) for number, prompt in enumerate(call.prompts))
+
+    async def _run(
+        self, choice: Choice, prompt: ReadPrompt, started: float, streams: AsyncExitStack, pass_on: "PassOn"
+    ) -> None:
         """Run one completion to its end; `pass_on` is given its text as it comes."""
-        started = time.monotonic()
-        score = await self._score(choice)
-        shown = choice.begin(self.engine, score)
+        shown = choice.begin(self.engine, prompt)
         if choice.call.max_tokens == 0:
             choice.finish_reason = "length"
             await pass_on(choice, shown, True)
             return
-        # Tokenizing a long prompt takes a while.
         stream = await asyncio.to_thread(choice.open, self.engine)
         streams.callback(stream.close)
         if shown:
@@ -280,17 +302,20 @@ class Completions:
             if clock is not None:
                 clock.cancel()
 
-    async def _score(self, choice: Choice) -> Score | None:
-        call = choice.call
-        if not call.echo or call.logprobs is None:
-            return None
-        prompt = choice.prompt
-        tokens = self.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        if len(tokens) == 1:
-            texts = [self.engine.tokenizer.decode(tokens)]
-            return Score(list(tokens), [None], [{}], texts, len(texts[0].encode()))
-        # At least one is asked for, whatever is shown: the score of a greedy text can be told by it.
-        return await self.engine.score_async(prompt, top_logprobs=call.logprobs)
+    async def _read(self, call: CompletionCall, prompt: Prompt) -> ReadPrompt:
+        """Tokenize a prompt, and score it if the request asks for what its tokens are worth."""
+        tokens, text = await asyncio.to_thread(self._both, prompt)
+        score = None
+        if call.echo and call.logprobs is not None:
+            if len(tokens) == 1:
+                score = Score(list(tokens), [None], [{}], [text], len(text.encode()))
+            else:
+                score = await self.engine.score_async(tokens, top_logprobs=call.logprobs)
+        return ReadPrompt(tokens, text, score, hides_bos=isinstance(prompt, str))
+
+    def _both(self, prompt: Prompt) -> tuple[Sequence[int], str]:
+        tokenizer = self.engine.tokenizer
+        return (tokenizer.encode(prompt), prompt) if isinstance(prompt, str) else (prompt, tokenizer.decode(prompt))
 
     async def _limited(self, work: Awaitable[None]) -> None:
         """Do some work, unless the time is over or the server ends before: then cancel it, and raise ApiError."""
@@ -325,7 +350,7 @@ class Completions:
         prompt = cached = 0
         for choice in choices:
             if choice.place == 0:
-                prompt += choice.last.prompt_tokens if choice.last else len(self._tokens(choice.prompt))
+                prompt += choice.last.prompt_tokens if choice.last else len(choice.prompt.tokens)
                 cached += choice.last.cached_tokens if choice.last else 0
         generated = sum(choice.last.generated_tokens for choice in choices if choice.last)
         self.metrics.prompt_tokens += prompt
@@ -338,9 +363,6 @@ class Completions:
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
-    def _tokens(self, prompt: Prompt) -> Sequence[int]:
-        return self.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-
 
 PassOn = Callable[[Choice, str, bool], Awaitable[None]]
 
@@ -350,11 +372,12 @@ async def _nowhere(choice: Choice, text: str, is_last: bool) -> None:
 
 
 def _choices(call: CompletionCall, each: int) -> list[Choice]:
-    return [
-        Choice(call, prompt, number * each + place, place)
-        for number, prompt in enumerate(call.prompts)
-        for place in range(each)
-    ]
+    return [Choice(call, number * each + place, place) for number in range(len(call.prompts)) for place in range(each)]
+
+
+async def _written(write: Callable[[], str], text: str) -> str:
+    """Return the JSON about a text; about a long one, with all alternatives of its tokens, it takes a while."""
+    return write() if len(text) < _LONG else await asyncio.to_thread(write)
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:

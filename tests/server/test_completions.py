@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from http.client import HTTPConnection
 from typing import Any
 
@@ -10,7 +11,7 @@ from served import Served, serving
 from waiting import LONGEST_WAIT, wait_for
 
 from helium_mlx.engine.engine import HeliumEngine
-from helium_mlx.generation.scoring import score
+from helium_mlx.generation.scoring import Score, score
 from helium_mlx.generation.streaming import stream_generate
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.server.app import Service
@@ -320,3 +321,27 @@ def test_more_than_may_wait_are_sent_away(engine: HeliumEngine) -> None:
             connection.close()
         wait_for(lambda: server.app.metrics.open_requests == 0)
         server.completion(**GREEDY)
+
+
+def test_a_prompt_is_read_and_scored_once_and_not_in_the_thread_of_connections(
+    engine: HeliumEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, score_async = HeliumTokenizer.encode, HeliumEngine.score_async
+    threads, scored = [], []
+
+    def noted_encode(self: HeliumTokenizer, text: str, **options: object) -> list[int]:
+        threads.append(threading.current_thread())
+        return encode(self, text, **options)  # pyright: ignore[reportArgumentType]
+
+    async def noted_score(self: HeliumEngine, text: list[int], *, top_logprobs: int = 0) -> Score:
+        scored.append(text)
+        return await score_async(self, text, top_logprobs=top_logprobs)
+
+    monkeypatch.setattr(HeliumTokenizer, "encode", noted_encode)
+    monkeypatch.setattr(HeliumEngine, "score_async", noted_score)
+    with serving(engine) as server:
+        asked = {**GREEDY, "n": 3, "echo": True, "logprobs": 2}
+        server.completion(**asked)
+        server.events(**asked, stream_options={"include_usage": True})
+        assert len(scored) == len(threads) == 2
+        assert server.thread not in threads
