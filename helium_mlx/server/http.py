@@ -134,12 +134,23 @@ class HttpServer:
             else:
                 await connection.run()
         except (_HungUpError, OSError):
-            pass
+            # What was not sent has nobody to go to.
+            writer.transport.abort()
         finally:
-            del self._connections[task]
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+            try:
+                await self._closed(writer)
+            finally:
+                del self._connections[task]
+
+    async def _closed(self, writer: asyncio.StreamWriter) -> None:
+        """Close a connection once what was written is sent; at once if the client takes too long to read it."""
+        writer.close()
+        try:
+            await asyncio.wait_for(writer.wait_closed(), self.limits.write)
+        except asyncio.TimeoutError:
+            writer.transport.abort()
+        except OSError:
+            pass
 
 
 class _Connection:

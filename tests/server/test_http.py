@@ -1,5 +1,6 @@
 """Connections: what is no request, what is too large or too slow, and several requests on one connection."""
 
+import asyncio
 import json
 import socket
 from http.client import HTTPConnection
@@ -85,6 +86,7 @@ def test_a_client_that_does_not_read_is_dropped(engine: HeliumEngine) -> None:
             connection.sendall(body)
             wait_for(lambda: server.app.metrics.open_requests == 1)
             wait_for(lambda: server.app.metrics.open_requests == 0)
+            wait_for(lambda: not asyncio.all_tasks(server.loop))
         assert server.app.metrics.hung_up == 1
 
 
