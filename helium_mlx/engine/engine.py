@@ -133,6 +133,8 @@ class HeliumEngine:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         repetition_context_size: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         seed: int | None = None,
         logit_bias: Mapping[int, float] | None = None,
         banned_ids: Collection[int] = (),
@@ -155,6 +157,7 @@ class HeliumEngine:
         worker.require_usable()
         options = CompletionOptions(
             temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+            presence_penalty, frequency_penalty,
             max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
             max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
             heal=heal,

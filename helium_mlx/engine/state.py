@@ -47,7 +47,12 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "ignore_eos": (bool,),
     "extra_eos": (list,),
     "logprobs": (int,),
+    "presence_penalty": (int, float),
+    "frequency_penalty": (int, float),
 }
+
+# Those that older files lack, each with the value that asks for nothing.
+_NEWER: dict[str, object] = {"extra_eos": [], "presence_penalty": 0, "frequency_penalty": 0}
 
 
 def save_state(
@@ -111,8 +116,7 @@ def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: Hel
     prompt, generated = _ids(record, "prompt", model), _ids(record, "generated", model)
     options = record.get("options")
     if isinstance(options, dict):
-        # Older files lack it.
-        options = {"extra_eos": [], **options}
+        options = {**_NEWER, **options}
     if not isinstance(options, dict) or set(options) != set(_OPTIONS):
         raise MalformedFile(f"its options are {shown(options)}")
     for name, kinds in _OPTIONS.items():

@@ -97,6 +97,8 @@ def batch_generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     repetition_context_size: int | None = None,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
@@ -120,6 +122,7 @@ def batch_generate(
     """
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+        presence_penalty, frequency_penalty,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos,
     )  # fmt: skip
     return complete_batch(

@@ -168,14 +168,13 @@ class CompletionRequest:
         A draw depends on the seed, its number and the tokens before it alone.
         """
         generated = self.generated if generated is None else generated
-        sampler = Sampler(
+        return Sampler(
             self.options,
-            mx.array([*self.prompt, *generated], dtype=mx.int32),
+            mx.array(self.prompt, dtype=mx.int32),
             vocab_size=model.config.vocab_size,
             reserved_ids=self.options.reserved_ids(tokenizer),
+            generated=generated,
         )
-        sampler.drawn = len(generated)
-        return sampler
 
 
 def checked_request(

@@ -31,6 +31,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         "min_p": 0.01,
         "repetition_penalty": 1.3,
         "repetition_context_size": 9,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 1.5,
         "logit_bias": {9: 1.5},
         "banned_ids": [444, 12],
     },
@@ -181,14 +183,15 @@ def test_a_file_written_anew_as_it_was_is_taken(engine: HeliumEngine, saved: Pat
     assert engine.continue_stream(path).result().generated_tokens == 9
 
 
-def test_a_file_from_before_there_was_extra_eos_is_taken(engine: HeliumEngine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["extra_eos", "presence_penalty", "frequency_penalty"])
+def test_a_file_from_before_there_was_an_option_is_taken(engine: HeliumEngine, tmp_path: Path, name: str) -> None:
     stream = engine.stream("A", max_tokens=9, ignore_eos=True)
     next(stream)
     stream.save(tmp_path / "state", with_cache=False)
     path = rewritten(
         tmp_path / "state",
         tmp_path / "older",
-        lambda record: cast("dict[str, object]", record["options"]).pop("extra_eos"),
+        lambda record: cast("dict[str, object]", record["options"]).pop(name),
         is_signed=True,
     )
     assert engine.continue_stream(path).result().tokens == stream.result().tokens[1:]
