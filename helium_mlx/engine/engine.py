@@ -6,13 +6,13 @@
 
 An engine owns one thread, in which the model is loaded and everything of MLX happens (`worker.py`); callers give and
 get plain Python values. Requests that come while others run decode together with them, in one pass a token, as rows of
-a batch that join and leave (`scheduler.py`). Those with an option that batches lack (`UNBATCHED_OPTIONS`) have a cache
-of their own and take a token in turn with the batch. Either way the text is what `stream_generate` gives with the same
+a batch that join and leave (`scheduler.py`). Those with `max_kv_size`, `kv_bits` or `prompt_lookup` have a cache of
+their own and take a token in turn with the batch. Either way the text is what `stream_generate` gives with the same
 options, but for the rounding of sums.
 
 Keys and values of the texts that were run last are kept (`prefix_tree.py`), and a request that begins like one of them
-computes only what is new. So does one whose beginning another is computing: it waits for that. Not those with an
-option that batches lack, nor scores, which need every token's logits.
+computes only what is new. So does one whose beginning another is computing: it waits for that. Not those with a
+cache of their own, nor scores, which need every token's logits.
 
 Not here: more than one model.
 """
@@ -163,7 +163,7 @@ class HeliumEngine:
             heal=heal,
         )  # fmt: skip
         # Empty, it is a plain value too.
-        cache = options.make_cache(worker.model) if options.unbatched else None
+        cache = options.make_cache(worker.model) if options.has_own_cache else None
         request = checked_request(worker.model, worker.tokenizer, prompt, options.seeded(), cache)
         worker.scheduler.require_room(request)
         number, channel = self._new_channel()
