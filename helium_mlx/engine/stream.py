@@ -92,6 +92,16 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
             raise StopAsyncIteration
         return self._noted(chunk)
 
+    def next_within(self, seconds: float) -> GenerationChunk | None:
+        """Wait for the next chunk, so long at most; None if there is none any more. Raises TimeoutError."""
+        chunk = self._channel.get(seconds)
+        return None if chunk is None else self._noted(chunk)
+
+    async def next_within_async(self, seconds: float) -> GenerationChunk | None:
+        """Do what `next_within` does, and let the event loop run meanwhile."""
+        chunk = await self._channel.get_async(seconds)
+        return None if chunk is None else self._noted(chunk)
+
     def result(self) -> EngineCompletion:
         """Wait for the end and return the whole, chunks that were read before included.
 

@@ -4,6 +4,7 @@ One step is always in flight: while its tokens are read and turned into text, th
 takes prompts into a batch, `DecodingBatch` is the step that all rows share. `batching.py` and the engine run on both.
 """
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
@@ -247,6 +248,16 @@ class PromptRun:
         self.model.model.run(embeddings, caches, row_offsets=lengths)
         mx.eval([layer.state for layer in self.layers])
         return None
+
+    def following(self, place: int, token: int, *, room: int) -> "PromptRun":
+        """Return a run of one more token of a row whose prompt has run, with a cache of its own, of `room` tokens more.
+
+        This run stays as it is.
+        """
+        run = copy.copy(self)
+        run.layers = regrouped([], [], [(self.layers, [place])], room=room)
+        run._ids = mx.array([[0] * run.layers[0].offset + [token]], dtype=mx.int32)
+        return run
 
 
 def prefill_rows(

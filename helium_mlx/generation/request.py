@@ -27,7 +27,8 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 # More would hold up every step.
 MAX_EXTRA_EOS = 1000
 
-# What batches lack: options that need a cache or steps of their own, each with the value that asks for nothing.
+# What batches lack: options that need a cache or steps of their own, each with the value that asks for nothing. Of
+# them, `heal` is one that an engine's batch has.
 UNBATCHED_OPTIONS: dict[str, object] = {
     "max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "prompt_lookup": 0, "heal": False,
 }  # fmt: skip
@@ -75,6 +76,11 @@ class CompletionOptions(SamplingOptions):
     def unbatched(self) -> list[str]:
         """The options given that batches lack: with one of them, a completion has a cache and steps of its own."""
         return [name for name, nothing in UNBATCHED_OPTIONS.items() if getattr(self, name) != nothing]
+
+    @property
+    def has_own_cache(self) -> bool:
+        """Whether an engine gives the completion a cache and steps of its own."""
+        return any(name != "heal" for name in self.unbatched)
 
     def seeded(self) -> "CompletionOptions":
         """Return the options with a seed, drawn if there is none, so that what was begun with them can be resumed."""

@@ -5,6 +5,7 @@ and shown, the device computes the next. A run that ends by length computes exac
 by eos or a stop string has one more step in flight, which is thrown away.
 """
 
+import math
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
@@ -345,7 +346,7 @@ class Decoding:
         return self.model.logits_after(token, self.cache)
 
     def among(self, logits: mx.array, may_come: mx.array) -> DecodedToken:
-        """Return a token of those that are true in `may_come`, bool (1, vocab_size)."""
+        """Return a token of those that are true in `may_come`, bool (1, vocab_size), with probabilities among them."""
         return self._read(self._sample(logits, may_come))
 
     def _sample(self, logits: mx.array, may_come: mx.array | None = None) -> list[mx.array]:
@@ -353,7 +354,7 @@ class Decoding:
         left = logits if may_come is None else mx.where(may_come, logits, -mx.inf)
         step = [self.sampler(left), logits.max(axis=-1)]
         if self.top_logprobs:
-            step += token_logprobs(logits, step[0], self.top_logprobs)
+            step += token_logprobs(left, step[0], self.top_logprobs)
         mx.async_eval(step, self.sampler.state)
         return step
 
@@ -362,6 +363,8 @@ class Decoding:
         if not self.top_logprobs:
             return DecodedToken(token, None, {}, is_sound=is_sound)
         logprob, alternatives = cast(float, step[2].item()), ranked(step[3], step[4])[0]
+        # Where few may come, the others have none.
+        alternatives = {other: value for other, value in alternatives.items() if value > -math.inf}
         return DecodedToken(token, logprob, alternatives, is_sound=is_sound)
 
 

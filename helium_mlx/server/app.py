@@ -86,7 +86,7 @@ class App:
         if request.path in self._files:
             if request.method in ("GET", "HEAD"):
                 return self._files[request.path]
-            raise ApiError(405, f"{request.method} is not for {request.path}; use GET")
+            raise _wrong_method(request, "GET, HEAD")
         if request.path not in self._routes:
             near = did_you_mean(request.path, self._routes)
             raise ApiError(404, f"there is nothing at {shown(request.path)}{near}")
@@ -94,7 +94,7 @@ class App:
         if request.method == "OPTIONS":
             return Answer(204, headers=[("allow", f"{method}, OPTIONS")])
         if request.method != method and not (method == "GET" and request.method == "HEAD"):
-            raise ApiError(405, f"{shown(request.method)} is not for {request.path}; use {method}")
+            raise _wrong_method(request, f"{method}, OPTIONS")
         return await respond(request)
 
     # --- completions
@@ -172,6 +172,11 @@ class App:
         from helium_mlx.server.openapi import document
 
         return _json(to_json(document()))
+
+
+def _wrong_method(request: Request, allowed: str) -> ApiError:
+    said = f"{shown(request.method)} is not for {request.path}; use {allowed.partition(',')[0]}"
+    return ApiError(405, said, headers=[("allow", allowed)])
 
 
 def _json(text: str) -> Answer:

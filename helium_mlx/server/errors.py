@@ -1,5 +1,7 @@
 """Errors as OpenAI's API spells them: one line that says what came, what was expected and what to do."""
 
+from collections.abc import Sequence
+
 from helium_mlx.errors import ContextOverflowError, EngineError, EngineMemoryError, HeliumError, UsageError, one_line
 from helium_mlx.json_writer import to_json
 from helium_mlx.server.http import Answer
@@ -13,15 +15,24 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 class ApiError(Exception):
     """What a request is answered with in place of a result. `param` is the parameter that it is about."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
         super().__init__(one_line(message, 1000))
         self.status = status
         self.param = param
         self.code = code
+        self.headers = headers
 
     def answer(self) -> Answer:
         """Return it as an answer of its status."""
-        headers = [("retry-after", str(RETRY_AFTER))] if self.status == 503 else []
+        headers = [*self.headers, *([("retry-after", str(RETRY_AFTER))] if self.status == 503 else [])]
         headers += [("www-authenticate", "Bearer")] if self.status == 401 else []
         return Answer(self.status, (self.text() + "\n").encode(), headers=headers)
 
