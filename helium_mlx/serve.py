@@ -76,7 +76,7 @@ def _serve(
     except ModuleNotFoundError as error:
         if error.name != "h11":
             raise
-        raise HeliumError("serve needs h11; install it with: pip install h11") from None
+        raise HeliumError("serve needs h11; install it with: pip install '.[serve]'") from None
     from helium_mlx.checkpoint.weight_files import parse_size
     from helium_mlx.engine.engine import HeliumEngine
     from helium_mlx.option_values import require_number, require_whole

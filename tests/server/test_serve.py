@@ -111,7 +111,7 @@ def test_without_its_package_the_command_says_what_to_install() -> None:
         "import sys; sys.modules['h11'] = None\n"
         "from helium_mlx.serve import main; sys.exit(main(['--model', 'demo', '--port', '0']))"
     )
-    assert (done.returncode, done.stderr) == (1, "error: serve needs h11; install it with: pip install h11\n")
+    assert (done.returncode, done.stderr) == (1, "error: serve needs h11; install it with: pip install '.[serve]'\n")
 
 
 def test_nothing_else_loads_the_server() -> None:
