@@ -13,7 +13,7 @@ from served import Served, serving
 from helium_mlx.engine.engine import HeliumEngine
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright  # noqa: E402
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not here: apt-get install chromium")
@@ -170,6 +170,12 @@ def test_typing_is_undone_and_done_again(opened: Callable[..., Page]) -> None:
 
 def test_continuing_can_be_stopped_and_speed_is_shown(opened: Callable[..., Page]) -> None:
     page = opened()
+
+    def without_end(route: Route) -> None:
+        asked = json.loads(route.request.post_data or "")
+        route.continue_(post_data=json.dumps({**asked, "ignore_eos": True}))
+
+    page.route("**/v1/completions", without_end)
     write(page, BEGINNING)
     page.locator("#length").fill("2000")
     page.locator("#continue").click()
