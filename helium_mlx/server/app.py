@@ -15,6 +15,7 @@ from helium_mlx.server.errors import ApiError
 from helium_mlx.server.files import page_files
 from helium_mlx.server.http import Answer, EventStream, Request
 from helium_mlx.server.metrics import CONTENT_TYPE, Metrics
+from helium_mlx.server.suggestions import Suggesting
 
 # Requests that wait, for each that may run.
 _WAITING = 4
@@ -51,9 +52,11 @@ class App:
             timeout=service.timeout,
             max_tokens_limit=service.max_tokens_limit,
         )
+        self.suggesting = Suggesting(engine, self.metrics)
         self._files = page_files()
         self._routes: Mapping[str, tuple[str, Respond]] = {
             "/v1/completions": ("POST", self._complete),
+            "/v1/suggestions": ("POST", self._suggest),
             "/v1/chat/completions": ("POST", self._refuse_chat),
             "/v1/models": ("GET", self._models),
             "/health": ("GET", self._health),
@@ -140,6 +143,11 @@ class App:
             self.metrics.hung_up += not is_whole
             self.metrics.open_requests -= 1
             await _closed(events)
+
+    async def _suggest(self, request: Request) -> Answer | EventStream:
+        self._require_place()
+        stream, streams = await self.suggesting.begin(request.body)
+        return EventStream(self.suggesting.events(stream)) if streams else _json(await self.suggesting.whole(stream))
 
     # --- everything else
 

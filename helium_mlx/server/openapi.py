@@ -78,7 +78,7 @@ _SUGGESTIONS = {
             "items": {
                 "type": "object",
                 "required": ["text", "probability"],
-                "properties": {"text": {"type": "string"}, "probability": {"type": "number"}},
+                "properties": {"text": {"type": "string"}, "probability": {"type": "number"}, "index": _WHOLE},
             },
         },
         "usage": _USAGE,

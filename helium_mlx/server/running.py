@@ -45,7 +45,7 @@ async def serve(
         port = await server.listen(address.host, address.port)
     except OSError as error:
         # asyncio puts a sentence of its own there; names that are not found have no number of the system's.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
         raise HeliumError(
             f"cannot listen at {address.host}:{address.port} ({reason}); give another --port, or end what is there"
         ) from None
