@@ -15,7 +15,7 @@ from helium_mlx.server.errors import ApiError
 from helium_mlx.server.files import page_files
 from helium_mlx.server.http import Answer, EventStream, Request
 from helium_mlx.server.metrics import CONTENT_TYPE, Metrics
-from helium_mlx.server.suggestions import Suggesting
+from helium_mlx.server.suggestions import Suggesting, SuggestionCall
 
 # Requests that wait, for each that may run.
 _WAITING = 4
@@ -100,26 +100,37 @@ class App:
             raise _wrong_method(request, f"{method}, OPTIONS")
         return await respond(request)
 
-    # --- completions
+    # --- completions and suggestions
 
     async def _complete(self, request: Request) -> Answer | EventStream:
         call = CompletionCall.of_body(request.body, max_tokens_limit=self.service.max_tokens_limit)
-        self._require_place()
-        self.metrics.open_requests += 1
+        self._take_place()
         if call.streams:
             return EventStream(await self._begun(self.completions.events(call)))
+        return await self._whole(self.completions.whole(call))
+
+    async def _suggest(self, request: Request) -> Answer | EventStream:
+        call = SuggestionCall.of_body(request.body)
+        self._take_place()
+        if call.streams:
+            return EventStream(await self._begun(self.suggesting.events(call)))
+        return await self._whole(self.suggesting.whole(call))
+
+    def _take_place(self) -> None:
+        """Count a request as open. Raises ApiError where there are as many as may be."""
+        most = self.service.max_concurrent * (1 + _WAITING)
+        if self.metrics.open_requests >= most:
+            raise ApiError(503, f"{most} requests run or wait already, the most of --max-concurrent; come again")
+        self.metrics.open_requests += 1
+
+    async def _whole(self, text: Awaitable[str]) -> Answer:
         try:
-            return _json(await self.completions.whole(call))
+            return _json(await text)
         except asyncio.CancelledError:
             self.metrics.hung_up += 1
             raise
         finally:
             self.metrics.open_requests -= 1
-
-    def _require_place(self) -> None:
-        most = self.service.max_concurrent * (1 + _WAITING)
-        if self.metrics.open_requests >= most:
-            raise ApiError(503, f"{most} requests run or wait already, the most of --max-concurrent; come again")
 
     async def _begun(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
         """Return events whose first has come, so that what is wrong with the request is known before the answer."""
@@ -143,11 +154,6 @@ class App:
             self.metrics.hung_up += not is_whole
             self.metrics.open_requests -= 1
             await _closed(events)
-
-    async def _suggest(self, request: Request) -> Answer | EventStream:
-        self._require_place()
-        stream, streams = await self.suggesting.begin(request.body)
-        return EventStream(self.suggesting.events(stream)) if streams else _json(await self.suggesting.whole(stream))
 
     # --- everything else
 
