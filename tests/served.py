@@ -116,7 +116,7 @@ def serving(
 ) -> Iterator[Served]:
     """Serve an engine on loopback meanwhile."""
     app = App(engine, service or Service("demo"), access or Access())
-    server = HttpServer(app, refusal, limits or Limits())
+    server = HttpServer(app, refusal, limits or Limits(), app.turn_away)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

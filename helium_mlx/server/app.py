@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from helium_mlx.engine.engine import HeliumEngine
 from helium_mlx.errors import did_you_mean, shown
@@ -24,6 +25,7 @@ _NO_CHAT = (
     "this is a base model, which continues text and has no chat template; send the text to /v1/completions as prompt"
 )
 
+A = TypeVar("A", Answer, EventStream, Answer | EventStream)
 Respond = Callable[[Request], Awaitable[Answer | EventStream]]
 
 
@@ -71,17 +73,30 @@ class App:
         """Have all completions that still run end with an error."""
         self.completions.ending.set()
 
-    async def __call__(self, request: Request) -> Answer | EventStream:
-        """Return the answer to a request."""
-        # Only paths that there are: others would fill the counters.
-        path = request.path if request.path in self._routes or request.path in self._files else "other"
+    def turn_away(self, request: Request) -> Answer | None:
+        """Return the answer to a request that may not be made, None for others. Its body is not looked at."""
         try:
             self.access.check(request)
+        except ApiError as error:
+            return self._counted_answer(request, error.answer())
+        return None
+
+    async def __call__(self, request: Request) -> Answer | EventStream:
+        """Return the answer to a request."""
+        turned_away = self.turn_away(request)
+        if turned_away is not None:
+            return turned_away
+        try:
             answer = await self._route(request)
         except ApiError as error:
             answer = error.answer()
         except Exception as error:
             answer = reported(error).answer()
+        return self._counted_answer(request, answer)
+
+    def _counted_answer(self, request: Request, answer: A) -> A:
+        # Only paths that there are: others would fill the counters.
+        path = request.path if request.path in self._routes or request.path in self._files else "other"
         self.metrics.answered(path, answer.status if isinstance(answer, Answer) else 200)
         return replace(answer, headers=[*answer.headers, *self.access.headers(request)])
 

@@ -290,6 +290,17 @@ def test_values_of_null_and_names_without_effect_are_taken(server: Served, demo:
     assert text["model"] == "demo"
 
 
+def test_whole_numbers_may_have_a_point(server: Served) -> None:
+    ids = server.app.engine.tokenizer.encode(PROMPT)
+    asked = {"prompt": ids, "max_tokens": 6, "seed": 7, "top_k": 9, "n": 2, "logprobs": 1}
+    pointed = {name: float(value) for name, value in asked.items() if isinstance(value, int)}
+    texts = [
+        [choice["text"] for choice in server.completion(**each)["choices"]]
+        for each in (asked, {**pointed, "prompt": [[float(token) for token in ids]]})
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_chat_is_answered_with_a_sentence(server: Served) -> None:
     error = server.error({"messages": []}, path="/v1/chat/completions")
     assert "base model" in error["message"]

@@ -10,6 +10,7 @@ from served import Served, serving
 from waiting import LONGEST_WAIT, wait_for
 
 from helium_mlx.engine.engine import HeliumEngine
+from helium_mlx.server.access import Access
 from helium_mlx.server.http import Limits
 
 HOST = b"Host: 127.0.0.1\r\n"
@@ -56,6 +57,14 @@ def test_a_body_without_end_is_refused_where_it_is_too_long(engine: HeliumEngine
         answer = server.raw(sent)
         assert head_of(answer).split()[1] == b"413"
         assert "more than 1000 bytes" in error_of(answer)
+
+
+def test_no_body_is_awaited_of_who_may_not_ask(engine: HeliumEngine) -> None:
+    with serving(engine, access=Access("a-key-of-enough-characters", is_local=False)) as server:
+        # Of the body nothing comes.
+        answer = server.raw(b"POST /v1/completions HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\n")
+        assert head_of(answer).split()[1] == b"401"
+        assert b"connection: close" in answer.lower()
 
 
 def test_a_slow_request_is_dropped(engine: HeliumEngine) -> None:
