@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from served import Demo, Served, expected
@@ -81,7 +82,7 @@ def test_lm_evals_completions_have_the_figures_of_evaluate(server: Served) -> No
 
     from helium_mlx.evaluation.language_model import HeliumLM
 
-    theirs = LocalCompletionsAPI(
+    theirs = cast(Any, LocalCompletionsAPI)(
         model="demo",
         base_url=f"http://127.0.0.1:{server.port}/v1/completions",
         tokenizer=str(DEMO_DIRECTORY),

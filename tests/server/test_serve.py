@@ -141,3 +141,12 @@ def test_origins_may_be_of_any_scheme(origin: str, capsys: pytest.CaptureFixture
     # The port is refused after it.
     assert main(["--model", "nowhere", "--allow-origin", origin, "--port", "0"]) == 1
     assert "allow-origin" not in capsys.readouterr().err
+
+
+def test_a_server_loads_nothing_heavy() -> None:
+    done = run_code(
+        "import sys; from helium_mlx.server.running import serve; from helium_mlx.server.openapi import document\n"
+        "heavy = ('transformers', 'torch', 'mlx_lm', 'numpy', 'requests', 'httpx', 'huggingface_hub', 'anyio')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    assert done.stdout == "[]\n", done.stderr
