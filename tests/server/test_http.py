@@ -137,6 +137,26 @@ def test_more_connections_than_there_may_be_are_told(engine: HeliumEngine) -> No
         assert server.ask("GET", "/health")[0] == 200
 
 
+def test_other_protocols_are_not_switched_to(server: Served) -> None:
+    asks = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    last = b"GET /health HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n"
+    answer = server.raw(b"GET /health HTTP/1.1\r\n" + HOST + asks + b"\r\n" + last)
+    assert answer.count(b"HTTP/1.1 200") == 2
+    answer = server.raw(b"CONNECT example.com:443 HTTP/1.1\r\n" + HOST + b"\r\n" + last)
+    assert head_of(answer).split()[1] == b"404"
+    assert answer.count(b"HTTP/1.1 200") == 1
+
+
+def test_old_clients_are_answered_and_their_connection_closed(server: Served) -> None:
+    answer = server.raw(b"GET /health HTTP/1.0\r\n" + HOST + b"\r\n")
+    assert head_of(answer).split()[1] == b"200"
+    body = b'{"prompt": "Once", "max_tokens": 2, "stream": true}'
+    head = b"POST /v1/completions HTTP/1.0\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body)
+    answer = server.raw(head + body)
+    assert b"chunked" not in answer
+    assert answer.endswith(b"data: [DONE]\n\n")
+
+
 def test_head_has_no_body(server: Served) -> None:
     status, headers, text = server.ask("HEAD", "/health")
     assert (status, text) == (200, "")
