@@ -189,6 +189,8 @@ class App:
         return _json(to_json({"object": "list", "data": [model]}))
 
     async def _health(self, request: Request) -> Answer:
+        if not self.engine.is_open:
+            raise ApiError(503, "the engine has ended; start the server anew")
         return _json(to_json({"status": "ok"}))
 
     async def _tokenizer_info(self, request: Request) -> Answer:
