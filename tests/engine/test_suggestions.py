@@ -92,7 +92,7 @@ def test_the_last_word_of_a_line_or_a_text_is_whole(demo: Demo, reason: FinishRe
 
 def test_after_as_many_words_as_were_asked_for_the_request_is_cancelled(demo: Demo) -> None:
     scripted = Scripted(demo, max_words=2)
-    scripted.put(chunk("me there wa"), chunk("s once"))
+    scripted.put(chunk("me there wa"), chunk("s once", end="length"))
     assert texts(list(scripted.stream)) == ["me", " there"]
     assert scripted.stream.result().ended == "words"
     assert scripted.channels[0].cancelled
@@ -111,12 +111,12 @@ def test_a_probability_is_the_geometric_mean_of_the_tokens_of_the_words(demo: De
 
 def test_a_word_below_the_threshold_is_not_given_nor_any_after_it(demo: Demo) -> None:
     scripted = Scripted(demo, threshold=0.5)
-    scripted.put(chunk("me", 0.9), chunk(" there", 0.2), chunk(" was", 1.0), chunk(" a", 1.0))
+    scripted.put(chunk("me", 0.9), chunk(" there", 0.2), chunk(" was", 1.0), chunk(" a", 1.0, end="length"))
     assert texts(list(scripted.stream)) == ["me"]
     assert scripted.stream.result().ended == "threshold"
     assert scripted.channels[0].cancelled
     nothing = Scripted(demo, threshold=0.5)
-    nothing.put(chunk("me", 0.4), chunk(" there"))
+    nothing.put(chunk("me", 0.4), chunk(" there"), chunk(" was", end="length"))
     assert nothing.stream.result() == Suggestions([], "threshold", len(nothing.requests[0].prompt), 2, 0)
 
 
@@ -279,6 +279,19 @@ def test_each_of_several_is_the_greedy_text_after_its_first_token(engine: Helium
         if tokens:
             rest = demo[1].decode([*kept, *tokens]) + greedy(demo, [*kept, *tokens], heal=False)
             assert rest.replace(" ", "").startswith((text + suggestion.text).replace(" ", ""))
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r"])
+def test_it_ends_where_the_line_does(
+    engine: HeliumEngine, demo: Demo, monkeypatch: pytest.MonkeyPatch, line_end: bytes
+) -> None:
+    bias = {token: 1e6 for token in range(len(demo[1])) if demo[1].token_bytes(token) == line_end}
+    completion = SuggestionOptions.completion
+    monkeypatch.setattr(
+        SuggestionOptions, "completion", lambda options, size: replace(completion(options, size), logit_bias=bias)
+    )
+    result = engine.suggest("He went home.", threshold=0, time_budget_ms=LONG).result()
+    assert (result.suggestions, result.ended) == ([], "line")
 
 
 def test_the_next_keystroke_uses_what_the_last_has_left(engine: HeliumEngine) -> None:
