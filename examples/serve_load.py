@@ -299,9 +299,9 @@ def load_server(options: argparse.Namespace) -> None:
 
 
 def judge(tally: Tally, made: int, sizes: Sequence[dict[str, int]]) -> None:
-    """Raise HeliumError if requests of those made were lost or went wrong, or if the server grew over six waves or more.
+    """Raise HeliumError if requests of those made were lost or went wrong, or if the server grew.
 
-    In the first waves MLX's free buffers grow to their limit.
+    Of fewer than six waves nothing is said: first MLX's free buffers grow to their limit.
     """
     if tally.ended.total() != made:
         raise HeliumError(f"{made} requests were made, and {tally.ended.total()} ended")
