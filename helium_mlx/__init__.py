@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from helium_mlx.conversion.conversion import ConversionReport, convert
     from helium_mlx.engine.engine import HeliumEngine
     from helium_mlx.engine.stream import EngineCompletion, EngineStream
+    from helium_mlx.engine.suggestions import SuggestedWord, Suggestion, Suggestions, SuggestionStream
     from helium_mlx.errors import (
         ArgumentError,
         BundleError,
@@ -101,6 +102,10 @@ _HOMES = {
     "HeliumEngine": "engine.engine",
     "EngineStream": "engine.stream",
     "EngineCompletion": "engine.stream",
+    "SuggestedWord": "engine.suggestions",
+    "Suggestion": "engine.suggestions",
+    "Suggestions": "engine.suggestions",
+    "SuggestionStream": "engine.suggestions",
     "GenerationConfig": "checkpoint.generation_config",
     "Progress": "progress",
     "TextStreamer": "tokenizer.text_streamer",
@@ -184,6 +189,10 @@ __all__ = [
     "QuantizedKVCache",
     "RotatingKVCache",
     "Score",
+    "SuggestedWord",
+    "Suggestion",
+    "SuggestionStream",
+    "Suggestions",
     "TextStreamer",
     "TokenizerError",
     "UploadError",

@@ -194,7 +194,7 @@ class HeliumEngine:
         max_words: int = 8,
         time_budget_ms: float = 300,
         n: int = 1,
-        threshold: float = 0.3,
+        threshold: float = 0.5,
         handle: str | None = None,
     ) -> SuggestionStream:
         """Return at once a stream of what could be typed next, word by word: up to `n` suggestions.

@@ -155,8 +155,8 @@ class _Candidate:
 class SuggestionStream(Iterator[SuggestedWord], AsyncIterator[SuggestedWord]):
     """The suggestions for one text as they appear: iterate over the words, `for` or `async for`, or ask for `result`.
 
-    Words of several suggestions come in turn. Whoever lets go of it cancels what is under way, and so do `cancel` and
-    the end of a `with`. `begin` queues a request; `deadline` is a time of `clock`.
+    Words of several suggestions come in turn. It is for one reader. Whoever lets go of it cancels what is under way,
+    and so do `cancel` and the end of a `with`. `begin` queues a request; `deadline` is a time of `clock`.
     """
 
     def __init__(

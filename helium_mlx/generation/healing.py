@@ -231,7 +231,7 @@ class _Following:
 
     def __init__(self, tokenizer: HeliumTokenizer, kept: Sequence[int], cut: Sequence[int]) -> None:
         self._detokenizer, of_prompt = tokenizer.detokenizer(), tokenizer.detokenizer()
-        for token in kept:
+        for token in _since_settled(tokenizer, kept):
             self._detokenizer.add_token(token)
             of_prompt.add_token(token)
         self._left_out = sum(len(of_prompt.add_token(token)) for token in cut)
@@ -246,3 +246,18 @@ class _Following:
         shown = text[self._left_out :]
         self._left_out -= len(text) - len(shown)
         return shown
+
+
+def _since_settled(tokenizer: HeliumTokenizer, tokens: Sequence[int]) -> Sequence[int]:
+    """Return the last tokens that leave a detokenizer as all of them do: those from the last one that is text.
+
+    Not a space, which may be one that is dropped where a text begins, nor a part of a character.
+    """
+    for start in range(len(tokens) - 1, 0, -1):
+        if tokens[start] not in tokenizer.special_ids and _is_text(tokenizer.token_bytes(tokens[start])):
+            return tokens[start:]
+    return tokens
+
+
+def _is_text(piece: bytes) -> bool:
+    return bool(piece.strip(b" ")) and piece.decode(errors="ignore").encode() == piece
