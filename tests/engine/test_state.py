@@ -31,10 +31,15 @@ OPTIONS: dict[str, dict[str, object]] = {
         "min_p": 0.01,
         "repetition_penalty": 1.3,
         "repetition_context_size": 9,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 1.5,
         "logit_bias": {9: 1.5},
         "banned_ids": [444, 12],
+    },
+    # Three tokens that take turns by how often each has come.
+    "counted": {
+        "max_tokens": 14,
+        "presence_penalty": 1.0,
+        "frequency_penalty": 2.0,
+        "logit_bias": {401: 40.0, 402: 40.0, 403: 40.0},
     },
     "stopped": {"max_tokens": 60, "stop": ["qu", "."], "logprobs": 1},
     "ended by another token": {"max_tokens": 60, "ignore_eos": True, "extra_eos": [".", ","]},
