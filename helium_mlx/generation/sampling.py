@@ -11,7 +11,7 @@ differ in the last bit give another token hardly ever. MLX's global random state
 
 Deviates from transformers: top-k keeps exactly k tokens where several are equal to the k-th, top-p sums from the most
 probable on, and reserved ids are banned from sampled text. It does not know beams, presence and frequency penalties, or
-several requests at once: `model/logits_processing.py` has transformers' steps for batches.
+several requests at once: `model/processors.py` has transformers' steps for batches.
 """
 
 import copy
@@ -26,7 +26,7 @@ import mlx.core as mx
 
 from helium_mlx import backend
 from helium_mlx.errors import OptionError, shown
-from helium_mlx.model.logits_processing import bounded_temperature
+from helium_mlx.model.temperature import bounded_temperature
 from helium_mlx.option_values import plain, real, require_number, require_whole
 
 # Below this only the most probable token is left, and float32 still tells it from 0.

@@ -26,7 +26,7 @@ from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model import argument_checks
 from helium_mlx.model.generate_options import GenerationOptions, Settings
 from helium_mlx.model.interfaces import GenerativeModel, Streamer
-from helium_mlx.model.logits_processing import LogitsProcessors, is_one_of
+from helium_mlx.model.processors import Call, is_one_of, make_processors
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.option_values import require_no_surrogate, require_whole
 from helium_mlx.process import require_not_forked
@@ -148,7 +148,7 @@ class BatchDecoder:
         self.options = options
         self.key = mx.random.key(seed)
         padding = None if prompt.mask is None else mx.argmax(prompt.mask, axis=1)
-        self.process = LogitsProcessors(options, padding)
+        self.process = make_processors(options.processors, Call(options.eos, options.do_sample, padding))
 
     def first(self) -> DecodedStep:
         """Start computing the first token."""

@@ -6,14 +6,15 @@ those that are not a field here are refused by name, wherever they are set, unle
 them without effect.
 """
 
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES, GenerationConfig
 from helium_mlx.errors import GenerationError, unknown_keyword
+from helium_mlx.model.processors import PROCESSORS
+from helium_mlx.model.setting_checks import FLAG, POSITIVE, Check, whole_from
 from helium_mlx.option_values import plain
 
 # What a file says about itself.
@@ -58,35 +59,15 @@ REFUSED: dict[str, tuple[object, ...]] = {
 }
 
 
-def _number(holds: Callable[[float], bool], expected: str) -> tuple[Callable[[object], bool], str]:
-    return (
-        lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and holds(value),
-        f"a number {expected}",
-    )
-
-
-_POSITIVE = _number(lambda value: 0 < value < math.inf, "above 0")
-_FLAG: tuple[Callable[[object], bool], str] = (lambda value: isinstance(value, bool), "True or False")
-
-
-def _whole_from(least: int) -> tuple[Callable[[object], bool], str]:
-    return lambda value: type(value) is int and cast(int, value) >= least, f"a whole number from {least} on"
-
-
-_RANGES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "max_length": _whole_from(1),
-    "max_new_tokens": _whole_from(1),
-    "min_length": _whole_from(0),
-    "min_new_tokens": _whole_from(0),
-    "do_sample": _FLAG,
-    "temperature": (_POSITIVE[0], "a number above 0; for greedy decoding set do_sample=False"),
-    "top_k": _whole_from(0),
-    "top_p": _number(lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "min_p": _number(lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "repetition_penalty": _POSITIVE,
-    "no_repeat_ngram_size": _whole_from(0),
-    "num_return_sequences": _whole_from(1),
-    "use_cache": _FLAG,
+_CHECKS: dict[str, Check] = {
+    **{setting.name: setting.check for setting in PROCESSORS},
+    "max_length": whole_from(1),
+    "max_new_tokens": whole_from(1),
+    "min_new_tokens": whole_from(0),
+    "do_sample": FLAG,
+    "temperature": (POSITIVE[0], "a number above 0; for greedy decoding set do_sample=False"),
+    "num_return_sequences": whole_from(1),
+    "use_cache": FLAG,
 }
 
 
@@ -94,18 +75,12 @@ _RANGES: dict[str, tuple[Callable[[object], bool], str]] = {
 class GenerationOptions:
     """The settings of one call, complete and in range. Lengths count the prompt.
 
-    `eos` is empty where nothing ends a row; `pad` is then not needed. Temperature and filters act if `do_sample` only.
+    `eos` is empty where nothing ends a row; `pad` is then not needed. `processors`: the settings of those by name.
     """
 
     max_length: int
-    min_length: int
     do_sample: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float | None
-    repetition_penalty: float
-    no_repeat_ngram_size: int
+    processors: Mapping[str, object]
     num_return_sequences: int
     stop_strings: tuple[str, ...]
     eos: tuple[int, ...]
@@ -167,14 +142,11 @@ class Settings:
         stop = self.values["stop_strings"]
         return GenerationOptions(
             max_length=self._max_length(length),
-            min_length=self._min_length(length),
             do_sample=bool(self._value("do_sample")),
-            temperature=float(cast(float, self._value("temperature"))),
-            top_k=cast(int, self._value("top_k")),
-            top_p=float(cast(float, self._value("top_p"))),
-            min_p=cast("float | None", self.values["min_p"]),
-            repetition_penalty=float(cast(float, self._value("repetition_penalty"))),
-            no_repeat_ngram_size=cast(int, self._value("no_repeat_ngram_size")),
+            processors={
+                **{setting.name: self.values[setting.name] for setting in PROCESSORS},
+                "min_length": self._min_length(length),
+            },
             num_return_sequences=self.num_return_sequences,
             stop_strings=(stop,) if isinstance(stop, str) else tuple(cast(list[str], stop or ())),
             eos=self.eos,
@@ -195,7 +167,7 @@ class Settings:
             )
         idle = [
             name
-            for name in ("temperature", "top_k", "top_p", "min_p")
+            for name in (setting.name for setting in PROCESSORS if setting.sampled)
             if name in self.asked_for and self.values[name] != DEFAULTS.get(name)
         ]
         if idle:
@@ -281,7 +253,7 @@ def _check(name: str, value: object, vocab_size: int) -> None:
         holds = isinstance(strings, (list, tuple)) and all(isinstance(s, str) and s for s in strings)
         expected = "text of at least one character, or a list of such"
     else:
-        holds, expected = _RANGES[name][0](value), _RANGES[name][1]
+        holds, expected = _CHECKS[name][0](value), _CHECKS[name][1]
     if not holds:
         raise GenerationError(f"{name} is {value!r}; it must be {expected}")
 

@@ -21,7 +21,8 @@ from helium_mlx.errors import ArgumentError, GenerationError, HeliumError, Optio
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.generate_options import REFUSED
-from helium_mlx.model.logits_processing import penalize_repetition, tempered
+from helium_mlx.model.processors import penalize_repetition
+from helium_mlx.model.temperature import tempered
 
 # Options come from dicts, whose values have no common type.
 generate = cast("Callable[..., mx.array]", HeliumForCausalLM.generate)
@@ -227,7 +228,7 @@ def test_a_filter_that_leaves_one_token_leaves_the_most_probable(
 
 @pytest.mark.parametrize("penalty", [1e-300, 1e-46, 1e46, 1e300])
 def test_penalties_that_float32_cannot_hold_leave_scores_that_can_be_drawn_from(penalty: float) -> None:
-    scores = penalize_repetition(mx.array([[-30.0, -2.0, 0.0, 2.0, 30.0]]), mx.array([[0, 2, 4]]), penalty, None)
+    scores = penalize_repetition(penalty)(mx.array([[0, 2, 4]]), mx.array([[-30.0, -2.0, 0.0, 2.0, 30.0]]))
     assert mx.isfinite(tempered(scores, 1e-300)).all().item()
 
 

@@ -38,7 +38,7 @@ from helium_mlx.diagnostics.selfcheck_cases import ROPE_TYPES  # noqa: E402
 from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
 from helium_mlx.model.generate_options import REFUSED, Settings  # noqa: E402
 from helium_mlx.model.loading import load_model  # noqa: E402
-from helium_mlx.model.logits_processing import LogitsProcessors  # noqa: E402
+from helium_mlx.model.processors import Call, make_processors  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -246,7 +246,8 @@ def test_scores_are_those_of_their_processors(name: str) -> None:
         logits = (torch.randn(3, 60, generator=generator) * 4).round(decimals=1 if trial % 2 else 4)
         ids = torch.randint(0, 8, (3, 12), generator=generator)
         expected = LogitsProcessorList(theirs)(ids, logits)  # pyright: ignore[reportArgumentType]
-        ours = LogitsProcessors(settings.for_prompt(12), None)(mx.array(ids.numpy()), mx.array(logits.numpy()))
+        process = make_processors(settings.for_prompt(12).processors, Call((), True))
+        ours = process(mx.array(ids.numpy()), mx.array(logits.numpy()))
         ours = torch.tensor(ours.tolist())
         if trial % 2 and "top_p" in options:
             # torch's sort leaves open which of several equal ones top-p drops.
