@@ -5,15 +5,16 @@ have. Greedy ids are transformers', padded rows and the order of its logits proc
 
 - A seed belongs to the call, since MLX has no global one to set: the same seed, another draw than torch's.
 - Stop strings are looked for in the bytes of the tokens, which is what transformers' tables come to.
-- While a token is read, the next is being computed, unless stop strings or a cache of the caller's are given: those
-  need each token before the next.
+- While a token is read, the next is being computed, unless stop strings, a time limit, functions or a cache of the
+  caller's are given: those need each token before the next.
 
-Beams, assistants and everything else of `generate` that is not here is refused (see `generate_options.py`).
+What of `generate` is not here is refused (see `generate_options.py`).
 `generation/streaming.py` has the other way to generate: one text, streamed, with statistics.
 """
 
 import secrets
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -24,13 +25,14 @@ from helium_mlx.errors import ArgumentError, GenerationError
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model import argument_checks
-from helium_mlx.model.generate_options import GenerationOptions, Settings
+from helium_mlx.model.generate_options import GenerationOptions, Settings, checked, listed
+from helium_mlx.model.guidance import Unconditional
 from helium_mlx.model.interfaces import GenerativeModel, Streamer
-from helium_mlx.model.processors import Call, is_one_of, make_processors
+from helium_mlx.model.processors import AllowedTokens, Call, Processor, Processors, is_one_of, make_processors
 from helium_mlx.model.sound_logits import are_sound, require_sound
-from helium_mlx.option_values import require_no_surrogate, require_whole
+from helium_mlx.model.stopping import Criterion, Stopping, StopSequences
+from helium_mlx.option_values import require_whole
 from helium_mlx.process import require_not_forked
-from helium_mlx.tokenizer.string_search import require_few, string_table
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 
@@ -57,6 +59,11 @@ def generate(
     input_ids: mx.array | None = None,
     attention_mask: mx.array | None = None,
     past_key_values: list[KVCache] | None = None,
+    negative_prompt_ids: mx.array | None = None,
+    negative_prompt_attention_mask: mx.array | None = None,
+    logits_processor: Sequence[Processor] | None = None,
+    prefix_allowed_tokens_fn: AllowedTokens | None = None,
+    stopping_criteria: Sequence[Criterion] | None = None,
     streamer: Streamer | None = None,
     tokenizer: HeliumTokenizer | None = None,
     seed: int | None = None,
@@ -77,11 +84,32 @@ def generate(
     ids = _prompt_ids(inputs, input_ids, settings)
     argument_checks.check_inputs(config, None, ids, None, None, None, None)
     chosen = settings.for_prompt(ids.shape[1])
-    stops = StopSequences(chosen.stop_strings, tokenizer)
+    own: dict[str, object] = {
+        "logits_processor": listed("logits_processor", logits_processor),
+        "prefix_allowed_tokens_fn": checked("prefix_allowed_tokens_fn", prefix_allowed_tokens_fn),
+    }
+    criteria = listed("stopping_criteria", stopping_criteria)
+    stopping = Stopping(StopSequences(chosen.stop_strings, tokenizer), chosen.max_time, criteria)
     prompt = prepare(model, ids, attention_mask, past_key_values, chosen)
-    ahead = past_key_values is None and not chosen.stop_strings
-    batch = BatchDecoder(model, prompt, chosen, secrets.randbits(64) if seed is None else seed)
-    return _decode(batch, stops, streamer, ahead=ahead)
+    unconditional = None
+    if chosen.is_guided:
+        negative = check_negative_prompt(model, prompt.ids, negative_prompt_ids, negative_prompt_attention_mask)
+        unconditional = Unconditional(model, *negative, use_cache=chosen.use_cache)
+    call = Call(
+        prompt=prompt.ids,
+        eos=chosen.eos,
+        max_length=chosen.max_length,
+        do_sample=chosen.do_sample,
+        left_padding=None if prompt.mask is None else mx.argmax(prompt.mask, axis=1),
+        rows_each=chosen.num_return_sequences,
+        unconditional=unconditional,
+        is_begun_by_bos=chosen.processors.get("forced_bos_token_id") is not None,
+    )
+    process = make_processors({**chosen.processors, **own}, call)
+    # What has to see each token, or is called for each of them, has to have it before the next.
+    ahead = past_key_values is None and not stopping.asks and not any(own.values())
+    batch = BatchDecoder(model, prompt, chosen, process, secrets.randbits(64) if seed is None else seed)
+    return _decode(batch, stopping, streamer, ahead=ahead)
 
 
 def prepare(
@@ -131,24 +159,27 @@ def prepare(
 class DecodedStep:
     """The ids so far, (B, L), the last column of them new: perhaps still being computed.
 
-    `unfinished`: which rows continue, (B,). `sound`: of which rows the last id may be believed, (B,).
+    `unfinished`: which rows continue, (B,). `sound`: of which rows the last id may be believed, (B,). `drawable`: of
+    which rows there was anything left to draw, (B,), where the settings may leave nothing.
     """
 
     ids: mx.array
     unfinished: mx.array
     sound: mx.array
+    drawable: mx.array | None
 
 
 class BatchDecoder:
     """The rows of one call on their way through the model."""
 
-    def __init__(self, model: GenerativeModel, prompt: PromptRows, options: GenerationOptions, seed: int) -> None:
+    def __init__(
+        self, model: GenerativeModel, prompt: PromptRows, options: GenerationOptions, process: Processors, seed: int
+    ) -> None:
         self.model = model
         self.prompt = prompt
         self.options = options
+        self.process = process
         self.key = mx.random.key(seed)
-        padding = None if prompt.mask is None else mx.argmax(prompt.mask, axis=1)
-        self.process = make_processors(options.processors, Call(options.eos, options.do_sample, padding))
 
     def first(self) -> DecodedStep:
         """Start computing the first token."""
@@ -181,58 +212,18 @@ class BatchDecoder:
             tokens = mx.argmax(scores, axis=-1)
         tokens = tokens.astype(mx.int32)
         # What a row computes after its end is not used.
-        sound = are_sound(logits) | ~unfinished
+        sound = are_sound(logits) | (True if self.options.replaces_invalid else ~unfinished)
+        drawable = are_sound(scores) | ~unfinished if self.options.do_sample and self.process.may_leave_none else None
         if self.options.eos and self.options.pad is not None:
             # Only where there is an eos: else rows that a stop string ended continue until all end, as in transformers.
             tokens = mx.where(unfinished, tokens, self.options.pad)
             unfinished = unfinished & ~is_one_of(tokens, self.options.eos)
-        step = DecodedStep(mx.concatenate([ids, tokens[:, None]], axis=1), unfinished, sound)
-        mx.async_eval(step.ids, step.unfinished, step.sound)
+        step = DecodedStep(mx.concatenate([ids, tokens[:, None]], axis=1), unfinished, sound, drawable)
+        mx.async_eval(step.ids, step.unfinished, step.sound, *([] if drawable is None else [drawable]))
         return step
 
 
-class StopSequences:
-    """Finds stop strings that end inside a row's last token; they may begin in the prompt, as in transformers."""
-
-    def __init__(self, stop_strings: tuple[str, ...], tokenizer: HeliumTokenizer | None) -> None:
-        if stop_strings and not isinstance(tokenizer, HeliumTokenizer):
-            came = "none came" if tokenizer is None else f"{type(tokenizer).__name__} came"
-            raise GenerationError(f"stop_strings need the tokenizer, a HeliumTokenizer; {came}: tokenizer=tokenizer")
-        require_few("stop_strings", stop_strings)
-        for string in stop_strings:
-            require_no_surrogate("stop_strings", string)
-        self.tokenizer = tokenizer
-        stops = tuple(string.encode() for string in stop_strings)
-        self.longest = max(map(len, stops), default=0)
-        self._table = string_table(stops)
-        # One a row, of all tokens but those of the next step; a row's prompt counts.
-        self._states: list[int] | None = None
-
-    def unfinished(self, step: DecodedStep) -> mx.array:
-        """Return which rows continue, (B,), those that a stop string has just ended taken out."""
-        if not self.longest:
-            return step.unfinished
-        if self._states is None:
-            # A token has a byte at least.
-            before = cast(list[list[int]], step.ids[:, -self.longest - 1 : -1].tolist())
-            self._states = [self._after(0, tokens)[0] for tokens in before]
-        last = cast(list[int], step.ids[:, -1].tolist())
-        found = [self._after(state, [token]) for state, token in zip(self._states, last, strict=True)]
-        self._states = [state for state, _ in found]
-        return step.unfinished & mx.array([not is_stopped for _, is_stopped in found])
-
-    def _after(self, state: int, tokens: list[int]) -> tuple[int, bool]:
-        """Return the state after some tokens, and whether a stop string has ended in them."""
-        assert self.tokenizer is not None
-        is_stopped = False
-        for token in tokens:
-            for byte in self.tokenizer.token_bytes(token):
-                state = self._table.step(state, byte)
-                is_stopped |= self._table.longest[state] is not None
-        return state, is_stopped
-
-
-def _decode(batch: BatchDecoder, stops: StopSequences, streamer: Streamer | None, *, ahead: bool) -> mx.array:
+def _decode(batch: BatchDecoder, stopping: Stopping, streamer: Streamer | None, *, ahead: bool) -> mx.array:
     if streamer is not None:
         streamer.put(batch.prompt.ids)
     step = batch.first()
@@ -240,15 +231,38 @@ def _decode(batch: BatchDecoder, stops: StopSequences, streamer: Streamer | None
         more = step.ids.shape[1] < batch.options.max_length
         following = batch.after(step) if more and ahead else None
         require_sound(step.sound)
+        require_drawable(step.drawable)
         if streamer is not None:
             streamer.put(step.ids[:, -1])
-        unfinished = stops.unfinished(step)
+        unfinished = step.unfinished & ~stopping.ended(step.ids) if stopping.asks else step.unfinished
         if not more or not cast(bool, unfinished.any().item()):
             break
         step = following or batch.after(replace(step, unfinished=unfinished))
     if streamer is not None:
         streamer.end()
     return step.ids
+
+
+def require_drawable(drawable: mx.array | None) -> None:
+    """Raise GenerationError where processors left a row nothing to draw."""
+    if drawable is not None and not cast(bool, drawable.all().item()):
+        raise GenerationError("the processors of logits rule out every token of a row; leave one at least")
+
+
+def check_negative_prompt(
+    model: GenerativeModel, ids: mx.array, negative: mx.array | None, mask: mx.array | None
+) -> tuple[mx.array | None, mx.array | None]:
+    """Return the negative prompt, a row for each of `ids`, and its mask. Raises ArgumentError for others."""
+    if negative is None:
+        if mask is not None:
+            raise ArgumentError("negative_prompt_attention_mask came without negative_prompt_ids; give both")
+        return None, None
+    argument_checks.check_inputs(model.config, None, negative, None, mask, None, None)
+    if negative.shape[0] != ids.shape[0]:
+        raise ArgumentError(
+            f"negative_prompt_ids has {negative.shape[0]} rows; {ids.shape[0]} are generated: give one for each"
+        )
+    return negative.astype(mx.int32), None if mask is None else mask.astype(mx.int32)
 
 
 def _prompt_ids(inputs: mx.array | None, input_ids: mx.array | None, settings: Settings) -> mx.array:

@@ -7,15 +7,16 @@ them without effect.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES, GenerationConfig
-from helium_mlx.errors import GenerationError, unknown_keyword
-from helium_mlx.model.processors import PROCESSORS
-from helium_mlx.model.setting_checks import FLAG, POSITIVE, Check, whole_from
-from helium_mlx.option_values import plain
+from helium_mlx.errors import GenerationError, shown, unknown_keyword
+from helium_mlx.model.processors import PROCESSORS, as_ids
+from helium_mlx.model.setting_checks import CALLS, FLAG, POSITIVE, Check, number, whole_from
+
+T = TypeVar("T")
 
 # What a file says about itself.
 _NOTES = ("_from_model_config", "_commit_hash", "transformers_version")
@@ -29,29 +30,24 @@ REFUSED: dict[str, tuple[object, ...]] = {
     for off, names in (
         (
             (),
-            "assistant_early_exit assistant_ensemble_weight assistant_model assistant_tokenizer bad_words_ids "
-            "begin_suppress_tokens cache_config compile_config constraints continuous_batching_config "
-            "custom_generate decoder_start_token_id dola_layers exponential_decay_length_penalty force_words_ids "
-            "forced_bos_token_id forced_eos_token_id inputs_embeds max_cache_len max_matching_ngram_size max_time "
-            "negative_prompt_attention_mask negative_prompt_ids position_ids prefill_chunk_size "
-            "prefix_allowed_tokens_fn prompt_lookup_num_tokens sequence_bias speculation_type suppress_tokens "
-            "top_h use_model_defaults watermarking_config",
+            "assistant_early_exit assistant_ensemble_weight assistant_model assistant_tokenizer cache_config "
+            "compile_config constraints continuous_batching_config custom_generate decoder_start_token_id "
+            "dola_layers force_words_ids inputs_embeds max_cache_len max_matching_ngram_size position_ids "
+            "prefill_chunk_size prompt_lookup_num_tokens speculation_type use_model_defaults watermarking_config",
         ),
         (
             (False,),
             "early_stopping is_assistant low_memory output_attentions output_hidden_states output_logits "
-            "output_scores remove_invalid_values renormalize_logits return_dict_in_generate synced_gpus "
+            "output_scores return_dict_in_generate synced_gpus "
             "token_healing trust_remote_code use_mtp",
         ),
-        ((0.0,), "diversity_penalty epsilon_cutoff eta_cutoff penalty_alpha"),
-        ((1.0,), "encoder_repetition_penalty guidance_scale length_penalty typical_p"),
+        ((0.0,), "diversity_penalty penalty_alpha"),
+        ((1.0,), "length_penalty"),
         ((10,), "assistant_lookbehind target_lookbehind"),
-        (([],), "logits_processor stopping_criteria"),
         ((1,), "num_beam_groups num_beams"),
         ((0.4,), "assistant_confidence_threshold"),
         (("dynamic",), "cache_implementation"),
         ((True, False), "disable_compile"),
-        ((0,), "encoder_no_repeat_ngram_size"),
         ((20,), "num_assistant_tokens"),
         (("constant",), "num_assistant_tokens_schedule"),
     )
@@ -68,6 +64,16 @@ _CHECKS: dict[str, Check] = {
     "temperature": (POSITIVE[0], "a number above 0; for greedy decoding set do_sample=False"),
     "num_return_sequences": whole_from(1),
     "use_cache": FLAG,
+    "max_time": number(lambda value: value >= 0, "of seconds, 0 or more"),
+    "stopping_criteria": CALLS,
+}
+
+# Whose ids the vocabulary must have; those to suppress may be others, which then has no effect, as in transformers.
+_IDS_OF: dict[str, Callable[..., Iterable[int]]] = {
+    "sequence_bias": lambda bias: (i for pair in bias for i in (pair if isinstance(bias, Mapping) else pair[0])),
+    "bad_words_ids": lambda sequences: (i for sequence in sequences for i in sequence),
+    "forced_bos_token_id": as_ids,
+    "forced_eos_token_id": as_ids,
 }
 
 
@@ -86,6 +92,17 @@ class GenerationOptions:
     eos: tuple[int, ...]
     pad: int | None
     use_cache: bool
+    max_time: float | None
+
+    @property
+    def replaces_invalid(self) -> bool:
+        """Whether logits that are no numbers are replaced, instead of refused."""
+        return self.processors["remove_invalid_values"] is True
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the model runs without the prompt, too."""
+        return self.processors["guidance_scale"] not in (None, 1)
 
 
 class Settings:
@@ -144,7 +161,7 @@ class Settings:
             max_length=self._max_length(length),
             do_sample=bool(self._value("do_sample")),
             processors={
-                **{setting.name: self.values[setting.name] for setting in PROCESSORS},
+                **{setting.name: self.values.get(setting.name) for setting in PROCESSORS},
                 "min_length": self._min_length(length),
             },
             num_return_sequences=self.num_return_sequences,
@@ -152,6 +169,7 @@ class Settings:
             eos=self.eos,
             pad=self.pad,
             use_cache=bool(self._value("use_cache")),
+            max_time=cast("float | None", self.values["max_time"]),
         )
 
     def _value(self, name: str) -> object:
@@ -159,6 +177,11 @@ class Settings:
         return _OFF[name] if value is None else value
 
     def _check_together(self) -> None:
+        suppressed = set(cast("list[int]", self.values["suppress_tokens"] or ()))
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = self.values[name]
+            if forced is not None and suppressed.issuperset(as_ids(cast(int, forced))):
+                raise GenerationError(f"{name} is {forced}, and suppress_tokens has that; leave it out of one of them")
         if self._value("do_sample"):
             return
         if self.num_return_sequences > 1:
@@ -167,8 +190,8 @@ class Settings:
             )
         idle = [
             name
-            for name in (setting.name for setting in PROCESSORS if setting.sampled)
-            if name in self.asked_for and self.values[name] != DEFAULTS.get(name)
+            for name, off in ((setting.name, setting.off) for setting in PROCESSORS if setting.sampled)
+            if name in self.asked_for and self.values[name] != DEFAULTS.get(name, off)
         ]
         if idle:
             _warn(f"{', '.join(idle)} had no effect, since do_sample is not True")
@@ -227,7 +250,7 @@ def _plain(value: object) -> object:
     to_list = getattr(value, "tolist", None)
     if callable(to_list):
         return to_list()
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _refuse_unsupported(name: str, value: object) -> None:
@@ -255,7 +278,27 @@ def _check(name: str, value: object, vocab_size: int) -> None:
     else:
         holds, expected = _CHECKS[name][0](value), _CHECKS[name][1]
     if not holds:
-        raise GenerationError(f"{name} is {value!r}; it must be {expected}")
+        raise GenerationError(f"{name} is {shown(value)}; it must be {expected}")
+    largest = max(_IDS_OF[name](value), default=0) if name in _IDS_OF else 0
+    if largest >= vocab_size:
+        raise GenerationError(f"{name} has the token {largest}; ids are 0 to {vocab_size - 1}")
+
+
+def checked(name: str, value: T) -> T:
+    """Return an argument of `generate` that is no setting. Raises GenerationError for one that cannot be."""
+    holds, expected = _CHECKS[name]
+    if value is not None and not holds(value):
+        raise GenerationError(f"{name} is {shown(value)}; it must be {expected}")
+    return value
+
+
+def listed(name: str, given: Sequence[T] | None) -> list[T]:
+    """Return functions of the caller's, one that came twice once. Raises GenerationError for anything else."""
+    functions: list[T] = []
+    for function in checked(name, given) or ():
+        if function not in functions:
+            functions.append(function)
+    return functions
 
 
 def _warn(message: str, *, deeper: int = 0) -> None:

@@ -1,11 +1,18 @@
 """transformers' `generate` as a method, for `HeliumForCausalLM` to inherit."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import mlx.core as mx
 
 from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.interfaces import GenerativeModel, Streamer
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+if TYPE_CHECKING:
+    from helium_mlx.model.processors import AllowedTokens, Processor
+    from helium_mlx.model.stopping import Criterion
 
 
 class GenerationMixin:
@@ -19,6 +26,11 @@ class GenerationMixin:
         input_ids: mx.array | None = None,
         attention_mask: mx.array | None = None,
         past_key_values: list[KVCache] | None = None,
+        negative_prompt_ids: mx.array | None = None,
+        negative_prompt_attention_mask: mx.array | None = None,
+        logits_processor: "Sequence[Processor] | None" = None,
+        prefix_allowed_tokens_fn: "AllowedTokens | None" = None,
+        stopping_criteria: "Sequence[Criterion] | None" = None,
         streamer: Streamer | None = None,
         tokenizer: HeliumTokenizer | None = None,
         seed: int | None = None,
@@ -29,6 +41,12 @@ class GenerationMixin:
         `inputs` (or `input_ids`): (B, L), padded on the left where rows differ in length, with `attention_mask` (B, L).
         `past_key_values` holds what the prompt begins with, and is extended. `streamer` is given the prompt and each
         step's ids; `tokenizer` is for `stop_strings`. Without a `seed`, sampling differs from call to call.
+
+        Functions of your own: each `logits_processor` is given the ids so far (B, L) and float32 scores
+        (B, vocab_size), and returns scores; each `stopping_criteria` is given the ids, and the scores if those are
+        returned, and says which rows end, (B,), or whether all do; `prefix_allowed_tokens_fn` is given a prompt's
+        number and a row's ids, and returns the ids that may follow. With any of them each token is waited for before
+        the next is begun.
 
         `options` are fields of `GenerationConfig`, and come before `generation_config` and the model's own. Those of
         transformers' `generate` that are not among them raise GenerationError, one line with the name.
@@ -43,6 +61,11 @@ class GenerationMixin:
             input_ids=input_ids,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            logits_processor=logits_processor,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            stopping_criteria=stopping_criteria,
             streamer=streamer,
             tokenizer=tokenizer,
             seed=seed,

@@ -7,17 +7,40 @@ write the function that makes it and a line of `PROCESSORS`, in the place where 
 every token that equals the k-th, and top-p sums the probabilities from the smallest on.
 """
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 
-from helium_mlx.model.setting_checks import POSITIVE, SHARE, Check, whole_from
+from helium_mlx.checkpoint.generation_config import SequenceBias
+from helium_mlx.errors import GenerationError
+from helium_mlx.model.guidance import Unconditional
+from helium_mlx.model.setting_checks import (
+    BIASES,
+    CALL,
+    CALLS,
+    DECAY,
+    FLAG,
+    ID,
+    ID_OR_IDS,
+    POSITIVE,
+    SCALE,
+    SEQUENCES,
+    SHARE,
+    WHOLE_LIST,
+    Check,
+    number,
+    whole_from,
+)
 from helium_mlx.model.temperature import tempered
 
 Processor = Callable[[mx.array, mx.array], mx.array]
 """`(ids, scores) -> scores`."""
+AllowedTokens = Callable[[int, mx.array], "Sequence[int] | mx.array"]
+"""`(number of the prompt, ids of the row) -> ids that may follow`."""
 
 # Beyond these nothing changes any more, and scores stay finite in float32, a temperature taken together with them.
 MIN_PENALTY = 1e-10
@@ -28,12 +51,31 @@ MAX_PENALTY = 1e10
 class Call:
     """What processors know of the call that they are made for.
 
-    `left_padding`: for each row how many ids at the left the repetition penalty passes over, or None.
+    `prompt`: the ids (B, L) that every row begins with, L is 0 where embeddings stand for them. `left_padding`: for
+    each row how many ids at the left the repetition penalty passes over, or None. `max_length` counts the prompt.
+    `rows_each`: rows of one prompt. `least_kept`: tokens that a filter leaves. `unconditional`: what gives the logits
+    that guidance goes away from.
     """
 
+    prompt: mx.array
     eos: tuple[int, ...]
+    max_length: int
     do_sample: bool
     left_padding: mx.array | None = None
+    rows_each: int = 1
+    least_kept: int = 1
+    unconditional: Unconditional | None = None
+    is_begun_by_bos: bool = False
+
+    @property
+    def length(self) -> int:
+        """How many ids the prompt has."""
+        return self.prompt.shape[1]
+
+    @property
+    def begin(self) -> int:
+        """How many ids there are before the first that is not forced."""
+        return self.length + (self.is_begun_by_bos and self.length <= 1)
 
 
 @dataclass(frozen=True)
@@ -49,9 +91,18 @@ class Setting:
     off: object = None
     sampled: bool = False
 
+    def is_on(self, value: object, call: Call) -> bool:
+        """Return whether a value makes it do anything."""
+        return value is not None and value != self.off and (call.do_sample or not self.sampled)
+
 
 class Processors(list[Processor]):
-    """Makes scores, float32 (B, vocab_size), of the last position's logits and the ids so far."""
+    """Makes scores, float32 (B, vocab_size), of the last position's logits and the ids so far.
+
+    `may_leave_none`: whether they may rule out every token of a row, which filters of what is drawn never do.
+    """
+
+    may_leave_none = False
 
     def __call__(self, ids: mx.array, logits: mx.array) -> mx.array:
         """Return the scores that the next ids are chosen by."""
@@ -60,18 +111,140 @@ class Processors(list[Processor]):
             scores = process(ids, scores)
         return scores
 
+    @classmethod
+    def of(cls, given: Sequence[Processor]) -> "Processors":
+        """Return a caller's own functions, each called with arrays that it may write to, and its answer checked."""
+        return cls(_own(process) for process in given)
+
 
 def make_processors(values: Mapping[str, object], call: Call) -> Processors:
     """Return the processors of the settings that are on, in transformers' order."""
     made = Processors()
     for setting in PROCESSORS:
         value = values.get(setting.name)
-        if value is None or value == setting.off or (setting.sampled and not call.do_sample):
-            continue
-        process = setting.make(value, call)
+        process = setting.make(value, call) if setting.is_on(value, call) else None
         if process is not None:
             made.append(process)
+            made.may_leave_none |= not setting.sampled
     return made
+
+
+def guide(scale: float, unconditional: Unconditional) -> Processor:
+    """Go away from what the model says without the prompt, by `scale`, which is 1 for not at all (arXiv:2306.17806)."""
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        without = _log_softmax(unconditional.logits(ids).astype(mx.float32))
+        return scale * (_log_softmax(scores) - without) + without
+
+    return process
+
+
+def bias_sequences(bias: SequenceBias) -> Processor:
+    """Add to the score of the last id of each sequence, where the others come before it."""
+    bias = _biases(bias)
+    alone = {sequence[0]: value for sequence, value in bias.items() if len(sequence) == 1}
+    lengths = sorted({len(sequence) for sequence in bias} - {1})
+    longer = [_ending(bias, length) for length in lengths]
+    ids_alone, values_alone = mx.array(list(alone), mx.int32), mx.array(list(alone.values()), mx.float32)
+    # Left lazy, they would belong to this thread.
+    mx.eval(ids_alone, values_alone, longer)
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        added = mx.zeros_like(scores)
+        if alone:
+            added[:, ids_alone] = values_alone
+        for before, last, values in longer:
+            if before.shape[1] <= ids.shape[1]:
+                follows = (ids[:, None, -before.shape[1] :] == before).all(axis=-1)
+                added = added.at[:, last].add(mx.where(follows, values, 0))
+        return scores + added
+
+    return process
+
+
+def ban_sequences(sequences: Sequence[Sequence[int]], eos: tuple[int, ...] = ()) -> Processor | None:
+    """Rule out the last id of each sequence where the others come before it; what ends the text is never banned."""
+    kept = [tuple(sequence) for sequence in sequences if not (len(sequence) == 1 and sequence[0] in eos)]
+    return bias_sequences(dict.fromkeys(kept, -math.inf)) if kept else None
+
+
+def encourage_prompt(penalty: float, prompt: mx.array) -> Processor | None:
+    """Multiply the positive scores of the prompt's ids by `penalty` and divide the negative ones."""
+    if not prompt.shape[1]:
+        return None
+    repeat = penalize_repetition(1 / penalty)
+    return lambda ids, scores: repeat(prompt, scores)
+
+
+def ban_prompt_ngrams(size: int, prompt: mx.array) -> Processor | None:
+    """Rule out every token that would repeat an n-gram of `size` of its row's prompt."""
+    length = prompt.shape[1]
+    if length < size:
+        return None
+    windows = prompt[:, mx.arange(length - size + 1)[:, None] + mx.arange(size)]
+    return lambda ids, scores: _without_repeats(ids, scores, windows)
+
+
+def allow_only(tokens_after: AllowedTokens, rows_each: int = 1) -> Processor:
+    """Rule out all but what `tokens_after(prompt's number, row's ids)` returns for each row."""
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        B, vocab_size = scores.shape
+        allowed = [_tokens_allowed(tokens_after(row // rows_each, ids[row]), vocab_size) for row in range(B)]
+        longest = max(map(len, allowed))
+        padded = mx.array([tokens + [vocab_size] * (longest - len(tokens)) for tokens in allowed], mx.int32)
+        mask = mx.where(_marked(scores, padded), 0, -math.inf)
+        left = scores + mask
+        # Where other processors left nothing of what is allowed, all of that is.
+        nothing = mx.isneginf(left.max(axis=-1)).reshape(-1, rows_each).all(axis=-1)
+        return mx.where(mx.repeat(nothing, rows_each)[:, None], mask, left)
+
+    return process
+
+
+def force_at(length: int, tokens: tuple[int, ...]) -> Processor:
+    """Rule out all but `tokens` where there are `length` ids; those are then as likely as each other."""
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        if ids.shape[1] != length:
+            return scores
+        forced = is_one_of(mx.arange(scores.shape[-1]), tokens)
+        return mx.broadcast_to(mx.where(forced, 0.0, -math.inf), scores.shape)
+
+    return process
+
+
+def replace_invalid() -> Processor:
+    """Put 0 for NaN, and float32's largest numbers for infinities."""
+    return lambda ids, scores: mx.nan_to_num(scores)
+
+
+def favour_end(decay: Sequence[float], prompt_length: int, eos: tuple[int, ...]) -> Processor | None:
+    """Raise the scores of what ends the text, from `decay[0]` generated ids on, by powers of `decay[1]`."""
+    start, factor = prompt_length + decay[0], decay[1]
+    if not eos:
+        return None
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        after = ids.shape[1] - start
+        if after <= 0:
+            return scores
+        ends = is_one_of(mx.arange(scores.shape[-1]), eos) & mx.isfinite(scores)
+        return mx.where(ends, scores + mx.abs(scores) * (factor**after - 1), scores)
+
+    return process
+
+
+def ban(tokens: Sequence[int], at: int | None = None) -> Processor:
+    """Rule out `tokens`: always, or where there are `at` ids."""
+    values = tuple(tokens)
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        if not values or at not in (None, ids.shape[1]):
+            return scores
+        return mx.where(is_one_of(mx.arange(scores.shape[-1]), values), -math.inf, scores)
+
+    return process
 
 
 def penalize_repetition(penalty: float, left_padding: mx.array | None = None) -> Processor:
@@ -94,10 +267,7 @@ def ban_repeated_ngrams(size: int) -> Processor:
         length = ids.shape[1]
         if length < size:
             return scores
-        starts = mx.arange(length - size + 1)
-        windows = ids[:, starts[:, None] + mx.arange(size)]
-        repeats = (windows[..., :-1] == ids[:, None, length + 1 - size :]).all(axis=-1)
-        return mx.where(_marked(scores, mx.where(repeats, windows[..., -1], scores.shape[-1])), -math.inf, scores)
+        return _without_repeats(ids, scores, ids[:, mx.arange(length - size + 1)[:, None] + mx.arange(size)])
 
     return process
 
@@ -120,46 +290,118 @@ def temper(temperature: float) -> Processor:
     return lambda ids, scores: tempered(scores, temperature)
 
 
-def keep_top_k(k: int) -> Processor:
-    """Rule out what is below the k-th largest score of its row."""
+def keep_top_h(share: float) -> Processor:
+    """Rule out all but the most probable of the 100 most probable tokens whose entropy is that share of theirs
+    (arXiv:2509.02510)."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
-        smallest_kept = mx.topk(scores, min(k, scores.shape[-1]), axis=-1).min(axis=-1, keepdims=True)
-        return mx.where(scores < smallest_kept, -math.inf, scores)
+        order = mx.argsort(-scores, axis=-1)[:, :100]
+        logprobs = _log_softmax(mx.take_along_axis(scores, order, axis=-1))
+        terms = _surprises(logprobs)
+        kept = mx.cumsum(terms, axis=-1) <= terms.sum(axis=-1, keepdims=True) * share
+        kept = (kept & (mx.exp(logprobs) > 0)) | (mx.arange(order.shape[-1]) == 0)
+        return mx.where(mx.put_along_axis(mx.zeros(scores.shape, mx.bool_), order, kept, axis=-1), scores, -math.inf)
 
     return process
 
 
-def keep_top_p(p: float) -> Processor:
-    """Rule out the least probable tokens whose probabilities sum to at most 1 - p; the most probable stays."""
+def keep_top_k(k: int, least: int = 1) -> Processor:
+    """Rule out what is below the k-th largest score of its row."""
+    return lambda ids, scores: mx.where(scores < _largest(scores, max(k, least)), -math.inf, scores)
+
+
+def keep_top_p(p: float, least: int = 1) -> Processor:
+    """Rule out the least probable tokens whose probabilities sum to at most 1 - p; the `least` most probable stay."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
         order = mx.argsort(scores, axis=-1)
         cumulative = mx.cumsum(mx.softmax(mx.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
-        dropped = (cumulative <= 1 - p) & (mx.arange(scores.shape[-1]) < scores.shape[-1] - 1)
+        dropped = (cumulative <= 1 - p) & (mx.arange(scores.shape[-1]) < scores.shape[-1] - least)
         return mx.where(mx.put_along_axis(mx.zeros_like(dropped), order, dropped, axis=-1), -math.inf, scores)
 
     return process
 
 
-def keep_min_p(min_p: float) -> Processor:
+def keep_min_p(min_p: float, least: int = 1) -> Processor:
     """Rule out tokens less probable than `min_p` times the most probable one."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
         probabilities = mx.softmax(scores, axis=-1)
-        return mx.where(probabilities < min_p * probabilities.max(axis=-1, keepdims=True), -math.inf, scores)
+        dropped = probabilities < min_p * probabilities.max(axis=-1, keepdims=True)
+        return _without(scores, dropped, least)
 
     return process
 
 
+def keep_typical(mass: float, least: int = 1) -> Processor:
+    """Keep, up to `mass` of probability, the tokens whose surprise is nearest to the expected one
+    (arXiv:2202.00666)."""
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        logprobs = _log_softmax(scores)
+        distance = mx.abs(-logprobs - _surprises(logprobs).sum(axis=-1, keepdims=True))
+        order = mx.argsort(distance, axis=-1)
+        cumulative = mx.cumsum(mx.softmax(mx.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
+        last = mx.minimum((cumulative < mass).sum(axis=-1, keepdims=True), scores.shape[-1] - 1)
+        nearest = mx.take_along_axis(distance, order, axis=-1)
+        dropped = nearest > mx.take_along_axis(nearest, last, axis=-1)
+        dropped = dropped & (mx.arange(scores.shape[-1]) >= least)
+        return mx.where(mx.put_along_axis(mx.zeros_like(dropped), order, dropped, axis=-1), -math.inf, scores)
+
+    return process
+
+
+def cut_epsilon(epsilon: float, least: int = 1) -> Processor:
+    """Rule out tokens less probable than `epsilon` (arXiv:2210.15191)."""
+    return lambda ids, scores: _without(scores, mx.softmax(scores, axis=-1) < epsilon, least)
+
+
+def cut_eta(epsilon: float, least: int = 1) -> Processor:
+    """Rule out tokens less probable than `epsilon`, or than its root falls to with entropy (arXiv:2210.15191)."""
+
+    def process(ids: mx.array, scores: mx.array) -> mx.array:
+        logprobs = _log_softmax(scores)
+        entropy = _surprises(logprobs).sum(axis=-1, keepdims=True)
+        bound = mx.minimum(epsilon, math.sqrt(epsilon) * mx.exp(-entropy))
+        return _without(scores, mx.softmax(scores, axis=-1) < bound, least)
+
+    return process
+
+
+def normalize() -> Processor:
+    """Make log-probabilities of scores."""
+    return lambda ids, scores: _log_softmax(scores)
+
+
+_BELOW_ONE = number(lambda value: 0 <= value < 1, "from 0 to 1, 1 not included")
+_TYPICAL = number(lambda value: 0 < value <= 1, "above 0 and at most 1")
+
 PROCESSORS = (
+    Setting("guidance_scale", lambda scale, call: guide(scale, call.unconditional), SCALE, off=1),
+    Setting("sequence_bias", lambda bias, call: bias_sequences(bias), BIASES),
+    Setting("encoder_repetition_penalty", lambda p, call: encourage_prompt(p, call.prompt), POSITIVE, off=1),
     Setting("repetition_penalty", lambda p, call: penalize_repetition(p, call.left_padding), POSITIVE, off=1),
     Setting("no_repeat_ngram_size", lambda size, call: ban_repeated_ngrams(size), whole_from(0), off=0),
+    Setting("encoder_no_repeat_ngram_size", lambda n, call: ban_prompt_ngrams(n, call.prompt), whole_from(0), off=0),
+    Setting("bad_words_ids", lambda sequences, call: ban_sequences(sequences, call.eos), SEQUENCES),
     Setting("min_length", lambda length, call: ban_until(length, call.eos), whole_from(0), off=0),
+    Setting("prefix_allowed_tokens_fn", lambda tokens_after, call: allow_only(tokens_after, call.rows_each), CALL),
+    Setting("forced_bos_token_id", lambda token, call: force_at(1, (token,)), ID),
+    Setting("forced_eos_token_id", lambda ids, call: force_at(call.max_length - 1, as_ids(ids)), ID_OR_IDS),
+    Setting("remove_invalid_values", lambda _, call: replace_invalid(), FLAG, off=False),
+    Setting("exponential_decay_length_penalty", lambda decay, call: favour_end(decay, call.length, call.eos), DECAY),
+    Setting("suppress_tokens", lambda tokens, call: ban(tokens), WHOLE_LIST),
+    Setting("begin_suppress_tokens", lambda tokens, call: ban(tokens, at=call.begin), WHOLE_LIST),
+    Setting("logits_processor", lambda given, call: Processors.of(given), CALLS),
     Setting("temperature", lambda t, call: temper(t), POSITIVE, off=1, sampled=True),
-    Setting("top_k", lambda k, call: keep_top_k(k), whole_from(0), off=0, sampled=True),
-    Setting("top_p", lambda p, call: keep_top_p(p), SHARE, off=1, sampled=True),
-    Setting("min_p", lambda p, call: keep_min_p(p), SHARE, sampled=True),
+    Setting("top_h", lambda share, call: keep_top_h(share), _TYPICAL, sampled=True),
+    Setting("top_k", lambda k, call: keep_top_k(k, call.least_kept), whole_from(0), off=0, sampled=True),
+    Setting("top_p", lambda p, call: keep_top_p(p, call.least_kept), SHARE, off=1, sampled=True),
+    Setting("min_p", lambda p, call: keep_min_p(p, call.least_kept), SHARE, sampled=True),
+    Setting("typical_p", lambda mass, call: keep_typical(mass, call.least_kept), _TYPICAL, off=1, sampled=True),
+    Setting("epsilon_cutoff", lambda e, call: cut_epsilon(e, call.least_kept), _BELOW_ONE, off=0, sampled=True),
+    Setting("eta_cutoff", lambda e, call: cut_eta(e, call.least_kept), _BELOW_ONE, off=0, sampled=True),
+    Setting("renormalize_logits", lambda _, call: normalize(), FLAG, off=False),
 )
 
 
@@ -173,3 +415,75 @@ def _marked(scores: mx.array, ids: mx.array) -> mx.array:
     B, vocab_size = scores.shape
     marked = mx.put_along_axis(mx.zeros((B, vocab_size + 1), mx.bool_), ids, mx.array(True), axis=-1)
     return marked[:, :vocab_size]
+
+
+def as_ids(value: int | Sequence[int]) -> tuple[int, ...]:
+    """Return one id or several as several."""
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _own(process: Processor) -> Processor:
+    def checked(ids: mx.array, scores: mx.array) -> mx.array:
+        # Copies, since writing to an mx.array changes the caller's.
+        result = cast(object, process(copy.copy(ids), copy.copy(scores)))
+        if not isinstance(result, mx.array) or result.shape != scores.shape:
+            came = f"shape {result.shape}" if isinstance(result, mx.array) else type(result).__name__
+            raise GenerationError(
+                f"a logits processor returned {came}; it must return scores, an mx.array of shape {scores.shape}"
+            )
+        return result.astype(mx.float32)
+
+    return checked
+
+
+def _biases(given: SequenceBias) -> dict[tuple[int, ...], float]:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    return {tuple(sequence): float(value) for sequence, value in pairs}
+
+
+def _ending(bias: Mapping[tuple[int, ...], float], length: int) -> tuple[mx.array, mx.array, mx.array]:
+    """Return what comes before the last ids of the sequences of one length, those ids, and their biases."""
+    sequences = [sequence for sequence in bias if len(sequence) == length]
+    before = mx.array([sequence[:-1] for sequence in sequences], mx.int32)
+    last = mx.array([sequence[-1] for sequence in sequences], mx.int32)
+    return before, last, mx.array([bias[sequence] for sequence in sequences], mx.float32)
+
+
+def _tokens_allowed(given: Sequence[int] | mx.array, vocab_size: int) -> list[int]:
+    to_list = getattr(given, "tolist", None)
+    tokens = cast(list[int], to_list() if callable(to_list) else list(given))
+    if not tokens or not all(type(token) is int and 0 <= token < vocab_size for token in tokens):
+        raise GenerationError(
+            f"prefix_allowed_tokens_fn returned {tokens[:8]}; it must return ids, at least one, below {vocab_size}"
+        )
+    return tokens
+
+
+def _without_repeats(ids: mx.array, scores: mx.array, windows: mx.array) -> mx.array:
+    """Rule out the last of each of `windows`, (B, count, size), whose others are what `ids` end in."""
+    before = windows.shape[-1] - 1
+    if ids.shape[1] < before:
+        return scores
+    repeats = (windows[..., :-1] == ids[:, None, ids.shape[1] - before :]).all(axis=-1)
+    return mx.where(_marked(scores, mx.where(repeats, windows[..., -1], scores.shape[-1])), -math.inf, scores)
+
+
+def _without(scores: mx.array, dropped: mx.array, least: int) -> mx.array:
+    """Rule out what is dropped, but for the `least` most probable tokens of each row."""
+    return mx.where(dropped & (scores < _largest(scores, least)), -math.inf, scores)
+
+
+def _largest(scores: mx.array, k: int) -> mx.array:
+    """Return the k-th largest score of each row, (B, 1)."""
+    if k == 1:
+        return scores.max(axis=-1, keepdims=True)
+    return mx.topk(scores, min(k, scores.shape[-1]), axis=-1).min(axis=-1, keepdims=True)
+
+
+def _log_softmax(scores: mx.array) -> mx.array:
+    return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
+
+
+def _surprises(logprobs: mx.array) -> mx.array:
+    """Return -p log p, 0 where a token is ruled out: what sums to the entropy."""
+    return mx.where(mx.isneginf(logprobs), 0, -logprobs * mx.exp(logprobs))

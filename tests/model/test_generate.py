@@ -325,6 +325,52 @@ def test_rows_that_a_stop_string_ended_are_padded_where_there_is_an_eos(demo: De
     assert all(row[-1] != tokenizer.pad_token_id for row in going_on)
 
 
+# --- functions of the caller's
+
+
+def test_a_processor_is_given_the_ids_and_scores_of_each_step_and_may_write_to_them(model: HeliumForCausalLM) -> None:
+    given: list[list[int]] = []
+
+    def only(ids: mx.array, scores: mx.array) -> mx.array:
+        assert (ids.dtype, scores.dtype, scores.shape) == (mx.int32, mx.float32, (2, 96))
+        given.append(cast("list[int]", ids[1].tolist()))
+        scores[:, 40 + len(given)] = 1e9
+        ids[:] = 0
+        return scores
+
+    generated = rows(generate(model, PADDED, attention_mask=MASK, max_new_tokens=3, logits_processor=[only, only]))
+    assert [row[5:] for row in generated] == [[41, 42, 43]] * 2
+    assert given == [generated[1][:5], generated[1][:6], generated[1][:7]]
+
+
+def test_a_criterion_ends_the_rows_it_names_and_is_asked_once_a_step(model: HeliumForCausalLM) -> None:
+    given: list[tuple[int, ...]] = []
+
+    def second(ids: mx.array, scores: object) -> mx.array:
+        given.append(ids.shape)
+        return mx.array([False, True])
+
+    options = {"attention_mask": MASK, "max_new_tokens": 4, "stopping_criteria": [second]}
+    plain = rows(generate(model, PADDED, attention_mask=MASK, max_new_tokens=4))
+    assert rows(generate(model, PADDED, **options)) == [plain[0], [*plain[1][:6], 3, 3, 3]]
+    assert given == [(2, length) for length in range(6, 10)]
+    options["stopping_criteria"] = [lambda ids, scores: ids.shape[1] == 7]
+    assert rows(generate(model, PADDED, **options)) == [row[:7] for row in plain]
+
+
+def test_time_ends_all_rows_after_a_token(model: HeliumForCausalLM) -> None:
+    assert generate(model, PADDED, attention_mask=MASK, max_new_tokens=50, max_time=0).shape == (2, 6)
+
+
+def test_new_settings_are_saved_as_json_has_them(model: HeliumForCausalLM, tmp_path: Path) -> None:
+    saved = GenerationConfig(sequence_bias={(5, 6): 2.0, (7,): -1.0}, suppress_tokens=[9]).to_dict()
+    assert json.loads(json.dumps(saved))["sequence_bias"] == [[[5, 6], 2.0], [[7], -1.0]]
+    ids, bias = mx.array([PROMPT]), {(20,): 30.0}
+    expected = rows(generate(model, ids, max_new_tokens=3, sequence_bias=bias))
+    assert expected[0][6:] == [20] * 3
+    assert rows(generate(model, ids, max_new_tokens=3, sequence_bias=[[[20], 30.0]])) == expected
+
+
 # --- settings
 
 
@@ -376,18 +422,12 @@ def test_where_the_settings_file_is_malformed_the_config_counts(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("num_beams", 4),
-        ("suppress_tokens", [5]),
-        ("begin_suppress_tokens", [5]),
-        ("bad_words_ids", [[5]]),
-        ("forced_bos_token_id", 5),
-        ("forced_eos_token_id", 2),
+        ("num_beam_groups", 2),
+        ("diversity_penalty", 0.5),
         ("force_words_ids", [[5]]),
-        ("sequence_bias", [[[5], 2.0]]),
-        ("typical_p", 0.5),
-        ("epsilon_cutoff", 0.1),
         ("penalty_alpha", 0.6),
-        ("guidance_scale", 2.0),
+        ("dola_layers", "low"),
+        ("cache_implementation", "static"),
         ("max_new_token", 3),
     ],
 )
@@ -411,15 +451,15 @@ def test_what_is_not_supported_is_refused_by_name_wherever_it_is_set(
 
 
 def test_what_is_set_back_is_not_refused(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = GenerationConfig.from_dict({"num_beams": 4, "max_new_tokens": 2, "from_another_program": 1})
+    own = GenerationConfig.from_dict({"num_beam_groups": 4, "max_new_tokens": 2, "from_another_program": 1})
     monkeypatch.setattr(model, "generation_config", own)
-    with pytest.raises(GenerationError, match="num_beams is 4"):
+    with pytest.raises(GenerationError, match="num_beam_groups is 4"):
         generate(model, mx.array([PROMPT]))
     for value in (1, None):
-        generate(model, mx.array([PROMPT]), num_beams=value)
+        generate(model, mx.array([PROMPT]), num_beam_groups=value)
     with pytest.raises(GenerationError, match="from_another_program"):
-        generate(model, mx.array([PROMPT]), num_beams=1, from_another_program=2)
-    vars(own)["num_beams"] = 1
+        generate(model, mx.array([PROMPT]), num_beam_groups=1, from_another_program=2)
+    vars(own)["num_beam_groups"] = 1
     generate(model, mx.array([PROMPT]))
 
 
@@ -472,13 +512,13 @@ def test_a_pad_of_minus_one_stands_for_none(model: HeliumForCausalLM, monkeypatc
     assert generate(model, ids).tolist() == expected.tolist()
 
 
-def test_settings_of_a_file_that_nobody_knows_are_ignored_and_beams_are_not(
+def test_settings_of_a_file_that_nobody_knows_are_ignored_and_groups_of_beams_are_not(
     model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "generation_config", GenerationConfig.from_dict({"mystery": 3, "max_new_tokens": 2}))
     assert generate(model, mx.array([PROMPT])).shape[1] == len(PROMPT) + 2
-    monkeypatch.setattr(model, "generation_config", GenerationConfig.from_dict({"num_beams": 4}))
-    with pytest.raises(GenerationError, match="num_beams is 4"):
+    monkeypatch.setattr(model, "generation_config", GenerationConfig.from_dict({"num_beam_groups": 4}))
+    with pytest.raises(GenerationError, match="num_beam_groups is 4"):
         generate(model, mx.array([PROMPT]), max_new_tokens=2)
 
 
@@ -495,8 +535,31 @@ def test_an_argument_that_is_not_supported_is_refused_by_name(model: HeliumForCa
 
 
 BAD: dict[str, tuple[dict[str, object], str]] = {
-    "beams": ({"num_beams": 2}, "num_beams is 2"),
-    "beams that are True": ({"num_beams": True}, "num_beams is True"),
+    "groups of beams": ({"num_beam_groups": 2}, "num_beam_groups is 2"),
+    "groups that are True": ({"num_beam_groups": True}, "num_beam_groups is True"),
+    "banned words past the vocabulary": ({"bad_words_ids": [[5, 96]]}, "bad_words_ids has the token 96"),
+    "a bias past the vocabulary": ({"sequence_bias": {(1, 99): 2.0}}, "sequence_bias has the token 99"),
+    "a bias of text": ({"sequence_bias": {(1,): "x"}}, "it must be a number for each tuple of ids"),
+    "words that are no lists": ({"bad_words_ids": [5]}, "a list of lists of ids"),
+    "what is forced and suppressed": (
+        {"forced_eos_token_id": 5, "suppress_tokens": [4, 5]},
+        "suppress_tokens has that",
+    ),
+    "typical_p 0": ({"do_sample": True, "typical_p": 0.0}, r"typical_p is 0\.0"),
+    "a cutoff of 1": ({"do_sample": True, "eta_cutoff": 1.0}, r"eta_cutoff is 1\.0"),
+    "no time": ({"max_time": -1}, "max_time is -1"),
+    "a processor that is none": ({"logits_processor": [3]}, "logits_processor is .* a list of functions"),
+    "a processor alone": ({"logits_processor": abs}, "a list of functions"),
+    "a processor of nothing": ({"logits_processor": [lambda ids, scores: None]}, "NoneType; it must return scores"),
+    "a processor of a row": ({"logits_processor": [lambda ids, scores: scores[0]]}, r"shape \(96,\); it must return"),
+    "a criterion of text": ({"stopping_criteria": [lambda ids, scores: "x"]}, "str; it must return a boolean"),
+    "allowed ids of none": ({"prefix_allowed_tokens_fn": lambda row, ids: []}, "must return ids, at least one"),
+    "all ruled out": (
+        {"do_sample": True, "logits_processor": [lambda ids, scores: scores - float("inf")]},
+        "rule out every token",
+    ),
+    "a negative mask alone": ({"guidance_scale": 2.0, "negative_prompt_attention_mask": mx.ones((1, 2))}, "without"),
+    "a negative prompt of two rows": ({"guidance_scale": 2, "negative_prompt_ids": mx.array([[1], [2]])}, "has 2 rows"),
     "a typo": ({"max_new_token": 3}, "no argument max_new_token; did you mean max_new_tokens"),
     "a typo in a config": ({"generation_config": {"top_q": 3}}, "no argument top_q"),
     "a config of no kind": ({"generation_config": 3}, "generation_config is int"),

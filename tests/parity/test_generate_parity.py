@@ -246,8 +246,9 @@ def test_scores_are_those_of_their_processors(name: str) -> None:
         logits = (torch.randn(3, 60, generator=generator) * 4).round(decimals=1 if trial % 2 else 4)
         ids = torch.randint(0, 8, (3, 12), generator=generator)
         expected = LogitsProcessorList(theirs)(ids, logits)  # pyright: ignore[reportArgumentType]
-        process = make_processors(settings.for_prompt(12).processors, Call((), True))
-        ours = process(mx.array(ids.numpy()), mx.array(logits.numpy()))
+        ours_ids = mx.array(ids.numpy())
+        process = make_processors(settings.for_prompt(12).processors, Call(ours_ids, (), 13, True))
+        ours = process(ours_ids, mx.array(logits.numpy()))
         ours = torch.tensor(ours.tolist())
         if trial % 2 and "top_p" in options:
             # torch's sort leaves open which of several equal ones top-p drops.
