@@ -53,6 +53,14 @@ class GenerationConfig:
     renormalize_logits: bool | None = None
     max_time: float | None = None
     num_return_sequences: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    return_dict_in_generate: bool | None = None
+    output_scores: bool | None = None
+    output_logits: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
     stop_strings: str | list[str] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -105,6 +113,9 @@ DEFAULTS: dict[str, object] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
     "use_cache": True,
 }
 

@@ -13,7 +13,6 @@ What of `generate` is not here is refused (see `generate_options.py`).
 """
 
 import secrets
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -23,32 +22,17 @@ import mlx.core as mx
 from helium_mlx.checkpoint.generation_config import GenerationConfig
 from helium_mlx.errors import ArgumentError, GenerationError
 from helium_mlx.kv_cache.cache import KVCache
-from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model import argument_checks
 from helium_mlx.model.generate_options import GenerationOptions, Settings, checked, listed
 from helium_mlx.model.guidance import Unconditional
 from helium_mlx.model.interfaces import GenerativeModel, Streamer
 from helium_mlx.model.processors import AllowedTokens, Call, Processor, Processors, is_one_of, make_processors
+from helium_mlx.model.prompt_rows import Forward, PromptRows, prepare
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.model.stopping import Criterion, Stopping, StopSequences
 from helium_mlx.option_values import require_whole
 from helium_mlx.process import require_not_forked
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
-
-
-@dataclass(frozen=True)
-class PromptRows:
-    """The rows to continue. `mask` and `positions` are None where every id is text.
-
-    `ids`: (B, L), all that is returned; `new` of its last ids are not in `cache` yet. `mask`: (B, T), of the tokens in
-    the cache and the new ones. `positions`: (B, T), 0 at padding. `cache` is None if nothing is to be remembered.
-    """
-
-    ids: mx.array
-    new: int
-    mask: mx.array | None
-    positions: mx.array | None
-    cache: list[KVCache] | None
 
 
 def generate(
@@ -95,64 +79,37 @@ def generate(
     if chosen.is_guided:
         negative = check_negative_prompt(model, prompt.ids, negative_prompt_ids, negative_prompt_attention_mask)
         unconditional = Unconditional(model, *negative, use_cache=chosen.use_cache)
-    call = Call(
-        prompt=prompt.ids,
-        eos=chosen.eos,
-        max_length=chosen.max_length,
-        do_sample=chosen.do_sample,
-        left_padding=None if prompt.mask is None else mx.argmax(prompt.mask, axis=1),
-        rows_each=chosen.num_return_sequences,
-        unconditional=unconditional,
-        is_begun_by_bos=chosen.processors.get("forced_bos_token_id") is not None,
-    )
-    process = make_processors({**chosen.processors, **own}, call)
+    process = make_processors({**chosen.processors, **own}, call_of(prompt, chosen, unconditional))
+    forward = Forward(model, prompt, chosen.record())
+    key = mx.random.key(secrets.randbits(64) if seed is None else seed)
+    if chosen.num_beams > 1:
+        # Few calls search with them.
+        from helium_mlx.model.beams import search
+
+        if streamer is not None:
+            raise GenerationError("streamer came, and num_beams is above 1; what beams find is known at the end only")
+        return cast(mx.array, search(forward, chosen, process, stopping, key))
     # What has to see each token, or is called for each of them, has to have it before the next.
-    ahead = past_key_values is None and not stopping.asks and not any(own.values())
-    batch = BatchDecoder(model, prompt, chosen, process, secrets.randbits(64) if seed is None else seed)
-    return _decode(batch, stopping, streamer, ahead=ahead)
+    ahead = past_key_values is None and forward.record is None and not stopping.asks and not any(own.values())
+    ids = _decode(BatchDecoder(forward, chosen, process, key), stopping, streamer, ahead=ahead)
+    # Typed as what nearly every call returns.
+    return ids if forward.record is None else cast(mx.array, forward.record.output(ids, prompt.cache))
 
 
-def prepare(
-    model: GenerativeModel,
-    ids: mx.array,
-    mask: mx.array | None,
-    past_key_values: list[KVCache] | None,
-    options: GenerationOptions,
-) -> PromptRows:
-    """Return the rows, each repeated `num_return_sequences` times, with the mask and positions that transformers uses.
-
-    A mask is inferred where none is given and pad ids, other than eos, are in the prompt; one of ones is dropped.
-    """
-    past = argument_checks.length_of_past(past_key_values, model.config)
-    if past_key_values is not None and not options.use_cache:
-        raise GenerationError("past_key_values came, and use_cache is False; leave out one of them")
-    B, L = ids.shape
-    if mask is None and options.pad is not None and options.pad not in options.eos:
-        mask = (ids != options.pad).astype(mx.int32)
-    elif mask is not None and (not isinstance(mask, mx.array) or mask.shape not in ((B, L), (B, past + L))):
-        came = mask.shape if isinstance(mask, mx.array) else type(mask).__name__
-        after = f", or {(B, past + L)} with what the cache holds" if past else ""
-        raise ArgumentError(f"attention_mask is {came}; expected an mx.array of shape {(B, L)}{after}")
-    # As in transformers: a mask as long as the ids says that they begin with what the cache holds.
-    new = L - past if mask is None or mask.shape[1] == L else L
-    if new < 1:
-        raise ArgumentError(f"past_key_values holds {past} tokens; input_ids, which begin with them, have {L}")
-    ids = mx.repeat(ids.astype(mx.int32), options.num_return_sequences, axis=0)
-    mask = None if mask is None else mx.repeat(mask, options.num_return_sequences, axis=0)
-    argument_checks.check_inputs(model.config, past_key_values, ids[:, -new:], None, mask, None, None)
-    if mask is not None and cast(bool, (mask != 0).all().item()):
-        mask = None
-    positions = None
-    if mask is not None:
-        mask = (mask != 0).astype(mx.int32)
-        positions = mx.where(mask == 0, 0, mx.cumsum(mask, axis=1) - 1)
-        if mask.shape[0] > 1 and cast(bool, (mask[:, -1] == 0).any().item()):
-            # To the line that called the model's `generate`.
-            warnings.warn("a row ends in padding, and its text goes on after that; pad on the left", stacklevel=4)
-    cache = past_key_values
-    if cache is None and options.use_cache:
-        cache = make_cache(model)
-    return PromptRows(ids, new, mask, positions, cache)
+def call_of(prompt: PromptRows, options: GenerationOptions, unconditional: Unconditional | None = None) -> Call:
+    """Return what processors know of a call."""
+    return Call(
+        prompt=prompt.ids,
+        eos=options.eos,
+        max_length=options.max_length,
+        do_sample=options.do_sample,
+        left_padding=None if prompt.mask is None else mx.argmax(prompt.mask, axis=1),
+        rows_each=options.rows_each,
+        # Of the tokens that a filter leaves to beams, one at least does not end the text.
+        least_kept=1 if options.num_beams == 1 else max(2, len(options.eos) + 1),
+        unconditional=unconditional,
+        is_begun_by_bos=options.processors.get("forced_bos_token_id") is not None,
+    )
 
 
 @dataclass(frozen=True)
@@ -172,39 +129,26 @@ class DecodedStep:
 class BatchDecoder:
     """The rows of one call on their way through the model."""
 
-    def __init__(
-        self, model: GenerativeModel, prompt: PromptRows, options: GenerationOptions, process: Processors, seed: int
-    ) -> None:
-        self.model = model
-        self.prompt = prompt
+    def __init__(self, forward: Forward, options: GenerationOptions, process: Processors, key: mx.array) -> None:
+        self.forward = forward
+        self.prompt = forward.prompt
         self.options = options
         self.process = process
-        self.key = mx.random.key(seed)
+        self.key = key
 
     def first(self) -> DecodedStep:
         """Start computing the first token."""
         ids = self.prompt.ids
-        return self._sampled(ids, mx.ones(ids.shape[0], mx.bool_), self._logits(ids, self.prompt.new))
+        return self._sampled(ids, mx.ones(ids.shape[0], mx.bool_), self.forward.first())
 
     def after(self, step: DecodedStep) -> DecodedStep:
         """Start computing the token after `step`, which may still be being computed."""
-        new = step.ids.shape[1] if self.prompt.cache is None else 1
-        return self._sampled(step.ids, step.unfinished, self._logits(step.ids, new))
-
-    def _logits(self, ids: mx.array, new: int) -> mx.array:
-        decoder, cache = self.model.body, self.prompt.cache
-        mask, positions = self.prompt.mask, self.prompt.positions
-        if mask is not None and positions is not None:
-            generated = ids.shape[1] - self.prompt.ids.shape[1]
-            mask = mx.concatenate([mask, mx.ones((ids.shape[0], generated), mx.int32)], axis=1)
-            following = positions[:, -1:] + 1 + mx.arange(generated)
-            positions = mx.concatenate([positions, following], axis=1)[:, -new:]
-        h = decoder.embed(ids[:, -new:])
-        output = decoder.run(h, cache, attention_mask=mask, position_ids=positions, last_only=True)
-        return self.model.logits(output.last_hidden_state[:, -1])
+        return self._sampled(step.ids, step.unfinished, self.forward.next(step.ids))
 
     def _sampled(self, ids: mx.array, unfinished: mx.array, logits: mx.array) -> DecodedStep:
         scores = self.process(ids, logits)
+        if self.forward.record is not None:
+            self.forward.record.add_step(logits, scores)
         if self.options.do_sample:
             self.key, key = mx.random.split(self.key)
             tokens = mx.random.categorical(scores, key=key)
@@ -226,7 +170,7 @@ class BatchDecoder:
 def _decode(batch: BatchDecoder, stopping: Stopping, streamer: Streamer | None, *, ahead: bool) -> mx.array:
     if streamer is not None:
         streamer.put(batch.prompt.ids)
-    step = batch.first()
+    step, record = batch.first(), batch.forward.record
     while True:
         more = step.ids.shape[1] < batch.options.max_length
         following = batch.after(step) if more and ahead else None
@@ -234,7 +178,8 @@ def _decode(batch: BatchDecoder, stopping: Stopping, streamer: Streamer | None, 
         require_drawable(step.drawable)
         if streamer is not None:
             streamer.put(step.ids[:, -1])
-        unfinished = step.unfinished & ~stopping.ended(step.ids) if stopping.asks else step.unfinished
+        scores = None if record is None else record.scores_so_far
+        unfinished = step.unfinished & ~stopping.ended(step.ids, scores) if stopping.asks else step.unfinished
         if not more or not cast(bool, unfinished.any().item()):
             break
         step = following or batch.after(replace(step, unfinished=unfinished))

@@ -9,12 +9,15 @@ them without effect.
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES, GenerationConfig
 from helium_mlx.errors import GenerationError, shown, unknown_keyword
 from helium_mlx.model.processors import PROCESSORS, as_ids
-from helium_mlx.model.setting_checks import CALLS, FLAG, POSITIVE, Check, number, whole_from
+from helium_mlx.model.setting_checks import CALLS, FLAG, POSITIVE, SCALE, Check, number, whole_from
+
+if TYPE_CHECKING:
+    from helium_mlx.model.generate_outputs import Record
 
 T = TypeVar("T")
 
@@ -37,14 +40,11 @@ REFUSED: dict[str, tuple[object, ...]] = {
         ),
         (
             (False,),
-            "early_stopping is_assistant low_memory output_attentions output_hidden_states output_logits "
-            "output_scores return_dict_in_generate synced_gpus "
-            "token_healing trust_remote_code use_mtp",
+            "is_assistant low_memory synced_gpus token_healing trust_remote_code use_mtp",
         ),
         ((0.0,), "diversity_penalty penalty_alpha"),
-        ((1.0,), "length_penalty"),
         ((10,), "assistant_lookbehind target_lookbehind"),
-        ((1,), "num_beam_groups num_beams"),
+        ((1,), "num_beam_groups"),
         ((0.4,), "assistant_confidence_threshold"),
         (("dynamic",), "cache_implementation"),
         ((True, False), "disable_compile"),
@@ -55,6 +55,9 @@ REFUSED: dict[str, tuple[object, ...]] = {
 }
 
 
+# What a call may return beside ids.
+OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
 _CHECKS: dict[str, Check] = {
     **{setting.name: setting.check for setting in PROCESSORS},
     "max_length": whole_from(1),
@@ -64,6 +67,10 @@ _CHECKS: dict[str, Check] = {
     "temperature": (POSITIVE[0], "a number above 0; for greedy decoding set do_sample=False"),
     "num_return_sequences": whole_from(1),
     "use_cache": FLAG,
+    **dict.fromkeys(OUTPUTS, FLAG),
+    "num_beams": whole_from(1),
+    "length_penalty": SCALE,
+    "early_stopping": (lambda value: isinstance(value, bool) or value == "never", "True, False or 'never'"),
     "max_time": number(lambda value: value >= 0, "of seconds, 0 or more"),
     "stopping_criteria": CALLS,
 }
@@ -93,6 +100,24 @@ class GenerationOptions:
     pad: int | None
     use_cache: bool
     max_time: float | None
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool | str
+    outputs: frozenset[str]
+
+    @property
+    def rows_each(self) -> int:
+        """How many rows each row of the prompt becomes."""
+        return max(self.num_beams, self.num_return_sequences)
+
+    def record(self) -> "Record | None":
+        """Return what collects the outputs asked for; None where ids are all."""
+        if "return_dict_in_generate" not in self.outputs:
+            return None
+        # Few calls ask for more.
+        from helium_mlx.model.generate_outputs import Record
+
+        return Record(**{name.removeprefix("output_"): name in self.outputs for name in OUTPUTS[1:]})
 
     @property
     def replaces_invalid(self) -> bool:
@@ -154,6 +179,11 @@ class Settings:
         """How many rows each row of the prompt becomes."""
         return cast(int, self._value("num_return_sequences"))
 
+    @property
+    def num_beams(self) -> int:
+        """How many texts are kept at once."""
+        return cast(int, self._value("num_beams"))
+
     def for_prompt(self, length: int) -> GenerationOptions:
         """Return the options for a prompt of `length` tokens; raises GenerationError if nothing can follow it."""
         stop = self.values["stop_strings"]
@@ -170,6 +200,10 @@ class Settings:
             pad=self.pad,
             use_cache=bool(self._value("use_cache")),
             max_time=cast("float | None", self.values["max_time"]),
+            num_beams=self.num_beams,
+            length_penalty=float(cast(float, self._value("length_penalty"))),
+            early_stopping=cast("bool | str", self._value("early_stopping")),
+            outputs=frozenset(name for name in OUTPUTS if self.values[name]),
         )
 
     def _value(self, name: str) -> object:
@@ -182,19 +216,30 @@ class Settings:
             forced = self.values[name]
             if forced is not None and suppressed.issuperset(as_ids(cast(int, forced))):
                 raise GenerationError(f"{name} is {forced}, and suppress_tokens has that; leave it out of one of them")
-        if self._value("do_sample"):
-            return
-        if self.num_return_sequences > 1:
+        asked, beams = self.num_return_sequences, self.num_beams
+        if asked > beams > 1:
+            raise GenerationError(f"num_return_sequences is {asked}; num_beams, {beams}, is the most")
+        if beams > 1 and self.values["guidance_scale"] not in (None, 1):
+            raise GenerationError("guidance_scale and num_beams are not supported together; leave out one of them")
+        if asked > beams and not self._value("do_sample"):
             raise GenerationError(
-                f"num_return_sequences is {self.num_return_sequences}; greedy decoding gives one text: do_sample=True"
+                f"num_return_sequences is {asked}; greedy decoding gives one text: do_sample=True, or num_beams={asked}"
             )
-        idle = [
-            name
-            for name, off in ((setting.name, setting.off) for setting in PROCESSORS if setting.sampled)
-            if name in self.asked_for and self.values[name] != DEFAULTS.get(name, off)
-        ]
-        if idle:
-            _warn(f"{', '.join(idle)} had no effect, since do_sample is not True")
+        self._warn_of_idle()
+
+    def _warn_of_idle(self) -> None:
+        filters = {setting.name: setting.off for setting in PROCESSORS if setting.sampled}
+        for needed, has_effect, names in (
+            ("num_beams is 1", self.num_beams > 1, dict.fromkeys(("length_penalty", "early_stopping"))),
+            ("return_dict_in_generate is not True", self.values["return_dict_in_generate"], dict.fromkeys(OUTPUTS[1:])),
+            ("do_sample is not True", self._value("do_sample"), filters),
+        ):
+            idle = [name for name, off in names.items() if self._is_asked_for(name, off)]
+            if idle and not has_effect:
+                _warn(f"{', '.join(idle)} had no effect, since {needed}", deeper=1)
+
+    def _is_asked_for(self, name: str, off: object = None) -> bool:
+        return name in self.asked_for and self.values[name] not in (DEFAULTS.get(name, off), None, False)
 
     def _max_length(self, prompt: int) -> int:
         new = cast("int | None", self.values["max_new_tokens"])

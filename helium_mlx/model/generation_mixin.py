@@ -48,6 +48,9 @@ class GenerationMixin:
         number and a row's ids, and returns the ids that may follow. With any of them each token is waited for before
         the next is begun.
 
+        With `return_dict_in_generate=True` comes a `GenerateDecoderOnlyOutput` instead, or of beams a
+        `GenerateBeamDecoderOnlyOutput`, which has the ids as `sequences`.
+
         `options` are fields of `GenerationConfig`, and come before `generation_config` and the model's own. Those of
         transformers' `generate` that are not among them raise GenerationError, one line with the name.
         """

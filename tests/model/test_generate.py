@@ -21,6 +21,7 @@ from helium_mlx.errors import ArgumentError, GenerationError, HeliumError, Optio
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.generate_options import REFUSED
+from helium_mlx.model.generate_outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from helium_mlx.model.processors import penalize_repetition
 from helium_mlx.model.temperature import tempered
 
@@ -371,6 +372,62 @@ def test_new_settings_are_saved_as_json_has_them(model: HeliumForCausalLM, tmp_p
     assert rows(generate(model, ids, max_new_tokens=3, sequence_bias=[[[20], 30.0]])) == expected
 
 
+# --- what comes beside ids
+
+
+def test_scores_and_logits_of_each_step_come_with_the_ids(model: HeliumForCausalLM) -> None:
+    options = {"attention_mask": MASK, "max_new_tokens": 3, "eos_token_id": None, "repetition_penalty": 1.5}
+    asked = dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), True)
+    output = cast(GenerateDecoderOnlyOutput, generate(model, PADDED, **options, return_dict_in_generate=True, **asked))
+    ids = generate(model, PADDED, **options)
+    assert rows(output.sequences) == rows(ids)
+    assert [step.shape for step in output.scores or ()] == [(2, 96)] * 3
+    assert mx.stack([mx.argmax(step, axis=-1) for step in output.scores or ()], axis=1).tolist() == ids[:, 5:].tolist()
+    whole = model(ids[1:, :-1]).logits[0, 4:]
+    assert mx.allclose(mx.stack([step[1] for step in output.logits or ()]), whole, atol=1e-4)
+    assert [len(step) for step in output.hidden_states or ()] == [len(model.model.layers) + 1] * 3
+    assert [step[0].shape[2:] for step in output.attentions or ()] == [(5, 5), (1, 6), (1, 7)]
+    assert (output.past_key_values or [])[0].offset == 7
+    bare = cast(GenerateDecoderOnlyOutput, generate(model, PADDED, **options, return_dict_in_generate=True))
+    assert bare.keys() == ["sequences", "past_key_values"]
+
+
+def test_the_scores_of_beams_are_sums_over_the_rows_they_came_by(model: HeliumForCausalLM) -> None:
+    output = cast(
+        GenerateBeamDecoderOnlyOutput,
+        generate(
+            model, PADDED, attention_mask=MASK, max_new_tokens=4, num_beams=3, num_return_sequences=2,
+            length_penalty=0.0, eos_token_id=None, return_dict_in_generate=True, output_scores=True,
+        ),
+    )  # fmt: skip
+    scores, indices = mx.stack(list(output.scores or ())), cast(mx.array, output.beam_indices)
+    for row in range(4):
+        sums = [scores[step, indices[row, step], output.sequences[row, 5 + step]] for step in range(4)]
+        assert mx.allclose(mx.stack(sums).sum(), cast(mx.array, output.sequences_scores)[row], atol=1e-5)
+    for prompt in (0, 2):
+        assert cast(mx.array, output.sequences_scores)[prompt] >= cast(mx.array, output.sequences_scores)[prompt + 1]
+
+
+def test_beams_that_are_drawn_are_drawn_by_the_seed_and_are_probable(model: HeliumForCausalLM) -> None:
+    options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": True, "top_k": 0, "eos_token_id": None}
+    drawn = [rows(generate(model, PADDED, attention_mask=MASK, seed=seed, **options)) for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2] or drawn[0] != drawn[3]
+
+
+@pytest.mark.parametrize("kind", [{}, {"max_kv_size": 4}], ids=str)
+def test_a_reordered_cache_goes_on_from_other_rows(model: HeliumForCausalLM, kind: dict[str, int]) -> None:
+    ids, order = mx.array([[1, 5, 6], [1, 7, 8], [1, 9, 4]]), mx.array([2, 2, 0])
+    cache, other = make_cache(model, **kind), make_cache(model, **kind)
+    model(ids, past_key_values=cache)
+    model(ids[order], past_key_values=other)
+    for layer in cache:
+        layer.reorder_cache(order)
+    following = mx.array([[3], [4], [5]])
+    logits = [model(following, past_key_values=entry).logits for entry in (cache, other)]
+    assert mx.array_equal(logits[0], logits[1])
+
+
 # --- settings
 
 
@@ -564,6 +621,10 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "a typo in a config": ({"generation_config": {"top_q": 3}}, "no argument top_q"),
     "a config of no kind": ({"generation_config": 3}, "generation_config is int"),
     "several greedy texts": ({"num_return_sequences": 2}, "num_return_sequences is 2"),
+    "more texts than beams": ({"num_beams": 2, "num_return_sequences": 3}, "num_beams, 2, is the most"),
+    "beams with guidance": ({"num_beams": 2, "guidance_scale": 2.0}, "not supported together"),
+    "streamed beams": ({"num_beams": 2, "streamer": Recorded()}, "streamer came"),
+    "early stopping as text": ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
     "no new tokens": ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     "new tokens of True": ({"max_new_tokens": True}, "max_new_tokens is True"),
     "a fraction of tokens": ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5"),
@@ -627,6 +688,8 @@ WARNED: dict[str, tuple[dict[str, object], str]] = {
     "two lengths": ({"max_new_tokens": 2, "max_length": 20}, "max_new_tokens counts"),
     "two least lengths": ({"max_new_tokens": 2, "min_new_tokens": 1, "min_length": 2}, "min_new_tokens counts"),
     "filters without sampling": ({"max_new_tokens": 2, "top_p": 0.5, "temperature": 2.0}, "temperature, top_p had no"),
+    "beams' settings without beams": ({"max_new_tokens": 2, "length_penalty": 2.0}, "length_penalty had no effect"),
+    "scores that are not returned": ({"max_new_tokens": 2, "output_scores": True}, "output_scores had no effect"),
     "past the context": ({"max_new_tokens": 260}, "the model was trained for 256"),
     "padding on the right": (
         {"max_new_tokens": 2, "attention_mask": mx.array([[1] * 6, [1, 1, 1, 1, 1, 0]])},

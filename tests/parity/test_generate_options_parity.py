@@ -264,3 +264,75 @@ def test_greedy_ids_are_theirs(pair: Pair, pytestconfig: pytest.Config) -> None:
                     options["negative_prompt_attention_mask"] = Made(lambda array, rows=shown: array(rows))
         ours, theirs = both(pair, prompt, mask, options)
         assert ours.tolist() == theirs.tolist(), (seed, options)
+
+
+def random_outputs(rng: random.Random) -> Options:
+    return {"return_dict_in_generate": True, "output_scores": rng.random() < 0.7, "output_logits": rng.random() < 0.7}
+
+
+def require_same_outputs(ours: Any, theirs: Any, case: str) -> None:  # noqa: ANN401
+    assert ours.sequences.tolist() == theirs.sequences.tolist(), case
+    for name in ("scores", "logits", "attentions", "hidden_states"):
+        of_ours, of_theirs = getattr(ours, name), getattr(theirs, name)
+        assert (of_ours is None) == (of_theirs is None), (name, case)
+        assert of_ours is None or len(of_ours) == len(of_theirs), (name, case)
+        for step, expected in zip(of_ours or (), of_theirs or (), strict=True):
+            pairs = zip(step, expected, strict=True) if isinstance(step, tuple) else [(step, expected)]
+            for array, tensor in pairs:
+                require_near(array, tensor, f"{case}: {name}")
+
+
+def require_near(ours: mx.array, theirs: Any, case: str) -> None:  # noqa: ANN401
+    """Two models' numbers, which differ by rounding."""
+    torch.testing.assert_close(
+        torch.tensor(ours.tolist()), theirs, rtol=1e-3, atol=2e-4, equal_nan=True, msg=lambda said: f"{case}: {said}"
+    )
+
+
+def test_outputs_are_theirs(pair: Pair, pytestconfig: pytest.Config) -> None:
+    for seed in seeds(pytestconfig, 0.5):
+        rng = random.Random(seed)
+        prompt, mask = random_prompt(rng)
+        options = with_functions(rng, random_options(rng, sampled=False), prompt) | random_outputs(rng)
+        options |= {"max_new_tokens": rng.randint(1, 6), "use_cache": rng.random() < 0.8}
+        # At padding, states are of no meaning.
+        if mask is None or not any(0 in row for row in mask):
+            options |= {"output_attentions": rng.random() < 0.5, "output_hidden_states": rng.random() < 0.5}
+        options.pop("exponential_decay_length_penalty", None)
+        ours, theirs = both(pair, prompt, mask, options)
+        require_same_outputs(ours, theirs, f"{seed}: {options}")
+        assert (ours.past_key_values is None) == (theirs.cache is None)
+        if theirs.cache is not None:
+            assert ours.past_key_values[0].offset == theirs.cache.get_seq_length()
+
+
+def test_beams_are_theirs(pair: Pair, pytestconfig: pytest.Config) -> None:
+    for seed in seeds(pytestconfig):
+        rng = random.Random(seed)
+        prompt, mask = random_prompt(rng)
+        options = with_functions(rng, random_options(rng, sampled=False), prompt, criteria=False)
+        options |= {
+            "max_new_tokens": rng.randint(1, 10),
+            "num_beams": (beams := rng.randint(2, 4)),
+            "num_return_sequences": rng.randint(1, beams),
+            "length_penalty": rng.choice([1.0, 0.0, -1.0, 0.5, 2.0]),
+            "early_stopping": rng.choice([True, False, "never"]),
+            "eos_token_id": rng.choice([2, None, [2, 50], rng.sample(range(VOCAB), 12)]),
+            "pad_token_id": rng.choice([3, 0, None]),
+            "use_cache": rng.random() < 0.8,
+        }
+        if mask is None and rng.random() < 0.5:
+            options["pad_token_id"] = 3
+        # These leave texts without a continuation, and which of what is ruled out is taken then is open.
+        for name in ("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"):
+            options.pop(name, None)
+        options |= random_outputs(rng) if rng.random() < 0.5 else {}
+        ours, theirs = both(pair, prompt, mask, options)
+        if "return_dict_in_generate" not in options:
+            assert ours.tolist() == theirs.tolist(), (seed, options)
+            continue
+        require_same_outputs(ours, theirs, f"{seed}: {options}")
+        assert ours.beam_indices.tolist() == theirs.beam_indices.tolist(), (seed, options)
+        assert (ours.sequences_scores is None) == (theirs.sequences_scores is None)
+        if theirs.sequences_scores is not None:
+            require_near(ours.sequences_scores, theirs.sequences_scores, f"{seed}: {options}")

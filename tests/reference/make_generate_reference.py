@@ -103,6 +103,29 @@ GENERATE_CASES: dict[str, Case] = {
     ),
     "guidance_scale": Case({"max_new_tokens": 12, "guidance_scale": 2.5, "eos_token_id": None}),
     "guidance_scale without a cache": Case({"max_new_tokens": 9, "guidance_scale": 0.3, "use_cache": False}),
+    "beams": Case({"max_new_tokens": 12, "num_beams": 3, "eos_token_id": list(range(4, 96, 9))}),
+    "beams, the best of them": Case({"max_new_tokens": 9, "num_beams": 4, "num_return_sequences": 3}),
+    "beams that prefer short texts": Case(
+        {"max_new_tokens": 12, "num_beams": 3, "length_penalty": -2.0, "eos_token_id": list(range(4, 96, 5))}
+    ),
+    "beams that stop early": Case(
+        {"max_new_tokens": 12, "num_beams": 2, "early_stopping": True, "eos_token_id": list(range(4, 96, 5))}
+    ),
+    "beams that never stop early": Case(
+        {"max_new_tokens": 12, "num_beams": 2, "early_stopping": "never", "length_penalty": 2.0}
+        | {"eos_token_id": list(range(4, 96, 5))}
+    ),
+    "beams with processors": Case(
+        {
+            "max_new_tokens": 10,
+            "num_beams": 3,
+            "no_repeat_ngram_size": 2,
+            "repetition_penalty": 1.5,
+            "min_new_tokens": 5,
+        }
+        | {"eos_token_id": list(range(4, 96, 5))}
+    ),
+    "beams without a cache": Case({"max_new_tokens": 7, "num_beams": 3, "use_cache": False, "eos_token_id": None}),
     "without a cache": Case({"max_new_tokens": 20, "use_cache": False}),
     "mask inferred from pad ids": Case({"max_new_tokens": 20}, with_mask=False),
     "mask not inferred where pad is eos": Case(
