@@ -71,8 +71,8 @@ class _Beams:
     ) -> None:
         self.forward, self.options, self.process, self.stopping, self.key = forward, options, process, stopping, key
         N, self.prompt_length = options.num_beams, forward.prompt.ids.shape[1]
-        ids = forward.prompt.ids.reshape(-1, N, self.prompt_length)
-        B = ids.shape[0]
+        B = forward.prompt.ids.shape[0] // N
+        ids = forward.prompt.ids.reshape(B, N, self.prompt_length)
         nothing = mx.full((B, N, 0), -1, mx.int32)
         # All rows of a prompt begin as one.
         self.running = Texts(ids, nothing, mx.broadcast_to(mx.where(mx.arange(N) == 0, 0.0, _NOT), (B, N)))
@@ -176,4 +176,4 @@ def _taken(x: mx.array, places: mx.array) -> mx.array:
 
 def _flat(x: mx.array) -> mx.array:
     """Return (B, N, ...) as (B * N, ...)."""
-    return x.reshape(-1, *x.shape[2:])
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

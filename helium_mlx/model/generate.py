@@ -41,6 +41,7 @@ def generate(
     generation_config: GenerationConfig | dict[str, object] | None = None,
     *,
     input_ids: mx.array | None = None,
+    inputs_embeds: mx.array | None = None,
     attention_mask: mx.array | None = None,
     past_key_values: list[KVCache] | None = None,
     negative_prompt_ids: mx.array | None = None,
@@ -48,6 +49,7 @@ def generate(
     logits_processor: Sequence[Processor] | None = None,
     prefix_allowed_tokens_fn: AllowedTokens | None = None,
     stopping_criteria: Sequence[Criterion] | None = None,
+    assistant_model: object = None,
     streamer: Streamer | None = None,
     tokenizer: HeliumTokenizer | None = None,
     seed: int | None = None,
@@ -65,16 +67,23 @@ def generate(
     )
     if seed is not None:
         seed = require_whole("seed", seed, 0, 2**64 - 1, allowed="a whole number from 0 to 2^64 - 1")
-    ids = _prompt_ids(inputs, input_ids, settings)
-    argument_checks.check_inputs(config, None, ids, None, None, None, None)
-    chosen = settings.for_prompt(ids.shape[1])
+    ids, embedded = _prompt_ids(inputs, input_ids, inputs_embeds, settings), 0
+    if inputs_embeds is None:
+        argument_checks.check_inputs(config, None, ids, None, None, None, None)
+    else:
+        ids, embedded = _beside_embeds(model, ids, inputs_embeds)
+    chosen = settings.for_prompt(ids.shape[1], embedded)
+    if inputs_embeds is not None:
+        # As in transformers: what they stand for has to be remembered, and has no ids to go by.
+        without = dict.fromkeys(("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"))
+        chosen = replace(chosen, use_cache=True, processors={**chosen.processors, **without})
     own: dict[str, object] = {
         "logits_processor": listed("logits_processor", logits_processor),
         "prefix_allowed_tokens_fn": checked("prefix_allowed_tokens_fn", prefix_allowed_tokens_fn),
     }
     criteria = listed("stopping_criteria", stopping_criteria)
     stopping = Stopping(StopSequences(chosen.stop_strings, tokenizer), chosen.max_time, criteria)
-    prompt = prepare(model, ids, attention_mask, past_key_values, chosen)
+    prompt = prepare(model, ids, attention_mask, past_key_values, chosen, inputs_embeds)
     unconditional = None
     if chosen.is_guided:
         negative = check_negative_prompt(model, prompt.ids, negative_prompt_ids, negative_prompt_attention_mask)
@@ -89,11 +98,21 @@ def generate(
         if streamer is not None:
             raise GenerationError("streamer came, and num_beams is above 1; what beams find is known at the end only")
         return cast(mx.array, search(forward, chosen, process, stopping, key))
+    if assistant_model is not None or chosen.prompt_lookup:
+        from helium_mlx.model.assisted import decode_drafted, make_drafter
+
+        drafter = make_drafter(chosen, prompt, model, assistant_model)
+        ids = decode_drafted(forward, chosen, process, stopping, streamer, key, drafter)
+        return _with_record(forward, ids)
     # What has to see each token, or is called for each of them, has to have it before the next.
     ahead = past_key_values is None and forward.record is None and not stopping.asks and not any(own.values())
     ids = _decode(BatchDecoder(forward, chosen, process, key), stopping, streamer, ahead=ahead)
+    return _with_record(forward, ids)
+
+
+def _with_record(forward: Forward, ids: mx.array) -> mx.array:
     # Typed as what nearly every call returns.
-    return ids if forward.record is None else cast(mx.array, forward.record.output(ids, prompt.cache))
+    return ids if forward.record is None else cast(mx.array, forward.record.output(ids, forward.prompt.cache))
 
 
 def call_of(prompt: PromptRows, options: GenerationOptions, unconditional: Unconditional | None = None) -> Call:
@@ -210,12 +229,27 @@ def check_negative_prompt(
     return negative.astype(mx.int32), None if mask is None else mask.astype(mx.int32)
 
 
-def _prompt_ids(inputs: mx.array | None, input_ids: mx.array | None, settings: Settings) -> mx.array:
+def _beside_embeds(model: GenerativeModel, ids: mx.array, embeds: mx.array) -> tuple[mx.array, int]:
+    """Return the ids that stand for what embeddings mean, none where none came, and how many have none."""
+    argument_checks.check_inputs(model.config, None, None, embeds, None, None, None)
+    if ids.size == 0:
+        return mx.zeros((embeds.shape[0], 0), mx.int32), embeds.shape[1]
+    argument_checks.check_inputs(model.config, None, ids, None, None, None, None)
+    if ids.shape != embeds.shape[:2]:
+        raise ArgumentError(f"input_ids has shape {ids.shape}; beside inputs_embeds expected {embeds.shape[:2]}")
+    return ids, 0
+
+
+def _prompt_ids(
+    inputs: mx.array | None, input_ids: mx.array | None, embeds: mx.array | None, settings: Settings
+) -> mx.array:
     if inputs is not None and input_ids is not None:
         raise ArgumentError("both inputs and input_ids came; they are the same argument: give one")
     ids = input_ids if inputs is None else inputs
     if ids is not None:
         return ids
+    if embeds is not None:
+        return mx.zeros((1, 0), mx.int32)
     if settings.bos is None:
         raise ArgumentError("neither input_ids nor a bos_token_id, which could stand for them, is there; give one")
     return mx.array([[settings.bos]], mx.int32)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES, GenerationConfig
 from helium_mlx.errors import GenerationError, shown, unknown_keyword
 from helium_mlx.model.processors import PROCESSORS, as_ids
-from helium_mlx.model.setting_checks import CALLS, FLAG, POSITIVE, SCALE, Check, number, whole_from
+from helium_mlx.model.setting_checks import CALLS, FLAG, POSITIVE, SCALE, SHARE, Check, number, whole_from
 
 if TYPE_CHECKING:
     from helium_mlx.model.generate_outputs import Record
@@ -33,10 +33,10 @@ REFUSED: dict[str, tuple[object, ...]] = {
     for off, names in (
         (
             (),
-            "assistant_early_exit assistant_ensemble_weight assistant_model assistant_tokenizer cache_config "
+            "assistant_early_exit assistant_ensemble_weight assistant_tokenizer cache_config "
             "compile_config constraints continuous_batching_config custom_generate decoder_start_token_id "
-            "dola_layers force_words_ids inputs_embeds max_cache_len max_matching_ngram_size position_ids "
-            "prefill_chunk_size prompt_lookup_num_tokens speculation_type use_model_defaults watermarking_config",
+            "dola_layers force_words_ids max_cache_len position_ids "
+            "prefill_chunk_size speculation_type use_model_defaults watermarking_config",
         ),
         (
             (False,),
@@ -45,15 +45,14 @@ REFUSED: dict[str, tuple[object, ...]] = {
         ((0.0,), "diversity_penalty penalty_alpha"),
         ((10,), "assistant_lookbehind target_lookbehind"),
         ((1,), "num_beam_groups"),
-        ((0.4,), "assistant_confidence_threshold"),
         (("dynamic",), "cache_implementation"),
         ((True, False), "disable_compile"),
-        ((20,), "num_assistant_tokens"),
-        (("constant",), "num_assistant_tokens_schedule"),
     )
     for name in names.split()
 }
 
+
+_SCHEDULES = ("constant", "heuristic", "heuristic_transient")
 
 # What a call may return beside ids.
 OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -68,6 +67,9 @@ _CHECKS: dict[str, Check] = {
     "num_return_sequences": whole_from(1),
     "use_cache": FLAG,
     **dict.fromkeys(OUTPUTS, FLAG),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens"), whole_from(1)),
+    "num_assistant_tokens_schedule": (_SCHEDULES.__contains__, f"one of {', '.join(_SCHEDULES)}"),
+    "assistant_confidence_threshold": SHARE,
     "num_beams": whole_from(1),
     "length_penalty": SCALE,
     "early_stopping": (lambda value: isinstance(value, bool) or value == "never", "True, False or 'never'"),
@@ -104,6 +106,15 @@ class GenerationOptions:
     length_penalty: float
     early_stopping: bool | str
     outputs: frozenset[str]
+    prompt_lookup: int
+    longest_ngram: int
+    num_assistant_tokens: int
+    assistant_schedule: str
+
+    @property
+    def returns_layers(self) -> bool:
+        """Whether attentions or hidden states are returned."""
+        return not self.outputs.isdisjoint(("output_attentions", "output_hidden_states"))
 
     @property
     def rows_each(self) -> int:
@@ -184,15 +195,18 @@ class Settings:
         """How many texts are kept at once."""
         return cast(int, self._value("num_beams"))
 
-    def for_prompt(self, length: int) -> GenerationOptions:
-        """Return the options for a prompt of `length` tokens; raises GenerationError if nothing can follow it."""
+    def for_prompt(self, length: int, embedded: int = 0) -> GenerationOptions:
+        """Return the options for a prompt of `length` ids; raises GenerationError if nothing can follow it.
+
+        `embedded` is how many embeddings stand for ids, which lengths do not count then, but limits given do.
+        """
         stop = self.values["stop_strings"]
         return GenerationOptions(
-            max_length=self._max_length(length),
+            max_length=self._max_length(length, embedded),
             do_sample=bool(self._value("do_sample")),
             processors={
                 **{setting.name: self.values.get(setting.name) for setting in PROCESSORS},
-                "min_length": self._min_length(length),
+                "min_length": self._min_length(length, embedded),
             },
             num_return_sequences=self.num_return_sequences,
             stop_strings=(stop,) if isinstance(stop, str) else tuple(cast(list[str], stop or ())),
@@ -204,6 +218,10 @@ class Settings:
             length_penalty=float(cast(float, self._value("length_penalty"))),
             early_stopping=cast("bool | str", self._value("early_stopping")),
             outputs=frozenset(name for name in OUTPUTS if self.values[name]),
+            prompt_lookup=cast(int, self.values["prompt_lookup_num_tokens"] or 0),
+            longest_ngram=cast(int, self.values["max_matching_ngram_size"] or 2),
+            num_assistant_tokens=cast(int, self._value("num_assistant_tokens")),
+            assistant_schedule=cast(str, self._value("num_assistant_tokens_schedule")),
         )
 
     def _value(self, name: str) -> object:
@@ -241,36 +259,38 @@ class Settings:
     def _is_asked_for(self, name: str, off: object = None) -> bool:
         return name in self.asked_for and self.values[name] not in (DEFAULTS.get(name, off), None, False)
 
-    def _max_length(self, prompt: int) -> int:
+    def _max_length(self, prompt: int, embedded: int) -> int:
         new = cast("int | None", self.values["max_new_tokens"])
         length = cast(int, self._value("max_length"))
         if new is not None:
             if not self.max_length_is_default:
                 _warn(f"max_new_tokens ({new}) and max_length ({length}) are both set; max_new_tokens counts")
-            return self._within_context(prompt + new)
+            return self._within_context(prompt + new, embedded)
         if self.max_length_is_default:
             _warn(f"neither max_new_tokens nor max_length is set; {length} new tokens are generated")
             length = min(prompt + length, self.context)
+        else:
+            length -= embedded
         if length <= prompt:
             raise GenerationError(
                 f"the prompt has {prompt} tokens, and max_length, which counts them, is {length}; "
                 "raise it, or set max_new_tokens"
             )
-        return self._within_context(length)
+        return self._within_context(length, embedded)
 
-    def _within_context(self, length: int) -> int:
+    def _within_context(self, length: int, embedded: int) -> int:
         # transformers only reminds, too: its rotary embeddings have no end.
-        if length > self.context:
-            _warn(f"up to {length} tokens are asked for; the model was trained for {self.context}", deeper=1)
+        if length + embedded > self.context:
+            _warn(f"up to {length + embedded} tokens are asked for; the model was trained for {self.context}", deeper=1)
         return length
 
-    def _min_length(self, prompt: int) -> int:
+    def _min_length(self, prompt: int, embedded: int) -> int:
         new, length = cast("int | None", self.values["min_new_tokens"]), cast(int, self._value("min_length"))
         if new is not None:
             if not self.min_length_is_default:
                 _warn(f"min_new_tokens ({new}) and min_length ({length}) are both set; min_new_tokens counts")
             return prompt + new
-        return length
+        return max(length - embedded, 0)
 
 
 def _said(values: Mapping[str, object]) -> dict[str, object]:

@@ -24,6 +24,7 @@ class GenerationMixin:
         generation_config: GenerationConfig | dict[str, object] | None = None,
         *,
         input_ids: mx.array | None = None,
+        inputs_embeds: mx.array | None = None,
         attention_mask: mx.array | None = None,
         past_key_values: list[KVCache] | None = None,
         negative_prompt_ids: mx.array | None = None,
@@ -31,6 +32,7 @@ class GenerationMixin:
         logits_processor: "Sequence[Processor] | None" = None,
         prefix_allowed_tokens_fn: "AllowedTokens | None" = None,
         stopping_criteria: "Sequence[Criterion] | None" = None,
+        assistant_model: GenerativeModel | None = None,
         streamer: Streamer | None = None,
         tokenizer: HeliumTokenizer | None = None,
         seed: int | None = None,
@@ -39,6 +41,10 @@ class GenerationMixin:
         """Return the prompts and their continuations, int32 (B * num_return_sequences, L + new), as transformers does.
 
         `inputs` (or `input_ids`): (B, L), padded on the left where rows differ in length, with `attention_mask` (B, L).
+        `inputs_embeds` (B, L, hidden_size) is what the model is given in their place; without ids beside it, only what
+        is new is returned. `assistant_model`, a smaller Helium of the same tokenizer, guesses ahead for one row, as
+        `prompt_lookup_num_tokens` does from the text: the same ids, sooner where guesses are right.
+
         `past_key_values` holds what the prompt begins with, and is extended. `streamer` is given the prompt and each
         step's ids; `tokenizer` is for `stop_strings`. Without a `seed`, sampling differs from call to call.
 
@@ -62,6 +68,7 @@ class GenerationMixin:
             inputs,
             generation_config,
             input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             negative_prompt_ids=negative_prompt_ids,
@@ -69,6 +76,7 @@ class GenerationMixin:
             logits_processor=logits_processor,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             stopping_criteria=stopping_criteria,
+            assistant_model=assistant_model,
             streamer=streamer,
             tokenizer=tokenizer,
             seed=seed,

@@ -57,9 +57,10 @@ def prepare(
         after = f", or {(B, past + L)} with what the cache holds" if past else ""
         raise ArgumentError(f"attention_mask is {came}; expected an mx.array of shape {(B, L)}{after}")
     # As in transformers: a mask as long as the ids says that they begin with what the cache holds.
-    new = L - past if mask is None or mask.shape[1] == L else L
+    new = L - past if mask is None or mask.shape[1] == L or embeds is not None else L
     if new < 1:
-        raise ArgumentError(f"past_key_values holds {past} tokens; input_ids, which begin with them, have {L}")
+        given = "input_ids" if embeds is None else "inputs_embeds"
+        raise ArgumentError(f"past_key_values holds {past} tokens; {given}, which begin with them, have {L}")
     ids = mx.repeat(ids.astype(mx.int32), options.rows_each, axis=0)
     embeds = None if embeds is None else mx.repeat(embeds[:, -new:], options.rows_each, axis=0)
     mask = None if mask is None else mx.repeat(mask, options.rows_each, axis=0)
@@ -98,7 +99,11 @@ class Forward:
         """Return the logits (B, vocab_size) after all of `ids`, (B, L), the last of which is new."""
         return self.model.logits(self._states(ids, ids.shape[1] if self.prompt.cache is None else 1)[:, -1])
 
-    def _states(self, ids: mx.array, new: int, embeds: mx.array | None = None) -> mx.array:
+    def several(self, ids: mx.array, new: int, kept: int) -> mx.array:
+        """Run the last `new` of `ids`, (B, L); return the logits after the last `kept`, (B, kept, vocab_size)."""
+        return self.model.logits(self._states(ids, new, last_only=kept == 1)[:, -kept:])
+
+    def _states(self, ids: mx.array, new: int, embeds: mx.array | None = None, *, last_only: bool = True) -> mx.array:
         """Run the last `new` of `ids`, (B, L); return the states of the last position at least."""
         decoder, cache, record = self.model.body, self.prompt.cache, self.record
         mask, positions = self.prompt.mask, self.prompt.positions
@@ -109,7 +114,7 @@ class Forward:
             positions = mx.concatenate([positions, following], axis=1)[:, -new:]
         h = decoder.embed(ids[:, -new:]) if embeds is None else embeds
         if record is None or not record.wants_layers:
-            output = decoder.run(h, cache, attention_mask=mask, position_ids=positions, last_only=True)
+            output = decoder.run(h, cache, attention_mask=mask, position_ids=positions, last_only=last_only)
         else:
             output = decoder.run(
                 h, cache, attention_mask=mask, position_ids=positions, attentions_wanted=record.attentions is not None,

@@ -428,6 +428,66 @@ def test_a_reordered_cache_goes_on_from_other_rows(model: HeliumForCausalLM, kin
     assert mx.array_equal(logits[0], logits[1])
 
 
+# --- embeddings, and tokens guessed ahead
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+def test_embeddings_stand_for_ids_and_only_what_is_new_comes_back(
+    model: HeliumForCausalLM, options: dict[str, object]
+) -> None:
+    options |= {"attention_mask": MASK, "max_new_tokens": 6, "eos_token_id": None}
+    embeds, expected = model.model.embed(PADDED), rows(generate(model, PADDED, **options))
+    assert rows(generate(model, inputs_embeds=embeds, **options)) == [row[5:] for row in expected]
+    assert rows(generate(model, PADDED, inputs_embeds=embeds, **options)) == expected
+
+
+def test_limits_of_a_length_count_embeddings(model: HeliumForCausalLM) -> None:
+    embeds = model.model.embed(mx.array([PROMPT]))
+    assert generate(model, inputs_embeds=embeds, max_length=9, eos_token_id=None).shape == (1, 3)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("guessing", ["text", "itself", "another"])
+def test_guesses_change_nothing(
+    model: HeliumForCausalLM, load_case: CaseLoader, guessing: str, do_sample: bool
+) -> None:
+    ids, streamer = mx.array([[3, *PROMPT]]), Recorded()
+    options = {"attention_mask": mx.array([[0] + [1] * 6]), "max_new_tokens": 20, "repetition_penalty": 1.2}
+    options |= {"eos_token_id": None, "do_sample": do_sample, "temperature": 0.01, "seed": 3}
+    drafted = {
+        "text": {"prompt_lookup_num_tokens": 4},
+        "itself": {"assistant_model": model},
+        "another": {"assistant_model": load_case("helium-mqa-tied"), "num_assistant_tokens": 3},
+    }[guessing]
+    generated = rows(generate(model, ids, **options, **drafted, streamer=streamer))
+    assert generated == rows(generate(model, ids, **options))
+    assert streamer.values == [ids.tolist(), *([token] for token in generated[0][7:]), "end"]
+
+
+def test_right_guesses_save_passes(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {"max_new_tokens": 12, "eos_token_id": None}
+    repeated = rows(generate(model, mx.array([PROMPT]), **plain, sequence_bias={(20,): 100.0}))
+    counted = Counted(model, monkeypatch)
+    options = {"prompt_lookup_num_tokens": 5, "sequence_bias": {(20,): 100.0}}
+    assert rows(generate(model, mx.array([PROMPT]), **plain, **options)) == repeated
+    assert len(counted.lengths) < 6
+
+
+def test_a_guess_goes_no_further_than_the_end(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = mx.array([PROMPT])
+    free = rows(generate(model, ids, max_new_tokens=9, eos_token_id=None))[0]
+    options = {"assistant_model": model, "num_assistant_tokens": 8}
+    assert (
+        rows(generate(model, ids, max_new_tokens=9, eos_token_id=free[8], **options))[0]
+        == free[: free.index(free[8], 6) + 1]
+    )
+    ends = [lambda ids, scores: ids.shape[1] == 10]
+    assert rows(generate(model, ids, max_new_tokens=9, stopping_criteria=ends, **options))[0] == free[:10]
+    cache = make_cache(model)
+    generate(model, ids, max_new_tokens=9, eos_token_id=None, past_key_values=cache, **options)
+    assert cache[0].offset == 14
+
+
 # --- settings
 
 
@@ -625,6 +685,14 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "beams with guidance": ({"num_beams": 2, "guidance_scale": 2.0}, "not supported together"),
     "streamed beams": ({"num_beams": 2, "streamer": Recorded()}, "streamer came"),
     "early stopping as text": ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
+    "guesses for two rows": (
+        {"do_sample": True, "num_return_sequences": 2, "prompt_lookup_num_tokens": 2},
+        "prompt_lookup_num_tokens is for one row; 2 are generated",
+    ),
+    "guesses without a cache": ({"prompt_lookup_num_tokens": 2, "use_cache": False}, "cannot go with"),
+    "an assistant of text": ({"assistant_model": "x"}, "assistant_model is str"),
+    "embeddings of another width": ({"inputs_embeds": mx.zeros((1, 6, 3))}, "inputs_embeds has shape"),
+    "embeddings beside fewer ids": ({"inputs_embeds": mx.zeros((1, 7, 64))}, "beside inputs_embeds expected"),
     "no new tokens": ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     "new tokens of True": ({"max_new_tokens": True}, "max_new_tokens is True"),
     "a fraction of tokens": ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5"),

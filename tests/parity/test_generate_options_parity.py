@@ -215,13 +215,14 @@ def their_scores(
     return processors(torch.tensor(ids), logits.clone())
 
 
-def both(pair: Pair, prompt: list[list[int]], mask: list[list[int]] | None, options: Options) -> tuple[Any, Any]:
+def both(pair: Pair, prompt: list[list[int]] | None, mask: list[list[int]] | None, options: Options) -> tuple[Any, Any]:
     """What both generate; options that are functions of a module's `array` are made for each side."""
     results = []
     sides = ((pair.ours, generate, mx.array), (pair.theirs, type(pair.theirs).generate, torch.tensor))
     for model, run, array in cast("list[tuple[Any, Any, Any]]", sides):
         own = {name: value.make(array) if isinstance(value, Made) else value for name, value in options.items()}
-        results.append(run(model, array(prompt), attention_mask=None if mask is None else array(mask), **own))
+        shown = None if mask is None else array(mask)
+        results.append(run(model, None if prompt is None else array(prompt), attention_mask=shown, **own))
     return results[0], results[1]
 
 
@@ -306,6 +307,12 @@ def test_outputs_are_theirs(pair: Pair, pytestconfig: pytest.Config) -> None:
             assert ours.past_key_values[0].offset == theirs.cache.get_seq_length()
 
 
+def drop_ties(options: Options) -> None:
+    """Take out what makes texts equally good, or leaves them no continuation: which beams then take is open."""
+    for name in ("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"):
+        options.pop(name, None)
+
+
 def test_beams_are_theirs(pair: Pair, pytestconfig: pytest.Config) -> None:
     for seed in seeds(pytestconfig):
         rng = random.Random(seed)
@@ -323,9 +330,7 @@ def test_beams_are_theirs(pair: Pair, pytestconfig: pytest.Config) -> None:
         }
         if mask is None and rng.random() < 0.5:
             options["pad_token_id"] = 3
-        # These leave texts without a continuation, and which of what is ruled out is taken then is open.
-        for name in ("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"):
-            options.pop(name, None)
+        drop_ties(options)
         options |= random_outputs(rng) if rng.random() < 0.5 else {}
         ours, theirs = both(pair, prompt, mask, options)
         if "return_dict_in_generate" not in options:
@@ -336,3 +341,48 @@ def test_beams_are_theirs(pair: Pair, pytestconfig: pytest.Config) -> None:
         assert (ours.sequences_scores is None) == (theirs.sequences_scores is None)
         if theirs.sequences_scores is not None:
             require_near(ours.sequences_scores, theirs.sequences_scores, f"{seed}: {options}")
+
+
+def test_embeddings_go_on_as_theirs_do(pair: Pair, pytestconfig: pytest.Config) -> None:
+    for seed in seeds(pytestconfig, 0.5):
+        rng = random.Random(seed)
+        prompt, mask = random_prompt(rng)
+        options = with_functions(rng, random_options(rng, sampled=False), prompt, criteria=False)
+        # The one here looks at the last id, and there may be none.
+        options.pop("prefix_allowed_tokens_fn", None)
+        limits = [{"max_new_tokens": 5}, {"max_length": len(prompt[0]) + 4}]
+        options |= rng.choice(limits) | ({"num_beams": 2} if rng.random() < 0.3 else {})
+        width = pair.ours.config.hidden_size
+        drawn = torch.randn(len(prompt), len(prompt[0]), width, generator=torch.Generator().manual_seed(seed))
+        if "num_beams" in options:
+            drop_ties(options)
+        options["inputs_embeds"] = Made(lambda array, drawn=drawn: array(drawn.tolist()))
+        if rng.random() < 0.5:
+            options["input_ids"] = Made(lambda array, prompt=prompt: array(prompt))
+        ours, theirs = both(pair, None, mask, options)
+        assert ours.tolist() == theirs.tolist(), (seed, options)
+
+
+def test_guesses_change_nothing(pair: Pair, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    smaller = Pair(write_checkpoint(tmp_path, num_hidden_layers=1))
+    for seed in seeds(pytestconfig, 0.5):
+        rng = random.Random(seed)
+        prompt, _ = random_prompt(rng)
+        prompt = prompt[:1]
+        mask = [[0] * (k := rng.randrange(len(prompt[0]))) + [1] * (len(prompt[0]) - k)] if rng.random() < 0.5 else None
+        options = random_options(rng, sampled=False) | {"max_new_tokens": rng.randint(1, 16)}
+        if rng.random() < 0.2:
+            options["prefix_allowed_tokens_fn"] = few_follow(rng.randrange(VOCAB))
+        options |= random_outputs(rng)
+        plain, theirs = both(pair, prompt, mask, options)
+        guessing = rng.choice(
+            [
+                {"prompt_lookup_num_tokens": rng.randint(1, 6), "max_matching_ngram_size": rng.randint(1, 3)},
+                {"assistant_model": smaller.ours, "num_assistant_tokens": rng.randint(1, 5)},
+                {"assistant_model": pair.ours, "num_assistant_tokens_schedule": "heuristic"},
+            ]
+        )
+        shown = None if mask is None else mx.array(mask)
+        ours = generate(pair.ours, mx.array(prompt), attention_mask=shown, **options, **guessing)
+        require_same_outputs(ours, theirs, f"{seed}: {options} {guessing}")
+        assert ours.past_key_values[0].offset == plain.past_key_values[0].offset, (seed, guessing)
