@@ -90,6 +90,8 @@ def run_prompt_file(
     FileNotFoundError and other OSErrors for files that cannot be read or written.
     """
     options |= {"batch_size": batch_size, "samples": samples, "prefill_step_size": prefill_step_size}
+    if options.get("logits_processors"):
+        raise GenerationError("logits_processors are functions, which results cannot name; use batch_generate")
     # Wrong options are refused before anything is read or written.
     batch_generate(model, tokenizer, [], **options)  # pyright: ignore[reportArgumentType]
     is_regular = str(path) != "-" and stat.S_ISREG(os.stat(path).st_mode)
@@ -351,7 +353,7 @@ def _shaping(options: CompletionOptions, samples: int) -> dict[str, object]:
     values = {"samples": samples, "max_tokens": options.max_tokens, **vars(options)}
     values |= {"logit_bias": sorted((options.logit_bias or {}).items()), "banned_ids": sorted(options.banned_ids)}
     # What asks for nothing is left out where an older version did not know it.
-    left_out = ("logprobs", *UNBATCHED_OPTIONS, *([] if options.extra_eos else ["extra_eos"]))
+    left_out = ("logprobs", "logits_processors", *UNBATCHED_OPTIONS, *([] if options.extra_eos else ["extra_eos"]))
     return {name: value for name, value in values.items() if name not in left_out}
 
 

@@ -1,8 +1,8 @@
 """From logits to the next token: bias, bans, penalty, filters and the draw, all on the device, none evaluated here.
 
-The order is transformers': bias, bans, repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the
-one before it left, renormalised. All of it is float32, whatever the logits are in; greedy without bias, bans and
-penalty is an argmax of the logits themselves.
+The order is transformers': bias, bans, repetition penalty, the caller's processors, temperature, top-k, top-p, min-p;
+each filter sees what the one before it left, renormalised. All of it is float32, whatever the logits are in; greedy
+without bias, bans and penalty is an argmax of the logits themselves.
 
 The draw is a race: token i arrives after an exponential time of rate p_i, and the first one is taken, which is i with
 probability p_i (the Gumbel-max trick without logarithms of p). The times of the n-th token of a request depend on its
@@ -18,9 +18,9 @@ import copy
 import math
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
@@ -28,6 +28,9 @@ from helium_mlx import backend
 from helium_mlx.errors import OptionError, shown
 from helium_mlx.model.temperature import bounded_temperature
 from helium_mlx.option_values import plain, real, require_number, require_whole
+
+if TYPE_CHECKING:
+    from helium_mlx.model.processors import Processor
 
 # Below this only the most probable token is left, and float32 still tells it from 0.
 _LEAST_TOP_P = 1e-30
@@ -44,6 +47,8 @@ class SamplingOptions:
     `repetition_context_size` tokens, prompt included, are penalised; None is all of them. `logit_bias`, token id to
     what is added to its logit, -1e9 to 1e9. `banned_ids` are never generated; the ids that a tokenizer reserves are
     not either while the temperature is above 0, but for those that `logit_bias` names, be it with 0.
+    `logits_processors`: functions of the ids so far, int32 (1, T), and logits, float32 (1, vocab_size), that return
+    logits; they come after bias, bans and the penalty, and before temperature.
 
     Raises GenerationError for a value out of range.
     """
@@ -57,6 +62,7 @@ class SamplingOptions:
     seed: int | None = None
     logit_bias: Mapping[int, float] | None = None
     banned_ids: Collection[int] = ()
+    logits_processors: Sequence["Processor"] = ()
 
     def __post_init__(self) -> None:
         size, seed = self.repetition_context_size, self.seed
@@ -69,6 +75,7 @@ class SamplingOptions:
             # Copies: the caller's may change while the request runs.
             "logit_bias": _checked_bias(self.logit_bias),
             "banned_ids": _checked_bans(self.banned_ids),
+            "logits_processors": _checked_processors(self.logits_processors),
         }
         if size is not None:
             sizes = "a whole number, 1 or more, or None for the whole context"
@@ -108,6 +115,13 @@ def _checked_bans(ids: object) -> frozenset[int]:
     return frozenset(_token_id("banned_ids", token) for token in cast("Collection[object]", listed))
 
 
+def _checked_processors(functions: object) -> tuple[object, ...]:
+    listed = () if functions is None else functions
+    if not isinstance(listed, (list, tuple)) or not all(map(callable, listed)):
+        raise OptionError(f"logits_processors is {shown(functions)}; it must be a list of functions")
+    return tuple(listed)
+
+
 def _token_id(name: str, token: object) -> int:
     number = plain(token)
     if type(number) is not int or number < 0:
@@ -138,6 +152,12 @@ class Sampler:
         self._adjustment = logit_adjustment(options, vocab_size, reserved_ids)
         self._past = int(prompt.size)
         self._last_seen = _last_seen(prompt, vocab_size) if options.repetition_penalty != 1 else None
+        self._process, self._ids = None, None
+        if options.logits_processors:
+            # Few requests have any.
+            from helium_mlx.model.processors import Processors
+
+            self._process, self._ids = Processors.of(options.logits_processors), prompt.astype(mx.int32)[None]
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Return the next token, uint32 of shape (1,), for logits of shape (1, vocab_size), and take it."""
@@ -150,13 +170,15 @@ class Sampler:
 
         Each is what the sampler would draw if those before it had been taken.
         """
-        if self._last_seen is not None and logits.shape[0] > 1:
+        if self._remembers and logits.shape[0] > 1:
             ahead = self.copy()
             return mx.concatenate([ahead(logits[row : row + 1]) for row in range(logits.shape[0])])
         if self._adjustment is not None:
             logits = _adjusted(logits, self._adjustment)
         if self._last_seen is not None:
             logits = penalize(logits, self._is_penalized(self._last_seen), self.options.repetition_penalty)
+        if self._process is not None and self._ids is not None:
+            logits = self._process(self._ids, logits)
         if self.options.temperature == 0:
             return mx.argmax(logits, axis=-1)
         keys = [key_of(self._seed, self.drawn + row) for row in range(logits.shape[0])]
@@ -168,6 +190,8 @@ class Sampler:
         if self._last_seen is not None:
             places = mx.arange(self._past + 1, self._past + count + 1) if count > 1 else mx.array(self._past + 1)
             self._last_seen = self._last_seen.at[tokens].maximum(places)
+        if self._ids is not None:
+            self._ids = mx.concatenate([self._ids, tokens.astype(mx.int32)[None]], axis=1)
         self._past += count
         self.drawn += count
 
@@ -178,12 +202,17 @@ class Sampler:
     @property
     def state(self) -> list[mx.array]:
         """The arrays kept from draw to draw, for `mx.async_eval`: left lazy, they would belong to one thread."""
-        return [] if self._last_seen is None else [self._last_seen]
+        return [array for array in (self._last_seen, self._ids) if array is not None]
 
     @property
     def takes_best(self) -> bool:
         """Whether the token is the argmax of the logits as they are, so that many rows can be drawn as one."""
-        return self.options.temperature == 0 and self._adjustment is None and self._last_seen is None
+        return self.options.temperature == 0 and self._adjustment is None and not self._remembers
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether a draw depends on the tokens before it."""
+        return self._last_seen is not None or self._ids is not None
 
     def _is_penalized(self, last_seen: mx.array) -> mx.array:
         size = self.options.repetition_context_size
