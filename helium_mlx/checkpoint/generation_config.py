@@ -71,6 +71,7 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     use_cache: bool | None = None
+    prefill_chunk_size: int | None = None
     others: dict[str, object] = field(default_factory=dict)
 
     @classmethod

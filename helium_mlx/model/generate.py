@@ -89,7 +89,7 @@ def generate(
         negative = check_negative_prompt(model, prompt.ids, negative_prompt_ids, negative_prompt_attention_mask)
         unconditional = Unconditional(model, *negative, use_cache=chosen.use_cache)
     process = make_processors({**chosen.processors, **own}, call_of(prompt, chosen, unconditional))
-    forward = Forward(model, prompt, chosen.record())
+    forward = Forward(model, prompt, chosen.record(), chosen.prefill_chunk_size)
     key = mx.random.key(secrets.randbits(64) if seed is None else seed)
     if chosen.num_beams > 1:
         # Few calls search with them.

@@ -2,8 +2,8 @@
 
 A setting comes, as in transformers, from the call, else from the `generation_config` given to it, else from the
 model's own, else from `DEFAULTS`; None at the call switches a setting off. Of transformers' some seventy settings,
-those that are not a field here are refused by name, wherever they are set, unless they are at the value that leaves
-them without effect.
+those that are not a field there and not ignored are refused by name, wherever they are set, unless they are at the
+value that leaves them without effect.
 """
 
 import warnings
@@ -27,30 +27,30 @@ _NOTES = ("_from_model_config", "_commit_hash", "transformers_version")
 # What switched-off settings come down to.
 _OFF: dict[str, object] = {**DEFAULTS, "top_k": 0}
 
-# transformers' settings and arguments that are refused, after the values, None aside, at which they have no effect.
+# transformers' settings and arguments that are refused, after the values, None aside, at which they have no effect:
+# docs/transformers.md says of each why.
 REFUSED: dict[str, tuple[object, ...]] = {
     name: off
     for off, names in (
         (
             (),
-            "assistant_early_exit assistant_ensemble_weight assistant_tokenizer cache_config "
-            "compile_config constraints continuous_batching_config custom_generate decoder_start_token_id "
-            "dola_layers force_words_ids max_cache_len position_ids "
-            "prefill_chunk_size speculation_type use_model_defaults watermarking_config",
+            "assistant_early_exit assistant_ensemble_weight assistant_tokenizer cache_config constraints "
+            "continuous_batching_config custom_generate dola_layers force_words_ids max_cache_len position_ids "
+            "speculation_type use_model_defaults watermarking_config",
         ),
-        (
-            (False,),
-            "is_assistant low_memory synced_gpus token_healing trust_remote_code use_mtp",
-        ),
+        ((False,), "is_assistant low_memory token_healing use_mtp"),
         ((0.0,), "diversity_penalty penalty_alpha"),
-        ((10,), "assistant_lookbehind target_lookbehind"),
         ((1,), "num_beam_groups"),
         (("dynamic",), "cache_implementation"),
-        ((True, False), "disable_compile"),
     )
     for name in names.split()
 }
 
+# Those that change nothing for a decoder of one process whose code is here, whatever they are.
+IGNORED = (
+    "assistant_lookbehind", "compile_config", "decoder_start_token_id", "disable_compile", "synced_gpus",
+    "target_lookbehind", "trust_remote_code",
+)  # fmt: skip
 
 _SCHEDULES = ("constant", "heuristic", "heuristic_transient")
 
@@ -71,6 +71,7 @@ _CHECKS: dict[str, Check] = {
     "num_assistant_tokens_schedule": (_SCHEDULES.__contains__, f"one of {', '.join(_SCHEDULES)}"),
     "assistant_confidence_threshold": SHARE,
     "num_beams": whole_from(1),
+    "prefill_chunk_size": whole_from(1),
     "length_penalty": SCALE,
     "early_stopping": (lambda value: isinstance(value, bool) or value == "never", "True, False or 'never'"),
     "max_time": number(lambda value: value >= 0, "of seconds, 0 or more"),
@@ -110,6 +111,7 @@ class GenerationOptions:
     longest_ngram: int
     num_assistant_tokens: int
     assistant_schedule: str
+    prefill_chunk_size: int | None
 
     @property
     def returns_layers(self) -> bool:
@@ -221,6 +223,7 @@ class Settings:
             prompt_lookup=cast(int, self.values["prompt_lookup_num_tokens"] or 0),
             longest_ngram=cast(int, self.values["max_matching_ngram_size"] or 2),
             num_assistant_tokens=cast(int, self._value("num_assistant_tokens")),
+            prefill_chunk_size=cast("int | None", self.values["prefill_chunk_size"]),
             assistant_schedule=cast(str, self._value("num_assistant_tokens_schedule")),
         )
 
@@ -237,6 +240,8 @@ class Settings:
         asked, beams = self.num_return_sequences, self.num_beams
         if asked > beams > 1:
             raise GenerationError(f"num_return_sequences is {asked}; num_beams, {beams}, is the most")
+        if self.values["prefill_chunk_size"] and not self._value("use_cache"):
+            raise GenerationError("prefill_chunk_size needs a cache, and use_cache is False; leave out one of them")
         if beams > 1 and self.values["guidance_scale"] not in (None, 1):
             raise GenerationError("guidance_scale and num_beams are not supported together; leave out one of them")
         if asked > beams and not self._value("do_sample"):
@@ -319,10 +324,10 @@ def _plain(value: object) -> object:
 
 
 def _refuse_unsupported(name: str, value: object) -> None:
-    if name in NAMES:
+    if name in NAMES or name in IGNORED:
         return
     if name not in REFUSED:
-        raise GenerationError(unknown_keyword("generate", name, [*NAMES, *REFUSED]))
+        raise GenerationError(unknown_keyword("generate", name, [*NAMES, *REFUSED, *IGNORED]))
     if value is None or any(value is off or (type(value) is not bool and value == off) for off in REFUSED[name]):
         return
     shown = repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__

@@ -86,14 +86,30 @@ def prepare(
 class Forward:
     """Runs the rows through the model; what of it is to be returned goes to `record`."""
 
-    def __init__(self, model: GenerativeModel, prompt: PromptRows, record: "Record | None" = None) -> None:
+    def __init__(
+        self,
+        model: GenerativeModel,
+        prompt: PromptRows,
+        record: "Record | None" = None,
+        prefill_chunk_size: int | None = None,
+    ) -> None:
         self.model = model
+        self.prefill_chunk_size = prefill_chunk_size
         self.prompt = prompt
         self.record = record
 
     def first(self) -> mx.array:
-        """Return the logits (B, vocab_size) after the prompt."""
-        return self.model.logits(self._states(self.prompt.ids, self.prompt.new, self.prompt.embeds)[:, -1])
+        """Return the logits (B, vocab_size) after the prompt, which is run `prefill_chunk_size` tokens at a time."""
+        prompt, size = self.prompt, self.prefill_chunk_size or self.prompt.new
+        h = self.model.body.embed(prompt.ids[:, -prompt.new :]) if prompt.embeds is None else prompt.embeds
+        last = (prompt.new - 1) // size * size
+        for start in range(0, last, size):
+            left = prompt.new - start - size
+            mask, positions = (None if x is None else x[:, :-left] for x in (prompt.mask, prompt.positions))
+            self._run(h[:, start : start + size], mask, positions)
+            mx.eval([layer.state for layer in prompt.cache or []])
+        states = self._run(h[:, last:], prompt.mask, prompt.positions, record=self.record)
+        return self.model.logits(states[:, -1])
 
     def next(self, ids: mx.array) -> mx.array:
         """Return the logits (B, vocab_size) after all of `ids`, (B, L), the last of which is new."""
@@ -103,16 +119,28 @@ class Forward:
         """Run the last `new` of `ids`, (B, L); return the logits after the last `kept`, (B, kept, vocab_size)."""
         return self.model.logits(self._states(ids, new, last_only=kept == 1)[:, -kept:])
 
-    def _states(self, ids: mx.array, new: int, embeds: mx.array | None = None, *, last_only: bool = True) -> mx.array:
+    def _states(self, ids: mx.array, new: int, *, last_only: bool = True) -> mx.array:
         """Run the last `new` of `ids`, (B, L); return the states of the last position at least."""
-        decoder, cache, record = self.model.body, self.prompt.cache, self.record
         mask, positions = self.prompt.mask, self.prompt.positions
         if mask is not None and positions is not None:
             generated = ids.shape[1] - self.prompt.ids.shape[1]
             mask = mx.concatenate([mask, mx.ones((ids.shape[0], generated), mx.int32)], axis=1)
             following = positions[:, -1:] + 1 + mx.arange(generated)
-            positions = mx.concatenate([positions, following], axis=1)[:, -new:]
-        h = decoder.embed(ids[:, -new:]) if embeds is None else embeds
+            positions = mx.concatenate([positions, following], axis=1)
+        h = self.model.body.embed(ids[:, -new:])
+        return self._run(h, mask, positions, record=self.record, last_only=last_only)
+
+    def _run(
+        self,
+        h: mx.array,
+        mask: mx.array | None,
+        positions: mx.array | None,
+        *,
+        record: "Record | None" = None,
+        last_only: bool = True,
+    ) -> mx.array:
+        decoder, cache = self.model.body, self.prompt.cache
+        positions = None if positions is None else positions[:, -h.shape[1] :]
         if record is None or not record.wants_layers:
             output = decoder.run(h, cache, attention_mask=mask, position_ids=positions, last_only=last_only)
         else:

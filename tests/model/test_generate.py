@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from helium_mlx.checkpoint.generation_config import NAMES
 from helium_mlx.errors import ArgumentError, GenerationError, HeliumError, OptionError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.kv_cache.make import make_cache
-from helium_mlx.model.generate_options import REFUSED
+from helium_mlx.model.generate_options import IGNORED, REFUSED
 from helium_mlx.model.generate_outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from helium_mlx.model.processors import penalize_repetition
 from helium_mlx.model.temperature import tempered
@@ -453,7 +454,7 @@ def test_guesses_change_nothing(
 ) -> None:
     ids, streamer = mx.array([[3, *PROMPT]]), Recorded()
     options = {"attention_mask": mx.array([[0] + [1] * 6]), "max_new_tokens": 20, "repetition_penalty": 1.2}
-    options |= {"eos_token_id": None, "do_sample": do_sample, "temperature": 0.01, "seed": 3}
+    options |= {"eos_token_id": None, "do_sample": do_sample, "temperature": 1e-6, "seed": 3}
     drafted = {
         "text": {"prompt_lookup_num_tokens": 4},
         "itself": {"assistant_model": model},
@@ -651,6 +652,32 @@ def test_an_argument_that_is_not_supported_is_refused_by_name(model: HeliumForCa
         generate(model, mx.array([PROMPT]), max_new_tokens=1, **{name: off})
 
 
+def test_the_docs_say_of_each_refusal_why() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text()
+    table = page.partition("| absent | why |")[2].partition("\n\n")[0]
+    absent = [row.split("|")[1] for row in table.splitlines() if row]
+    named = {name for cell in absent for name in re.findall(r"`(\w+)`", cell)}
+    assert named == {*REFUSED, "guidance_scale", "num_beams"}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_what_changes_nothing_here_is_taken(model: HeliumForCausalLM, name: str) -> None:
+    plain = rows(generate(model, mx.array([PROMPT]), max_new_tokens=2))
+    for value in (True, 5, {"x": 1}):
+        assert rows(generate(model, mx.array([PROMPT]), max_new_tokens=2, **{name: value})) == plain
+
+
+def test_a_prompt_in_chunks_gives_the_same(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"attention_mask": MASK, "max_new_tokens": 4, "eos_token_id": None}
+    plain = rows(generate(model, PADDED, **options))
+    embeds = model.model.embed(PADDED)
+    counted = Counted(model, monkeypatch)
+    assert rows(generate(model, PADDED, prefill_chunk_size=2, **options)) == plain
+    assert counted.lengths == [2, 2, 1, 1, 1, 1]
+    chunked = generate(model, inputs_embeds=embeds, prefill_chunk_size=5, num_beams=1, **options)
+    assert rows(chunked) == [row[5:] for row in plain]
+
+
 BAD: dict[str, tuple[dict[str, object], str]] = {
     "groups of beams": ({"num_beam_groups": 2}, "num_beam_groups is 2"),
     "groups that are True": ({"num_beam_groups": True}, "num_beam_groups is True"),
@@ -693,6 +720,7 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "an assistant of text": ({"assistant_model": "x"}, "assistant_model is str"),
     "embeddings of another width": ({"inputs_embeds": mx.zeros((1, 6, 3))}, "inputs_embeds has shape"),
     "embeddings beside fewer ids": ({"inputs_embeds": mx.zeros((1, 7, 64))}, "beside inputs_embeds expected"),
+    "chunks without a cache": ({"prefill_chunk_size": 2, "use_cache": False}, "prefill_chunk_size needs a cache"),
     "no new tokens": ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     "new tokens of True": ({"max_new_tokens": True}, "max_new_tokens is True"),
     "a fraction of tokens": ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5"),

@@ -36,7 +36,7 @@ from helium_mlx import GenerationConfig, HeliumForCausalLM, HeliumTokenizer  # n
 from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES  # noqa: E402
 from helium_mlx.diagnostics.selfcheck_cases import ROPE_TYPES  # noqa: E402
 from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
-from helium_mlx.model.generate_options import REFUSED, Settings  # noqa: E402
+from helium_mlx.model.generate_options import IGNORED, REFUSED, Settings  # noqa: E402
 from helium_mlx.model.loading import load_model  # noqa: E402
 from helium_mlx.model.processors import Call, make_processors  # noqa: E402
 
@@ -260,8 +260,8 @@ def test_every_argument_of_theirs_is_taken_or_refused_by_name() -> None:
     theirs = {name for name in transformers.GenerationConfig().__dict__ if not name.startswith("_")}
     theirs |= set(inspect.signature(vars(transformers.GenerationMixin)["generate"]).parameters) - {"self", "kwargs"}
     ours = set(inspect.signature(HeliumForCausalLM.generate).parameters) | set(NAMES)
-    assert theirs - {"transformers_version"} - ours - set(REFUSED) == set()
-    assert set(REFUSED) & ours == set()
+    assert theirs - {"transformers_version"} - ours - set(REFUSED) - set(IGNORED) == set()
+    assert {*REFUSED, *IGNORED} & ours == set()
 
 
 def test_defaults_are_theirs() -> None:
