@@ -1,6 +1,8 @@
 """What `generate` returns beside ids: transformers' classes, with `mx.array` in place of tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 
@@ -38,6 +40,23 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
     attentions: tuple[Layers, ...] | None = None
     hidden_states: tuple[Layers, ...] | None = None
     past_key_values: list[KVCache] | None = None
+
+
+def transition_scores(
+    sequences: mx.array, scores: Sequence[mx.array], beam_indices: mx.array | None, *, normalize_logits: bool
+) -> mx.array:
+    """Return the score that each new id was chosen by, (B, new), 0 after the end of a text that beams found."""
+    steps = mx.stack(list(scores))
+    if normalize_logits:
+        steps = steps - mx.logsumexp(steps, axis=-1, keepdims=True)
+    rows = beam_indices
+    if rows is None:
+        rows = mx.broadcast_to(mx.arange(steps.shape[1])[:, None], (steps.shape[1], steps.shape[0]))
+    new = cast(int, (rows >= 0).sum(axis=1).max().item())
+    rows, tokens = rows[:, :new], sequences[:, sequences.shape[1] - new :]
+    there = rows >= 0
+    chosen = steps[mx.arange(new), mx.where(there, rows, 0), mx.where(there, tokens, 0)]
+    return mx.where(there, chosen, 0)
 
 
 class Record:

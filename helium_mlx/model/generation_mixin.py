@@ -82,3 +82,15 @@ class GenerationMixin:
             seed=seed,
             **options,
         )
+
+    def compute_transition_scores(
+        self,
+        sequences: mx.array,
+        scores: Sequence[mx.array],
+        beam_indices: mx.array | None = None,
+        normalize_logits: bool = False,
+    ) -> mx.array:
+        """Return the score of each new id of `generate`'s outputs, (B, new); log-probabilities if normalized."""
+        from helium_mlx.model.generate_outputs import transition_scores
+
+        return transition_scores(sequences, scores, beam_indices, normalize_logits=normalize_logits)

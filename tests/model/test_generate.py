@@ -405,6 +405,8 @@ def test_the_scores_of_beams_are_sums_over_the_rows_they_came_by(model: HeliumFo
     for row in range(4):
         sums = [scores[step, indices[row, step], output.sequences[row, 5 + step]] for step in range(4)]
         assert mx.allclose(mx.stack(sums).sum(), cast(mx.array, output.sequences_scores)[row], atol=1e-5)
+    transitions = model.compute_transition_scores(output.sequences, output.scores or (), indices)
+    assert mx.allclose(transitions.sum(axis=1), cast(mx.array, output.sequences_scores), atol=1e-5)
     for prompt in (0, 2):
         assert cast(mx.array, output.sequences_scores)[prompt] >= cast(mx.array, output.sequences_scores)[prompt + 1]
 
