@@ -61,6 +61,8 @@ if TYPE_CHECKING:
         HeliumModel,
     )
     from helium_mlx.model.loading import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, load
+    from helium_mlx.model.processors import LogitsProcessor, LogitsProcessorList
+    from helium_mlx.model.stopping import StoppingCriteria, StoppingCriteriaList
     from helium_mlx.progress import Progress
     from helium_mlx.publishing.upload import UploadReport, upload
     from helium_mlx.tokenizer.text_streamer import TextStreamer
@@ -94,6 +96,10 @@ _HOMES = {
     "EngineStream": "engine.stream",
     "EngineCompletion": "engine.stream",
     "GenerationConfig": "checkpoint.generation_config",
+    "LogitsProcessor": "model.processors",
+    "LogitsProcessorList": "model.processors",
+    "StoppingCriteria": "model.stopping",
+    "StoppingCriteriaList": "model.stopping",
     "Progress": "progress",
     "TextStreamer": "tokenizer.text_streamer",
     "HeliumConfig": "checkpoint.config",
@@ -165,6 +171,8 @@ __all__ = [
     "HeliumTokenizer",
     "KVCache",
     "KeywordError",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "OptionError",
     "Progress",
     "PromptCache",
@@ -172,6 +180,8 @@ __all__ = [
     "QuantizedKVCache",
     "RotatingKVCache",
     "Score",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
     "TextStreamer",
     "TokenizerError",
     "UploadError",

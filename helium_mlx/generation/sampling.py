@@ -155,9 +155,9 @@ class Sampler:
         self._process, self._ids = None, None
         if options.logits_processors:
             # Few requests have any.
-            from helium_mlx.model.processors import Processors
+            from helium_mlx.model.processors import LogitsProcessorList
 
-            self._process, self._ids = Processors.of(options.logits_processors), prompt.astype(mx.int32)[None]
+            self._process, self._ids = LogitsProcessorList.of(options.logits_processors), prompt.astype(mx.int32)[None]
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Return the next token, uint32 of shape (1,), for logits of shape (1, vocab_size), and take it."""

@@ -13,7 +13,7 @@ from helium_mlx.errors import ArgumentError, GenerationError
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.generate_options import GenerationOptions
 from helium_mlx.model.interfaces import GenerativeModel, Streamer
-from helium_mlx.model.processors import Processors
+from helium_mlx.model.processors import LogitsProcessorList
 from helium_mlx.model.prompt_rows import Forward, PromptRows
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.model.stopping import Stopping
@@ -110,7 +110,7 @@ def make_drafter(options: GenerationOptions, prompt: PromptRows, model: Generati
 def decode_drafted(
     forward: Forward,
     options: GenerationOptions,
-    process: Processors,
+    process: LogitsProcessorList,
     stopping: Stopping,
     streamer: Streamer | None,
     key: mx.array,

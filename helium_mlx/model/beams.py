@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from helium_mlx.model.generate_options import GenerationOptions
 from helium_mlx.model.generate_outputs import GenerateBeamDecoderOnlyOutput
-from helium_mlx.model.processors import Processors, is_one_of
+from helium_mlx.model.processors import Processor, is_one_of
 from helium_mlx.model.prompt_rows import Forward
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.model.stopping import Stopping
@@ -48,7 +48,7 @@ class Texts:
 
 
 def search(
-    forward: Forward, options: GenerationOptions, process: Processors, stopping: Stopping, key: mx.array
+    forward: Forward, options: GenerationOptions, process: Processor, stopping: Stopping, key: mx.array
 ) -> mx.array | GenerateBeamDecoderOnlyOutput:
     """Return the best `num_return_sequences` texts of each prompt, filled up to the longest."""
     beams = _Beams(forward, options, process, stopping, key)
@@ -67,7 +67,7 @@ class _Beams:
     """The texts of all prompts on their way."""
 
     def __init__(
-        self, forward: Forward, options: GenerationOptions, process: Processors, stopping: Stopping, key: mx.array
+        self, forward: Forward, options: GenerationOptions, process: Processor, stopping: Stopping, key: mx.array
     ) -> None:
         self.forward, self.options, self.process, self.stopping, self.key = forward, options, process, stopping, key
         N, self.prompt_length = options.num_beams, forward.prompt.ids.shape[1]

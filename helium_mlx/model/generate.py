@@ -26,7 +26,7 @@ from helium_mlx.model import argument_checks
 from helium_mlx.model.generate_options import GenerationOptions, Settings, checked, listed
 from helium_mlx.model.guidance import Unconditional
 from helium_mlx.model.interfaces import GenerativeModel, Streamer
-from helium_mlx.model.processors import AllowedTokens, Call, Processor, Processors, is_one_of, make_processors
+from helium_mlx.model.processors import AllowedTokens, Call, LogitsProcessorList, Processor, is_one_of, make_processors
 from helium_mlx.model.prompt_rows import Forward, PromptRows, prepare
 from helium_mlx.model.sound_logits import are_sound, require_sound
 from helium_mlx.model.stopping import Criterion, Stopping, StopSequences
@@ -148,7 +148,9 @@ class DecodedStep:
 class BatchDecoder:
     """The rows of one call on their way through the model."""
 
-    def __init__(self, forward: Forward, options: GenerationOptions, process: Processors, key: mx.array) -> None:
+    def __init__(
+        self, forward: Forward, options: GenerationOptions, process: LogitsProcessorList, key: mx.array
+    ) -> None:
         self.forward = forward
         self.prompt = forward.prompt
         self.options = options

@@ -96,7 +96,15 @@ class Setting:
         return value is not None and value != self.off and (call.do_sample or not self.sampled)
 
 
-class Processors(list[Processor]):
+class LogitsProcessor:
+    """What code for transformers derives its processors from; any function of ids and scores is as good."""
+
+    def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
+        """Return the scores that the next ids are chosen by."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__ of its own")
+
+
+class LogitsProcessorList(list[Processor]):
     """Makes scores, float32 (B, vocab_size), of the last position's logits and the ids so far.
 
     `may_leave_none`: whether they may rule out every token of a row, which filters of what is drawn never do.
@@ -112,14 +120,14 @@ class Processors(list[Processor]):
         return scores
 
     @classmethod
-    def of(cls, given: Sequence[Processor]) -> "Processors":
+    def of(cls, given: Sequence[Processor]) -> "LogitsProcessorList":
         """Return a caller's own functions, each called with arrays that it may write to, and its answer checked."""
         return cls(_own(process) for process in given)
 
 
-def make_processors(values: Mapping[str, object], call: Call) -> Processors:
+def make_processors(values: Mapping[str, object], call: Call) -> LogitsProcessorList:
     """Return the processors of the settings that are on, in transformers' order."""
-    made = Processors()
+    made = LogitsProcessorList()
     for setting in PROCESSORS:
         value = values.get(setting.name)
         process = setting.make(value, call) if setting.is_on(value, call) else None
@@ -392,7 +400,7 @@ PROCESSORS = (
     Setting("exponential_decay_length_penalty", lambda decay, call: favour_end(decay, call.length, call.eos), DECAY),
     Setting("suppress_tokens", lambda tokens, call: ban(tokens), WHOLE_LIST),
     Setting("begin_suppress_tokens", lambda tokens, call: ban(tokens, at=call.begin), WHOLE_LIST),
-    Setting("logits_processor", lambda given, call: Processors.of(given), CALLS),
+    Setting("logits_processor", lambda given, call: LogitsProcessorList.of(given), CALLS),
     Setting("temperature", lambda t, call: temper(t), POSITIVE, off=1, sampled=True),
     Setting("top_h", lambda share, call: keep_top_h(share), _TYPICAL, sampled=True),
     Setting("top_k", lambda k, call: keep_top_k(k, call.least_kept), whole_from(0), off=0, sampled=True),

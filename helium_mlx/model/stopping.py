@@ -21,6 +21,26 @@ Criterion = Callable[[mx.array, Scores], "mx.array | bool"]
 """`(ids, scores) -> which rows end`, (B,), or whether all do."""
 
 
+class StoppingCriteria:
+    """What code for transformers derives its criteria from; any function of ids and scores is as good."""
+
+    def __call__(self, input_ids: mx.array, scores: Scores) -> "mx.array | bool":
+        """Return which rows end, (B,), or whether all do."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__ of its own")
+
+
+class StoppingCriteriaList(list[Criterion]):
+    """Several criteria; a row ends where one of them says so."""
+
+    def __call__(self, input_ids: mx.array, scores: Scores = None) -> mx.array:
+        """Return which rows end, (B,)."""
+        ended = mx.zeros((input_ids.shape[0],), mx.bool_)
+        for criterion in self:
+            # A copy, since writing to an mx.array changes the caller's.
+            ended = ended | _answer(criterion(copy.copy(input_ids), scores), input_ids.shape[0])
+        return ended
+
+
 class StopSequences:
     """Finds stop strings that end inside a row's last token; they may begin in the prompt, as in transformers."""
 
@@ -72,7 +92,7 @@ class Stopping:
     ) -> None:
         self.stops = stops
         self.ends_at = None if max_time is None else time.monotonic() + max_time
-        self.criteria = list(criteria or [])
+        self.criteria = StoppingCriteriaList(criteria or [])
 
     @property
     def asks(self) -> bool:
@@ -85,10 +105,7 @@ class Stopping:
         ended = mx.full((B,), self.ends_at is not None and time.monotonic() > self.ends_at)
         if self.stops.longest:
             ended = ended | mx.array(self.stops.ended(ids))
-        for criterion in self.criteria:
-            # A copy, since writing to an mx.array changes the caller's.
-            ended = ended | _answer(criterion(copy.copy(ids), scores), B)
-        return ended
+        return ended | self.criteria(ids, scores)
 
 
 def _answer(given: object, rows: int) -> mx.array:

@@ -23,7 +23,7 @@ from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.kv_cache.make import make_cache
 from helium_mlx.model.generate_options import IGNORED, REFUSED
 from helium_mlx.model.generate_outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
-from helium_mlx.model.processors import penalize_repetition
+from helium_mlx.model.processors import bias_sequences, penalize_repetition
 from helium_mlx.model.temperature import tempered
 
 # Options come from dicts, whose values have no common type.
@@ -358,6 +358,38 @@ def test_a_criterion_ends_the_rows_it_names_and_is_asked_once_a_step(model: Heli
     assert given == [(2, length) for length in range(6, 10)]
     options["stopping_criteria"] = [lambda ids, scores: ids.shape[1] == 7]
     assert rows(generate(model, PADDED, **options)) == [row[:7] for row in plain]
+
+
+def test_classes_of_code_for_transformers_do(model: HeliumForCausalLM) -> None:
+    class Only(helium_mlx.LogitsProcessor):
+        def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
+            return mx.where(mx.arange(scores.shape[-1]) == 30 + input_ids.shape[1], scores, -math.inf)
+
+    class Long(helium_mlx.StoppingCriteria):
+        def __call__(self, input_ids: mx.array, scores: object) -> bool:
+            return input_ids.shape[1] >= 8
+
+    processors, criteria = helium_mlx.LogitsProcessorList([Only()]), helium_mlx.StoppingCriteriaList([Long()])
+    ids = generate(model, PADDED, attention_mask=MASK, logits_processor=processors, stopping_criteria=criteria)
+    assert rows(ids)[0][5:] == [35, 36, 37]
+    assert processors(ids, mx.zeros((2, 96)))[0, 38].item() == 0
+    assert criteria(ids).tolist() == [True, True]
+    for bare in (helium_mlx.LogitsProcessor(), helium_mlx.StoppingCriteria()):
+        with pytest.raises(NotImplementedError):
+            generate(model, PADDED, max_new_tokens=1, logits_processor=[bare])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_functions_are_called_for_no_token_that_is_not_returned(
+    model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(model, monkeypatch)
+    options = {"max_new_tokens": 9, "eos_token_id": 44, "attention_mask": MASK}
+    generate(model, PADDED, **options, sequence_bias={(44,): 99.0})
+    assert counted.lengths == [5, 1]
+    counted.lengths.clear()
+    generate(model, PADDED, **options, logits_processor=[bias_sequences({(44,): 99.0})])
+    assert counted.lengths == [5]
 
 
 def test_time_ends_all_rows_after_a_token(model: HeliumForCausalLM) -> None:
