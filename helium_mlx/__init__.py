@@ -70,6 +70,8 @@ if TYPE_CHECKING:
         AutoTokenizer,
         load,
     )
+    from helium_mlx.model.processors import LogitsProcessor, LogitsProcessorList
+    from helium_mlx.model.stopping import StoppingCriteria, StoppingCriteriaList
     from helium_mlx.progress import Progress
     from helium_mlx.publishing.upload import UploadReport, upload
     from helium_mlx.tokenizer.text_streamer import TextStreamer
@@ -107,6 +109,10 @@ _HOMES = {
     "Suggestions": "engine.suggestions",
     "SuggestionStream": "engine.suggestions",
     "GenerationConfig": "checkpoint.generation_config",
+    "LogitsProcessor": "model.processors",
+    "LogitsProcessorList": "model.processors",
+    "StoppingCriteria": "model.stopping",
+    "StoppingCriteriaList": "model.stopping",
     "Progress": "progress",
     "TextStreamer": "tokenizer.text_streamer",
     "HeliumConfig": "checkpoint.config",
@@ -182,6 +188,8 @@ __all__ = [
     "HeliumTokenizer",
     "KVCache",
     "KeywordError",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "OptionError",
     "Progress",
     "PromptCache",
@@ -189,6 +197,8 @@ __all__ = [
     "QuantizedKVCache",
     "RotatingKVCache",
     "Score",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
     "SuggestedWord",
     "Suggestion",
     "SuggestionStream",

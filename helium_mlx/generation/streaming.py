@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
     from helium_mlx.generation.prompt_lookup import LookupDecoding
+    from helium_mlx.model.processors import Processor
 
     class _Options(TypedDict, total=False):
         """What `generate` takes beside the prompt, for its overloads."""
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         seed: int | None
         logit_bias: Mapping[int, float] | None
         banned_ids: Collection[int]
+        logits_processors: "Sequence[Processor]"
         stop: str | Sequence[str] | None
         ignore_eos: bool
         extra_eos: int | str | Sequence[int | str]
@@ -87,6 +89,7 @@ def stream_generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
+    logits_processors: "Sequence[Processor]" = (),
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     extra_eos: int | str | Sequence[int | str] = (),
@@ -108,18 +111,20 @@ def stream_generate(
     prompt.
 
     `temperature` 0 is greedy. `presence_penalty` and `frequency_penalty`, -2 to 2, count generated tokens only (see
-    `sampling.py`). `logit_bias` is added to the logits of the ids it names; `banned_ids` are not generated, and while
-    sampling, nor are the tokenizer's reserved ids, but for those that `logit_bias` names. `stop` strings end the text
-    before they appear in it; so do the model's eos, unless `ignore_eos`, and the tokens of `extra_eos`, ids or texts
-    that are one token each. `logprobs` asks for that many alternatives a token. `cache` holds what precedes the prompt;
-    afterwards it also holds the prompt and every token but the last, however the run ended; until then no other run can
-    have it. A cache does not know its tokens: `cached_tokens` tells them, all or none, to the repetition penalty and to
-    prompt lookup. Without a cache, `max_kv_size` makes a cache that keeps the first token and the last ones, and
-    `kv_bits` one that is quantized in groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are run at a
-    time, and `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many tokens ahead
-    from what prompt and output repeat (see `prompt_lookup.py`). With `heal`, a prompt that ends inside a word or in a
-    space is completed as if it had been typed further (see `healing.py`), and the text begins with the space, where one
-    comes. Setting `cancel` ends the run before its next step, in the prompt too.
+    `sampling.py`). Each of `logits_processors` is given the ids so far, (1, T), and logits, (1, vocab_size), and
+    returns logits; what is in `model/processors.py` will do. `logit_bias` is added to the logits of the ids it names;
+    `banned_ids` are not generated, and while sampling, nor are the tokenizer's reserved ids, but for those that
+    `logit_bias` names. `stop` strings end the text before they appear in it; so do the model's eos, unless
+    `ignore_eos`, and the tokens of `extra_eos`, ids or texts that are one token each. `logprobs` asks for that many
+    alternatives a token. `cache` holds what precedes the prompt; afterwards it also holds the prompt and every token
+    but the last, however the run ended; until then no other run can have it. A cache does not know its tokens:
+    `cached_tokens` tells them, all or none, to the repetition penalty and to prompt lookup. Without a cache,
+    `max_kv_size` makes a cache that keeps the first token and the last ones, and `kv_bits` one that is quantized in
+    groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are run at a time, and `on_progress(done,
+    total)` is called after each step. `prompt_lookup` guesses up to that many tokens ahead from what prompt and output
+    repeat (see `prompt_lookup.py`). With `heal`, a prompt that ends inside a word or in a space is completed as if it
+    had been typed further (see `healing.py`), and the text begins with the space, where one comes. Setting `cancel`
+    ends the run before its next step, in the prompt too.
 
     A completion ends, with reason "length", where the model's context does, unless a cache that forgets is smaller.
 
@@ -130,6 +135,7 @@ def stream_generate(
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
         presence_penalty, frequency_penalty,
+        logits_processors=logits_processors,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
         max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
         heal=heal,
@@ -175,6 +181,7 @@ def generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
+    logits_processors: "Sequence[Processor]" = (),
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     extra_eos: int | str | Sequence[int | str] = (),
@@ -201,6 +208,7 @@ def generate(
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
         presence_penalty, frequency_penalty,
+        logits_processors=logits_processors,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
         max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
         heal=heal,

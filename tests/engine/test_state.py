@@ -142,6 +142,8 @@ def test_what_has_ended_or_is_unbatched_is_not_saved(engine: HeliumEngine, tmp_p
         stream.save(tmp_path / "state")
     with pytest.raises(GenerationError, match="kv_bits or prompt_lookup cannot be saved"):
         engine.stream("A", prompt_lookup=3).save(tmp_path / "state")
+    with pytest.raises(GenerationError, match="logits_processors cannot be saved"):
+        engine.stream("A", logits_processors=[lambda ids, scores: scores]).save(tmp_path / "state")
     with pytest.raises(CheckpointError, match="cannot be written"):
         engine.stream("A").save(tmp_path / "nowhere" / "state")
     assert list(tmp_path.iterdir()) == []

@@ -413,3 +413,9 @@ def test_a_file_that_is_not_there_is_an_error_of_the_system(demo: Demo, tmp_path
     with pytest.raises(FileNotFoundError):
         run(demo, tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_processors_are_refused_as_no_result_could_name_them(demo: Demo, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(GenerationError, match="logits_processors are functions"):
+        run(demo, prompts, tmp_path / "out", logits_processors=[lambda ids, scores: scores])
+    assert not (tmp_path / "out").exists()
