@@ -2,8 +2,8 @@
 
 The order is transformers': bias, bans, repetition penalty, the caller's processors, temperature, top-k, top-p, min-p;
 each filter sees what the one before it left, renormalised. Presence and frequency penalties, OpenAI's, come after the
-repetition penalty, as in vLLM. All of it is float32, whatever the logits are in; greedy without any of the first four is
-an argmax of the logits themselves.
+repetition penalty, as in vLLM. All of it is float32, whatever the logits are in; greedy without what comes before the
+temperature is an argmax of the logits themselves.
 
 The draw is a race: token i arrives after an exponential time of rate p_i, and the first one is taken, which is i with
 probability p_i (the Gumbel-max trick without logarithms of p). The times of the n-th token of a request depend on its
