@@ -170,7 +170,7 @@ class HeliumEngine:
             heal=heal,
         )  # fmt: skip
         # Empty, it is a plain value too.
-        cache = options.make_cache(worker.model) if options.has_own_cache else None
+        cache = options.make_cache(worker.model) if options.unbatched else None
         request = checked_request(worker.model, worker.tokenizer, prompt, options.seeded(), cache)
         return self._begin(request, cache)
 

@@ -146,7 +146,7 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
         file, with_cache = path_of(path), require_switch("with_cache", with_cache)
         if self._request.options.unbatched:
             raise GenerationError(
-                "a request with max_kv_size, kv_bits, prompt_lookup or heal cannot be saved; leave them out"
+                "a request with max_kv_size, kv_bits or prompt_lookup cannot be saved; leave them out"
             )
         tokens, reason = self.tokens, self._read[-1].finish_reason if self._read else None
         if reason not in (None, "cancelled"):

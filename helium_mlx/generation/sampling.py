@@ -182,6 +182,10 @@ class Sampler:
         keys = [key_of(self._seed, self.drawn + row) for row in range(logits.shape[0])]
         return race(*filtered_probabilities(logits, self.options), random_bits(keys, logits.shape[-1]))
 
+    def among(self, logits: mx.array) -> mx.array:
+        """Return what tokens are drawn from, logits (K, vocab_size): minus infinity for those that cannot come."""
+        return logits
+
     def take(self, tokens: mx.array) -> None:
         """Continue after `tokens`, integers (K,): those that the next positions came to have."""
         count = tokens.size
@@ -201,6 +205,11 @@ class Sampler:
     def state(self) -> list[mx.array]:
         """The arrays kept from draw to draw, for `mx.async_eval`: left lazy, they would belong to one thread."""
         return [kept for kept in (self._last_seen, self._counts) if kept is not None]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether `among` may leave tokens out, and waits for the token before."""
+        return False
 
     @property
     def takes_best(self) -> bool:

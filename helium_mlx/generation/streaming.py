@@ -5,7 +5,6 @@ and shown, the device computes the next. A run that ends by length computes exac
 by eos or a stop string has one more step in flight, which is thrown away.
 """
 
-import math
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
-    from helium_mlx.generation.healing import Steps
+    from helium_mlx.generation.prompt_lookup import LookupDecoding
 
     class _Options(TypedDict, total=False):
         """What `generate` takes beside the prompt, for its overloads."""
@@ -230,7 +229,7 @@ def generate(
 
 def _require_batchable(options: CompletionOptions, **run: object) -> None:
     """Raise GenerationError for what only a single prompt can have."""
-    given = [*options.unbatched, *(["logprobs"] if options.logprobs else []), *(name for name in run if run[name])]
+    given = [*options.single, *(["logprobs"] if options.logprobs else []), *(name for name in run if run[name])]
     if given:
         raise GenerationError(f"{given[0]} is for a single prompt, and a list of prompts came; leave one out")
 
@@ -345,13 +344,9 @@ class Decoding:
     def _forward(self, token: mx.array) -> mx.array:
         return self.model.logits_after(token, self.cache)
 
-    def among(self, logits: mx.array, may_come: mx.array) -> DecodedToken:
-        """Return a token of those that are true in `may_come`, bool (1, vocab_size), with probabilities among them."""
-        return self._read(self._sample(logits, may_come))
-
-    def _sample(self, logits: mx.array, may_come: mx.array | None = None) -> list[mx.array]:
+    def _sample(self, logits: mx.array) -> list[mx.array]:
         """Start computing a token: [token, highest logit], with `top_logprobs` also what those ask for."""
-        left = logits if may_come is None else mx.where(may_come, logits, -mx.inf)
+        left = self.sampler.among(logits)
         step = [self.sampler(left), logits.max(axis=-1)]
         if self.top_logprobs:
             step += token_logprobs(left, step[0], self.top_logprobs)
@@ -363,29 +358,13 @@ class Decoding:
         if not self.top_logprobs:
             return DecodedToken(token, None, {}, is_sound=is_sound)
         logprob, alternatives = cast(float, step[2].item()), ranked(step[3], step[4])[0]
-        # Where few may come, the others have none.
-        alternatives = {other: value for other, value in alternatives.items() if value > -math.inf}
         return DecodedToken(token, logprob, alternatives, is_sound=is_sound)
 
 
 def _decoding(
-    model: HeliumForCausalLM,
-    tokenizer: HeliumTokenizer,
-    cache: list[KVCache],
-    sampler: Sampler,
-    request: CompletionRequest,
-) -> "Steps":
+    model: HeliumForCausalLM, cache: list[KVCache], sampler: Sampler, request: CompletionRequest
+) -> "Decoding | LookupDecoding":
     options = request.options
-    if request.cut:
-        # Few completions begin so.
-        from helium_mlx.generation.healing import HealedDecoding, HeldBytes
-
-        def rest(came: list[int]) -> "Steps":
-            following = replace(request, prompt=[*request.prompt, *came], cut=())
-            return _decoding(model, tokenizer, cache, sampler, following)
-
-        held = HeldBytes(tokenizer, model.config.vocab_size, request.cut, options.banned_ids)
-        return HealedDecoding(Decoding(model, cache, sampler, options.logprobs), held, rest)
     if not options.prompt_lookup:
         return Decoding(model, cache, sampler, options.logprobs)
     # Most completions start without it.
@@ -420,7 +399,7 @@ class CompletionRun:
         self.prefill_step_size = prefill_step_size
         require_run_fits(model, self.held + len(self.tokens) + request.count, cache[0].kind)
         sampler = request.sampler(model, tokenizer)
-        self.decoding = _decoding(model, tokenizer, cache, sampler, request)
+        self.decoding = _decoding(model, cache, sampler, request)
         self.text_of: CompletionText = request.text_of(tokenizer)
         self.generated = self._accepted = 0
         self._start, self._prompt_seconds = time.perf_counter(), 0.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import cast
@@ -298,6 +299,17 @@ def test_the_next_keystroke_uses_what_the_last_has_left(engine: HeliumEngine) ->
     engine.suggest("The old king had three daug", time_budget_ms=LONG).result()
     result = engine.suggest("The old king had three daugh", time_budget_ms=LONG).result()
     assert result.cached_tokens == result.prompt_tokens - 1
+
+
+def test_a_keystroke_runs_a_token_of_the_text_or_two(demo: Demo) -> None:
+    text = "Es war einmal ein Mädchen, das hieß Frieda und wohnte am Hafen."
+    with HeliumEngine("demo", dtype="float32") as engine:
+        found = [
+            engine.suggest(text[:end], max_words=1, time_budget_ms=LONG).result() for end in range(1, len(text) + 1)
+        ]
+    computed = [result.prompt_tokens - result.cached_tokens for result in found]
+    assert (min(computed), statistics.median(computed)) == (1, 1)
+    assert max(computed) <= 2
 
 
 def test_a_newer_text_on_the_same_handle_ends_the_older(engine: HeliumEngine) -> None:
