@@ -230,8 +230,9 @@ def lookup(_: Path) -> Iterator[Figure]:
 
 def keystrokes(_: Path) -> Iterator[Figure]:
     """What a keystroke costs an engine."""
-    for values in cells(printed_by("python examples/engine_keystrokes.py")):
-        yield Figure("docs/engine.md", row(*values))
+    for flag in ("", " --suggest"):
+        for values in cells(printed_by(f"python examples/engine_keystrokes.py{flag}")):
+            yield Figure("docs/engine.md", row(*values))
 
 
 def parity(_: Path) -> Iterator[Figure]:
