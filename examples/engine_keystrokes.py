@@ -91,12 +91,10 @@ def typed(engine: HeliumEngine, tokenizer: HeliumTokenizer, text: str, *, sugges
     """Type a text, and count."""
     tally, seen = Tally(), Seen()
     for so_far in keystrokes(text):
-        stream = (
-            engine.suggest(so_far, max_words=1, time_budget_ms=A_MINUTE)
-            if suggest
-            else engine.stream(so_far, max_tokens=1)
-        )
-        end = stream.result()
+        if suggest:
+            end = engine.suggest(so_far, max_words=1, time_budget_ms=A_MINUTE).result()
+        else:
+            end = engine.stream(so_far, max_tokens=1).result()
         tally.tokens.append(end.prompt_tokens)
         tally.new.append(seen.add(tokenizer.encode(so_far)[: end.prompt_tokens]))
         tally.computed.append(end.prompt_tokens - end.cached_tokens)

@@ -235,6 +235,12 @@ def keystrokes(_: Path) -> Iterator[Figure]:
             yield Figure("docs/engine.md", row(*values))
 
 
+def thresholds(_: Path) -> Iterator[Figure]:
+    """How often suggestions are right."""
+    for values in cells(printed_by("python examples/suggestion_threshold.py")):
+        yield Figure("docs/engine.md", row(*values))
+
+
 def parity(_: Path) -> Iterator[Figure]:
     """Cases of the grid, and the worst errors; needs the extra `parity`."""
     lines = printed_by("python tests/parity/grid.py")
@@ -291,7 +297,8 @@ def _beside(ours: float, theirs: float) -> str:
 Group = Callable[[Path], Iterator[Figure]]
 FAST: dict[str, Group] = {g.__name__: g for g in (sizes, demo, comparison, quantization, selfcheck)}
 SLOW: dict[str, Group] = {
-    g.__name__: g for g in (fine_tuning, rounding, lookup, keystrokes, parity, measured_memory, beside_mlx_lm)
+    g.__name__: g
+    for g in (fine_tuning, rounding, lookup, keystrokes, thresholds, parity, measured_memory, beside_mlx_lm)
 }
 
 
