@@ -172,6 +172,17 @@ def test_when_the_time_is_over_what_has_come_is_given(demo: Demo) -> None:
     assert [channel.cancelled for channel in scripted.channels] == [True, True]
 
 
+def test_when_the_time_is_over_nothing_more_is_computed(demo: Demo) -> None:
+    scripted = Scripted(demo)
+    scripted.put(chunk("me"), chunk(" there"), chunk(" was"))
+    scripted.now = 1.0
+    assert next(scripted.stream).text == "me"
+    assert scripted.channels[0].cancelled
+    scripted.put(chunk("", token=-1, end="cancelled"))
+    assert [word.text for word in scripted.stream] == [" there"]
+    assert scripted.stream.result().ended == "time"
+
+
 def test_in_no_time_there_is_nothing(demo: Demo) -> None:
     for read in (lambda stream: stream.result(), lambda stream: asyncio.run(whole(stream))):
         scripted = Scripted(demo)
