@@ -13,6 +13,7 @@ COMMANDS = {
     "convert": "convert Hugging Face weights to MLX, optionally quantized",
     "compare": "measure how far a checkpoint is from its reference: KL, top-1, perplexity",
     "evaluate": "evaluate a model on the tasks of Helium's page, or on any of lm-eval's",
+    "serve": "serve completions to other programs, and a page to write on",
     "export": "export a checkpoint as a bundle that C++ and Swift can run",
     "upload": "publish a converted directory on the Hugging Face Hub",
     "benchmark": "measure speed and memory on this machine, beside mlx-lm",

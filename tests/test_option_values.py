@@ -47,9 +47,12 @@ SAMPLING: dict[str, set[str]] = {
     "min_p": FRACTION | {"0"},
     "repetition_penalty": WHOLE | FRACTION | {"2.5"},
     "repetition_context_size": WHOLE | {"None", "huge"},
+    "presence_penalty": FRACTION | {"0", "-1"},
+    "frequency_penalty": FRACTION | {"0", "-1"},
     "seed": WHOLE | {"None", "0"},
     "logit_bias": {"None", "mapping"},
     "banned_ids": SEQUENCE_OR_SET | {"None"},
+    "logits_processors": {"None"},
     "stop": {"None", "text", "digits"},
     "ignore_eos": {"True", "numpy True"},
     "max_tokens": WHOLE | {"huge"},
@@ -174,12 +177,14 @@ def test_a_model_and_a_tokenizer_that_are_none_are_named(demo: Demo) -> None:
 NUMPY: dict[str, object] = {
     "max_tokens": np.int32(12), "temperature": np.float32(0.5), "top_p": np.float64(0.75), "top_k": np.int64(20),
     "min_p": mx.array(0.0), "repetition_penalty": np.float64(1.25), "repetition_context_size": np.int64(9),
+    "presence_penalty": np.float32(0.5), "frequency_penalty": mx.array(1.5),
     "seed": np.uint64(7), "logit_bias": {np.int64(401): np.float32(-2)}, "banned_ids": np.array([402, 403]),
     "stop": ["§§"], "ignore_eos": np.bool_(True), "prefill_step_size": mx.array(2),
 }  # fmt: skip
 PYTHON: dict[str, object] = {
     "max_tokens": 12, "temperature": 0.5, "top_p": 0.75, "top_k": 20, "min_p": 0, "repetition_penalty": 1.25,
-    "repetition_context_size": 9, "seed": 7, "logit_bias": {401: -2}, "banned_ids": {402, 403}, "stop": "§§",
+    "presence_penalty": 0.5, "frequency_penalty": 1.5, "repetition_context_size": 9, "seed": 7,
+    "logit_bias": {401: -2}, "banned_ids": {402, 403}, "stop": "§§",
     "ignore_eos": True, "prefill_step_size": 2,
 }  # fmt: skip
 

@@ -63,7 +63,7 @@ def open_weights(
         write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def parse_size(size: int | str) -> int:
+def parse_size(size: int | str, name: str = "max_shard_size") -> int:
     """Return bytes: a number, or text such as "5GB" or "200MiB", as transformers' `max_shard_size`."""
     found = (
         re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) *(?:([KMGT]?)(i?)B)?", size.strip(), re.IGNORECASE)
@@ -74,5 +74,5 @@ def parse_size(size: int | str) -> int:
         number, prefix, binary = found.groups("")
         size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
     if (count := whole(size)) is None or count < 1:
-        raise ArgumentError(f"max_shard_size is {shown(size)}; expected a number of bytes, or text such as '5GB'")
+        raise ArgumentError(f"{name} is {shown(size)}; expected a number of bytes, or text such as '5GB'")
     return count

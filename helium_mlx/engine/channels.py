@@ -5,7 +5,9 @@ where it is full the request is preempted, and resumed when the reader has read 
 """
 
 import asyncio
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -163,24 +165,30 @@ class Channel:
         with self._condition:
             self._chunks.clear()
 
-    def get(self) -> GenerationChunk | None:
-        """Wait for the next chunk; None if there is none any more. Raises what the request ended with."""
+    def get(self, seconds: float = math.inf) -> GenerationChunk | None:
+        """Wait for the next chunk; None if there is none any more. Raises what the request ended with.
+
+        Raises TimeoutError where nothing comes in so many seconds.
+        """
+        end = time.monotonic() + seconds
         with self._condition:
             while not self._is_ready:
-                self._condition.wait(_LOOK)
+                self._condition.wait(_until(end))
                 self._end_if_silent()
             return self._take()
 
-    async def get_async(self) -> GenerationChunk | None:
+    async def get_async(self, seconds: float = math.inf) -> GenerationChunk | None:
         """Do what `get` does, and let the event loop run meanwhile."""
+        end = time.monotonic() + seconds
         while True:
             with self._condition:
                 if self._is_ready:
                     return self._take()
+                wait = _until(end)
                 loop = asyncio.get_running_loop()
                 future: asyncio.Future[None] = loop.create_future()
                 self._tasks.append((loop, future))
-            await asyncio.wait([future], timeout=_LOOK)
+            await asyncio.wait([future], timeout=wait)
             with self._condition:
                 self._tasks = [task for task in self._tasks if task[1] is not future]
                 self._end_if_silent()
@@ -203,6 +211,14 @@ class Channel:
     def _end_if_silent(self) -> None:
         if not self._is_ready and (said := self._silence()):
             self._ended, self._error = True, EngineError(said)
+
+
+def _until(end: float) -> float:
+    """Return how long to wait before the next look, up to a time. Raises TimeoutError once it has come."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return min(left, _LOOK)
 
 
 def _wake_task(future: "asyncio.Future[None]") -> None:

@@ -6,13 +6,13 @@
 
 An engine owns one thread, in which the model is loaded and everything of MLX happens (`worker.py`); callers give and
 get plain Python values. Requests that come while others run decode together with them, in one pass a token, as rows of
-a batch that join and leave (`scheduler.py`). Those with an option that batches lack (`UNBATCHED_OPTIONS`) have a cache
-of their own and take a token in turn with the batch. Either way the text is what `stream_generate` gives with the same
+a batch that join and leave (`scheduler.py`). Those with `max_kv_size`, `kv_bits` or `prompt_lookup` have a cache of
+their own and take a token in turn with the batch. Either way the text is what `stream_generate` gives with the same
 options, but for the rounding of sums.
 
 Keys and values of the texts that were run last are kept (`prefix_tree.py`), and a request that begins like one of them
-computes only what is new. So does one whose beginning another is computing: it waits for that. Not those with an
-option that batches lack, nor scores, which need every token's logits.
+computes only what is new. So does one whose beginning another is computing: it waits for that. Not those with a
+cache of their own, nor scores, which need every token's logits.
 
 Not here: more than one model.
 """
@@ -20,25 +20,33 @@ Not here: more than one model.
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
+from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.engine.channels import Channel
 from helium_mlx.engine.stream import EngineCompletion, EngineStream
+from helium_mlx.engine.suggestions import NewestSuggestions, SuggestionOptions, Suggestions, SuggestionStream
 from helium_mlx.engine.tasks import ScoreRun
 from helium_mlx.engine.worker import EngineWorker
 from helium_mlx.errors import EngineError
 from helium_mlx.generation.prompts import Prompt
 from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
 from helium_mlx.generation.scoring import Score, checked_text
+from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.option_values import path_of, require_call, require_switch, require_whole, with_known_keywords
 from helium_mlx.table import short_repr
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+if TYPE_CHECKING:
+    from helium_mlx.model.processors import Processor
 
 __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
 T = TypeVar("T")
@@ -93,6 +101,8 @@ class HeliumEngine:
         if prefix_cache_bytes is not None:
             prefix_cache_bytes = require_whole("prefix_cache_bytes", prefix_cache_bytes, 0, _MOST_BYTES)
         self._numbers = itertools.count()
+        self._clock = time.monotonic
+        self._newest = NewestSuggestions()
         self._worker = EngineWorker(
             path_or_repo,
             revision=revision,
@@ -133,9 +143,12 @@ class HeliumEngine:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         repetition_context_size: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         seed: int | None = None,
         logit_bias: Mapping[int, float] | None = None,
         banned_ids: Collection[int] = (),
+        logits_processors: "Sequence[Processor]" = (),
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         extra_eos: int | str | Sequence[int | str] = (),
@@ -155,6 +168,8 @@ class HeliumEngine:
         worker.require_usable()
         options = CompletionOptions(
             temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
+            presence_penalty, frequency_penalty,
+            logits_processors=logits_processors,
             max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
             max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
             heal=heal,
@@ -162,10 +177,7 @@ class HeliumEngine:
         # Empty, it is a plain value too.
         cache = options.make_cache(worker.model) if options.unbatched else None
         request = checked_request(worker.model, worker.tokenizer, prompt, options.seeded(), cache)
-        worker.scheduler.require_room(request)
-        number, channel = self._new_channel()
-        worker.call(lambda: worker.scheduler.add(number, request, channel, cache=cache), queues=True)
-        return EngineStream(channel, self._save, number, request, worker.tokenizer)
+        return self._begin(request, cache)
 
     def complete(self, prompt: Prompt, **options: object) -> str:
         """Return the completion of `prompt`, as `generate` does; options are those of `stream`.
@@ -178,6 +190,44 @@ class HeliumEngine:
         """Do what `complete` does, for asyncio; cancelling the task cancels the request."""
         async with self._stream(prompt, options) as stream:
             return (await stream).text
+
+    @with_known_keywords
+    def suggest(
+        self,
+        text: str,
+        *,
+        max_words: int = 8,
+        time_budget_ms: float = 300,
+        n: int = 1,
+        threshold: float = 0.5,
+        handle: str | None = None,
+    ) -> SuggestionStream:
+        """Return at once a stream of what could be typed next, word by word: up to `n` suggestions.
+
+        Each has at most `max_words` whole words, of one line, and no more than leave its probability a token at
+        `threshold` or above. The stream ends `time_budget_ms` after this call, with what there is, and within a step
+        once there is a newer one of the same `handle`. See `engine/suggestions.py`. Raises what `stream` raises.
+        """
+        options = SuggestionOptions(max_words, time_budget_ms, n, threshold, handle)
+        deadline = self._clock() + options.time_budget_ms / 1000
+        worker = self._worker
+        worker.require_usable()
+        asked = options.completion(worker.model.config.vocab_size)
+        request = checked_request(worker.model, worker.tokenizer, text, asked)
+        return self._newest.begin(
+            options.handle,
+            lambda: SuggestionStream(
+                self._begin, request, worker.tokenizer, options, clock=self._clock, deadline=deadline
+            ),
+        )
+
+    async def suggest_async(self, text: str, **options: object) -> Suggestions:
+        """Return the suggestions that there are in the time, for asyncio; options are those of `suggest`.
+
+        Cancelling the task cancels the request.
+        """
+        async with self._suggest(text, options) as stream:
+            return await stream
 
     @with_known_keywords
     def score(self, text: ScoredText, *, top_logprobs: int = 0, cancel: threading.Event | None = None) -> Score:
@@ -244,6 +294,21 @@ class HeliumEngine:
         self._answer(self._worker.call(self._worker.resume))
 
     @property
+    def tokenizer(self) -> HeliumTokenizer:
+        """The model's tokenizer, which any thread may use."""
+        return self._worker.tokenizer
+
+    @property
+    def config(self) -> HeliumConfig:
+        """The model's config."""
+        return self._worker.model.config
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken: not after `close`, nor once the worker has died."""
+        return self._worker.is_alive
+
+    @property
     def is_paused(self) -> bool:
         """Whether `pause` was called, and not `resume` after it."""
         return self._worker.is_paused
@@ -267,6 +332,17 @@ class HeliumEngine:
 
     def _stream(self, prompt: Prompt, options: Mapping[str, object]) -> EngineStream:
         return self.stream(prompt, **options)  # pyright: ignore[reportArgumentType]
+
+    def _suggest(self, text: str, options: Mapping[str, object]) -> SuggestionStream:
+        return self.suggest(text, **options)  # pyright: ignore[reportArgumentType]
+
+    def _begin(self, request: CompletionRequest, cache: list[KVCache] | None = None) -> EngineStream:
+        """Queue a request; it brings an empty cache if it is to have one of its own."""
+        worker = self._worker
+        worker.scheduler.require_room(request)
+        number, channel = self._new_channel()
+        worker.call(lambda: worker.scheduler.add(number, request, channel, cache=cache), queues=True)
+        return EngineStream(channel, self._save, number, request, worker.tokenizer)
 
     def _new_channel(self) -> tuple[int, Channel]:
         worker = self._worker

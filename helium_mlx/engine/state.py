@@ -47,7 +47,13 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "ignore_eos": (bool,),
     "extra_eos": (list,),
     "logprobs": (int,),
+    "presence_penalty": (int, float),
+    "frequency_penalty": (int, float),
+    "heal": (bool,),
 }
+
+# Those that older files lack, each with the value that asks for nothing.
+_NEWER: dict[str, object] = {"extra_eos": [], "presence_penalty": 0, "frequency_penalty": 0, "heal": False}
 
 
 def save_state(
@@ -66,7 +72,8 @@ def save_state(
     given |= {"extra_eos": list(cast("Sequence[int | str]", request.options.extra_eos))}
     record = {
         "version": VERSION,
-        "prompt": request.prompt,
+        # What was cut off is cut off anew.
+        "prompt": [*request.prompt, *request.cut],
         "generated": list(request.generated),
         "max_tokens": request.count,
         "options": {name: given[name] for name in _OPTIONS},
@@ -111,8 +118,7 @@ def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: Hel
     prompt, generated = _ids(record, "prompt", model), _ids(record, "generated", model)
     options = record.get("options")
     if isinstance(options, dict):
-        # Older files lack it.
-        options = {"extra_eos": [], **options}
+        options = {**_NEWER, **options}
     if not isinstance(options, dict) or set(options) != set(_OPTIONS):
         raise MalformedFile(f"its options are {shown(options)}")
     for name, kinds in _OPTIONS.items():

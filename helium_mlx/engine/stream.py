@@ -92,6 +92,16 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
             raise StopAsyncIteration
         return self._noted(chunk)
 
+    def next_within(self, seconds: float) -> GenerationChunk | None:
+        """Wait for the next chunk, so long at most; None if there is none any more. Raises TimeoutError."""
+        chunk = self._channel.get(seconds)
+        return None if chunk is None else self._noted(chunk)
+
+    async def next_within_async(self, seconds: float) -> GenerationChunk | None:
+        """Do what `next_within` does, and let the event loop run meanwhile."""
+        chunk = await self._channel.get_async(seconds)
+        return None if chunk is None else self._noted(chunk)
+
     def result(self) -> EngineCompletion:
         """Wait for the end and return the whole, chunks that were read before included.
 
@@ -136,8 +146,10 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
         file, with_cache = path_of(path), require_switch("with_cache", with_cache)
         if self._request.options.unbatched:
             raise GenerationError(
-                "a request with max_kv_size, kv_bits, prompt_lookup or heal cannot be saved; leave them out"
+                "a request with max_kv_size, kv_bits or prompt_lookup cannot be saved; leave them out"
             )
+        if self._request.options.logits_processors:
+            raise GenerationError("a request with logits_processors cannot be saved, being functions; leave them out")
         tokens, reason = self.tokens, self._read[-1].finish_reason if self._read else None
         if reason not in (None, "cancelled"):
             raise GenerationError(f"the request has ended ({reason}); there is nothing to resume")

@@ -12,7 +12,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from helium_mlx.engine.channels import Channel
-from helium_mlx.errors import EngineError
+from helium_mlx.errors import EngineError, HeliumError
 from helium_mlx.generation.completion import DecodedToken, FinishReason, GenerationChunk
 from helium_mlx.generation.decoding_batch import BatchRow
 from helium_mlx.generation.request import CompletionRequest
@@ -75,6 +75,14 @@ class EngineRow(BatchRow):
         self._started = time.perf_counter()
         if len(self.tokens) == len(self.request.generated):
             self.cached_tokens = min(cached, len(self.request.prompt))
+
+    def among(self, logits: mx.array) -> mx.array:
+        """Return the logits of tokens that can come; where none can, the request fails, and any token will do."""
+        try:
+            return super().among(logits)
+        except HeliumError as error:
+            self.fail(error)
+            return logits
 
     def draw(self, logits: mx.array) -> mx.array:
         """Start computing the next token, (1,); where the sampler fails, the request does, and any token will do."""

@@ -4,6 +4,7 @@ Stop strings are found in the text, not in the tokens: one may begin and end ins
 shown, but a stop string may name them, as in transformers.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -24,13 +25,13 @@ class GenerationChunk:
     """One generated token and the text that it made certain (often a whole word, sometimes none).
 
     `logprob` and `top_logprobs` (token id to natural logarithm, most probable first) are the model's own, before
-    temperature and filters, and None and empty unless `logprobs` was asked for. Speeds are tokens a second;
-    `peak_memory` is MLX's, in gigabytes (1e9 bytes). `from_draft` says that prompt lookup had guessed the token;
-    `drafted_tokens` and `accepted_tokens` count what it has guessed so far, and what of that became text.
-    `finish_reason` is None until the last chunk, and `stop_string` unless one ended the text. `leading_space` says of
-    the whole completion that it begins a word: its text leaves out the space that parts it from the prompt.
-    `cached_tokens` of the prompt were not run, since an engine had kept them of another request. A run cancelled in its
-    prompt has one chunk, whose token is -1.
+    temperature and filters (of a token that `heal` holds to bytes: among those that may come), and None and empty
+    unless `logprobs` was asked for. Speeds are tokens a second; `peak_memory` is MLX's, in gigabytes (1e9 bytes).
+    `from_draft` says that prompt lookup had guessed the token; `drafted_tokens` and `accepted_tokens` count what it has
+    guessed so far, and what of that became text. `finish_reason` is None until the last chunk, and `stop_string` unless
+    one ended the text. `leading_space` says of the whole completion that it begins a word: its text leaves out the
+    space that parts it from the prompt. `cached_tokens` of the prompt were not run, since an engine had kept them of
+    another request. A run cancelled in its prompt has one chunk, whose token is -1.
     """
 
     text: str
@@ -71,9 +72,13 @@ class DecodedToken:
 
 
 def ranked(ids: mx.array, logprobs: mx.array) -> list[dict[int, float]]:
-    """Return the tokens of each row with their log-probabilities, both (K, top), the most probable first."""
+    """Return the tokens of each row with their log-probabilities, both (K, top), the most probable first.
+
+    Those that cannot come are left out.
+    """
     rows = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", logprobs.tolist()), strict=True)
-    return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
+    possible = ([pair for pair in zip(*row, strict=True) if pair[1] != -math.inf] for row in rows)
+    return [dict(sorted(pairs, key=lambda pair: -pair[1])) for pairs in possible]
 
 
 class StopStrings:

@@ -44,6 +44,10 @@ class BatchRow:
         """Whether another token is to be computed."""
         return self.reason is None and self.remaining > 0
 
+    def among(self, logits: mx.array) -> mx.array:
+        """Return logits, (1, vocab_size), with minus infinity for tokens that cannot come next."""
+        return self.sampler.among(logits)
+
     def draw(self, logits: mx.array) -> mx.array:
         """Start computing the next token, (1,), from logits (1, vocab_size)."""
         return self.sampler(logits)
@@ -297,7 +301,9 @@ def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
     scores = logits[0] if len(logits) == 1 else mx.concatenate(logits)
     for row in rows:
         row.begun += 1
-    state = list[mx.array]()
+    highest, state = scores.max(axis=-1), list[mx.array]()
+    if any(row.sampler.is_held for row in rows):
+        scores = mx.concatenate([row.among(scores[place : place + 1]) for place, row in enumerate(rows)])
     if all(row.sampler.takes_best for row in rows):
         tokens = mx.argmax(scores, axis=-1)
     else:
@@ -308,6 +314,5 @@ def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
         tokens = mx.concatenate(drawn)
     most = max(row.request.options.logprobs for row in rows)
     logprobs = token_logprobs(scores, tokens, most) if most else []
-    highest = scores.max(axis=-1)
     mx.async_eval(tokens, state, highest, logprobs)
     return _DecodingStep(rows, tokens, highest, logprobs)

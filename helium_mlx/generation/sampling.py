@@ -1,8 +1,9 @@
-"""From logits to the next token: bias, bans, penalty, filters and the draw, all on the device, none evaluated here.
+"""From logits to the next token: bias, bans, penalties, filters and the draw, all on the device, none evaluated here.
 
-The order is transformers': bias, bans, repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the
-one before it left, renormalised. All of it is float32, whatever the logits are in; greedy without bias, bans and
-penalty is an argmax of the logits themselves.
+The order is transformers': bias, bans, repetition penalty, the caller's processors, temperature, top-k, top-p, min-p;
+each filter sees what the one before it left, renormalised. Presence and frequency penalties, OpenAI's, come after the
+repetition penalty, as in vLLM. All of it is float32, whatever the logits are in; greedy without what comes before the
+temperature is an argmax of the logits themselves.
 
 The draw is a race: token i arrives after an exponential time of rate p_i, and the first one is taken, which is i with
 probability p_i (the Gumbel-max trick without logarithms of p). The times of the n-th token of a request depend on its
@@ -10,24 +11,27 @@ seed, on n and on i alone, so the same seed gives the same text however many pos
 differ in the last bit give another token hardly ever. MLX's global random state is neither read nor changed.
 
 Deviates from transformers: top-k keeps exactly k tokens where several are equal to the k-th, top-p sums from the most
-probable on, and reserved ids are banned from sampled text. It does not know beams, presence and frequency penalties, or
-several requests at once: `model/logits_processing.py` has transformers' steps for batches.
+probable on, and reserved ids are banned from sampled text. It does not know beams, or several requests at once:
+`model/processors.py` has transformers' steps for batches.
 """
 
 import copy
 import math
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
 from helium_mlx import backend
 from helium_mlx.errors import OptionError, shown
-from helium_mlx.model.logits_processing import bounded_temperature
+from helium_mlx.model.temperature import bounded_temperature
 from helium_mlx.option_values import plain, real, require_number, require_whole
+
+if TYPE_CHECKING:
+    from helium_mlx.model.processors import Processor
 
 # Below this only the most probable token is left, and float32 still tells it from 0.
 _LEAST_TOP_P = 1e-30
@@ -36,14 +40,21 @@ _LEAST_TOP_P = 1e-30
 # it cannot hold would be infinite, and make a ban, which is minus infinity, no number.
 MAX_BIAS = 1e9
 
+COUNTED_PENALTIES = ("presence_penalty", "frequency_penalty")
+"""Options that lessen the logits of tokens by how often they have been generated."""
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What shapes the draw. Temperature 0 is greedy: then only bias, bans and the repetition penalty have an effect.
+    """What shapes the draw. Temperature 0 is greedy: then only bias, bans and penalties have an effect.
 
-    `repetition_context_size` tokens, prompt included, are penalised; None is all of them. `logit_bias`, token id to
+    `repetition_context_size` tokens, prompt included, are penalised; None is all of them. Of generated tokens alone,
+    the logit of one that has come is lessened by `presence_penalty`, and for each time that it has by
+    `frequency_penalty`, -2 to 2 (https://platform.openai.com/docs/api-reference/completions). `logit_bias`, token id to
     what is added to its logit, -1e9 to 1e9. `banned_ids` are never generated; the ids that a tokenizer reserves are
     not either while the temperature is above 0, but for those that `logit_bias` names, be it with 0.
+    `logits_processors`: functions of the ids so far, int32 (1, T), and logits, float32 (1, vocab_size), that return
+    logits; they come after bias, bans and the penalty, and before temperature.
 
     Raises GenerationError for a value out of range.
     """
@@ -57,6 +68,9 @@ class SamplingOptions:
     seed: int | None = None
     logit_bias: Mapping[int, float] | None = None
     banned_ids: Collection[int] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logits_processors: Sequence["Processor"] = ()
 
     def __post_init__(self) -> None:
         size, seed = self.repetition_context_size, self.seed
@@ -66,9 +80,11 @@ class SamplingOptions:
             "top_k": require_whole("top_k", self.top_k, 0, allowed="a whole number, 0 or more"),
             "min_p": require_number("min_p", self.min_p, 0, 1, "from 0 to 1"),
             "repetition_penalty": require_number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3, _PENALTIES),
+            **{name: require_number(name, getattr(self, name), -2, 2, "from -2 to 2") for name in COUNTED_PENALTIES},
             # Copies: the caller's may change while the request runs.
             "logit_bias": _checked_bias(self.logit_bias),
             "banned_ids": _checked_bans(self.banned_ids),
+            "logits_processors": _checked_processors(self.logits_processors),
         }
         if size is not None:
             sizes = "a whole number, 1 or more, or None for the whole context"
@@ -108,6 +124,13 @@ def _checked_bans(ids: object) -> frozenset[int]:
     return frozenset(_token_id("banned_ids", token) for token in cast("Collection[object]", listed))
 
 
+def _checked_processors(functions: object) -> tuple[object, ...]:
+    listed = () if functions is None else functions
+    if not isinstance(listed, (list, tuple)) or not all(map(callable, listed)):
+        raise OptionError(f"logits_processors is {shown(functions)}; it must be a list of functions")
+    return tuple(listed)
+
+
 def _token_id(name: str, token: object) -> int:
     number = plain(token)
     if type(number) is not int or number < 0:
@@ -118,8 +141,9 @@ def _token_id(name: str, token: object) -> int:
 class Sampler:
     """Draws one token after another for one request, whose prompt is `prompt`, integers of shape (T,).
 
-    What it remembers are a count and, for the repetition penalty, an array, so a copy is cheap. To draw for several
-    positions in one pass, of which only the first may turn out to hold: `draw` all, then `take` those that do.
+    It continues after the tokens `generated`. What it remembers are a count and, for penalties, an array or two, so a
+    copy is cheap. To draw for several positions in one pass, of which only the first may turn out to hold: `draw` all,
+    then `take` those that do.
 
     Raises GenerationError for a bias or ban of an id that `vocab_size` does not reach, and if nothing is left.
     """
@@ -131,13 +155,27 @@ class Sampler:
         *,
         vocab_size: int,
         reserved_ids: Collection[int] = (),
+        generated: Sequence[int] = (),
     ) -> None:
+        came = mx.array(list(generated), dtype=mx.int32)
         self.options = options
-        self.drawn = 0
+        self.drawn = len(generated)
         self._seed = fresh_seed() if options.seed is None else options.seed
         self._adjustment = logit_adjustment(options, vocab_size, reserved_ids)
-        self._past = int(prompt.size)
-        self._last_seen = _last_seen(prompt, vocab_size) if options.repetition_penalty != 1 else None
+        self._past = int(prompt.size) + len(generated)
+        self._last_seen: mx.array | None = None
+        if options.repetition_penalty != 1:
+            self._last_seen = _last_seen(mx.concatenate([prompt, came]), vocab_size)
+        self._counts: mx.array | None = None
+        if options.presence_penalty or options.frequency_penalty:
+            self._counts = _counts(came, vocab_size)
+        self._process, self._ids = None, None
+        if options.logits_processors:
+            # Few requests have any.
+            from helium_mlx.model.processors import LogitsProcessorList
+
+            self._process = LogitsProcessorList.of(options.logits_processors)
+            self._ids = mx.concatenate([prompt.astype(mx.int32), came])[None]
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Return the next token, uint32 of shape (1,), for logits of shape (1, vocab_size), and take it."""
@@ -150,17 +188,26 @@ class Sampler:
 
         Each is what the sampler would draw if those before it had been taken.
         """
-        if self._last_seen is not None and logits.shape[0] > 1:
+        if self.state and logits.shape[0] > 1:
             ahead = self.copy()
             return mx.concatenate([ahead(logits[row : row + 1]) for row in range(logits.shape[0])])
         if self._adjustment is not None:
             logits = _adjusted(logits, self._adjustment)
         if self._last_seen is not None:
             logits = penalize(logits, self._is_penalized(self._last_seen), self.options.repetition_penalty)
+        if self._counts is not None:
+            presence, frequency = self.options.presence_penalty, self.options.frequency_penalty
+            logits = _lessened(logits, self._counts, mx.array(presence), mx.array(frequency))
+        if self._process is not None and self._ids is not None:
+            logits = self._process(self._ids, logits)
         if self.options.temperature == 0:
             return mx.argmax(logits, axis=-1)
         keys = [key_of(self._seed, self.drawn + row) for row in range(logits.shape[0])]
         return race(*filtered_probabilities(logits, self.options), random_bits(keys, logits.shape[-1]))
+
+    def among(self, logits: mx.array) -> mx.array:
+        """Return what tokens are drawn from, logits (K, vocab_size): minus infinity for those that cannot come."""
+        return logits
 
     def take(self, tokens: mx.array) -> None:
         """Continue after `tokens`, integers (K,): those that the next positions came to have."""
@@ -168,6 +215,10 @@ class Sampler:
         if self._last_seen is not None:
             places = mx.arange(self._past + 1, self._past + count + 1) if count > 1 else mx.array(self._past + 1)
             self._last_seen = self._last_seen.at[tokens].maximum(places)
+        if self._counts is not None:
+            self._counts = self._counts.at[tokens].add(1)
+        if self._ids is not None:
+            self._ids = mx.concatenate([self._ids, tokens.astype(mx.int32)[None]], axis=1)
         self._past += count
         self.drawn += count
 
@@ -178,12 +229,17 @@ class Sampler:
     @property
     def state(self) -> list[mx.array]:
         """The arrays kept from draw to draw, for `mx.async_eval`: left lazy, they would belong to one thread."""
-        return [] if self._last_seen is None else [self._last_seen]
+        return [kept for kept in (self._last_seen, self._counts, self._ids) if kept is not None]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether `among` may leave tokens out, and waits for the token before."""
+        return False
 
     @property
     def takes_best(self) -> bool:
         """Whether the token is the argmax of the logits as they are, so that many rows can be drawn as one."""
-        return self.options.temperature == 0 and self._adjustment is None and self._last_seen is None
+        return self.options.temperature == 0 and self._adjustment is None and not self.state
 
     def _is_penalized(self, last_seen: mx.array) -> mx.array:
         size = self.options.repetition_context_size
@@ -295,6 +351,11 @@ def _adjusted(logits: mx.array, adjustment: mx.array) -> mx.array:
 
 
 @backend.fuse
+def _lessened(logits: mx.array, counts: mx.array, presence: mx.array, frequency: mx.array) -> mx.array:
+    return logits.astype(mx.float32) - counts * frequency - (counts > 0) * presence
+
+
+@backend.fuse
 def _tempered(logits: mx.array, temperature: mx.array) -> mx.array:
     return logits.astype(mx.float32) / temperature
 
@@ -353,3 +414,10 @@ def _last_seen(prompt: mx.array, vocab_size: int) -> mx.array:
     places = mx.zeros(vocab_size, dtype=mx.int32).at[prompt].maximum(mx.arange(1, prompt.size + 1))
     mx.eval(places)
     return places
+
+
+def _counts(tokens: mx.array, vocab_size: int) -> mx.array:
+    """Return how often each token is among `tokens`, integers (T,): int32 (vocab_size,)."""
+    counts = mx.zeros(vocab_size, dtype=mx.int32).at[tokens].add(1)
+    mx.eval(counts)
+    return counts

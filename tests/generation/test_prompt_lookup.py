@@ -166,6 +166,7 @@ OPTIONS = {
     "penalty of the latest": SamplingOptions(
         temperature=1.0, repetition_penalty=1.7, repetition_context_size=5, seed=5
     ),
+    "counted": SamplingOptions(presence_penalty=0.5, frequency_penalty=0.2, temperature=1.0, seed=5),
     "greedy penalty": SamplingOptions(repetition_penalty=1.5, repetition_context_size=6),
 }
 

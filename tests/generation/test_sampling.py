@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import helium_mlx
@@ -35,10 +36,16 @@ make_options = cast("Callable[..., SamplingOptions]", SamplingOptions)
 
 
 def _sampler_of(
-    vocab_size: int, prompt: Sequence[int] = (0,), reserved: Sequence[int] = (), **options: object
+    vocab_size: int,
+    prompt: Sequence[int] = (0,),
+    reserved: Sequence[int] = (),
+    generated: Sequence[int] = (),
+    **options: object,
 ) -> Sampler:
     prompt_ids = mx.array(list(prompt), dtype=mx.int32)
-    return Sampler(make_options(**options), prompt_ids, vocab_size=vocab_size, reserved_ids=reserved)
+    return Sampler(
+        make_options(**options), prompt_ids, vocab_size=vocab_size, reserved_ids=reserved, generated=generated
+    )
 
 
 sampler_of = cast("Callable[..., Sampler]", _sampler_of)
@@ -325,6 +332,67 @@ def test_what_the_penalty_keeps_does_not_grow_with_the_context(size: int | None)
         tokens_from(sampler, LOGITS * 2, 20)
 
 
+# --- presence and frequency penalties
+
+
+def penalized_scores(logits: np.ndarray, generated: Sequence[int], options: SamplingOptions) -> np.ndarray:
+    """OpenAI's formula: logit - count * frequency - (count > 0) * presence, counts being of generated tokens."""
+    counts = np.bincount(np.array(generated, dtype=np.int64), minlength=len(logits))
+    return logits - counts * options.frequency_penalty - (counts > 0) * options.presence_penalty
+
+
+COUNTED: list[Changes] = [
+    {"presence_penalty": 0.7},
+    {"frequency_penalty": 0.3},
+    {"presence_penalty": -0.4, "frequency_penalty": 0.6},
+    {"presence_penalty": 2, "frequency_penalty": -2},
+]
+
+
+@pytest.mark.parametrize("changes", COUNTED, ids=str)
+def test_penalties_of_generated_tokens_follow_the_formula(changes: Changes) -> None:
+    chance, options = np.random.default_rng(2), make_options(**changes)
+    # The prompt is no part of what is counted.
+    sampler, generated = sampler_of(8, prompt=[1, 1, 5, 7], **changes), list[int]()
+    for _ in range(60):
+        logits = chance.normal(0, 1, 8).astype(np.float32)
+        token = tokens_from(sampler, logits.tolist(), 1)[0]
+        assert token == penalized_scores(logits, generated, options).argmax()
+        generated.append(token)
+
+
+@pytest.mark.parametrize("changes", COUNTED, ids=str)
+def test_draws_follow_the_formula(changes: Changes) -> None:
+    generated, options = [3, 3, 0], make_options(**changes)
+    sampler = sampler_of(5, temperature=1.0, seed=5, generated=generated, **changes)
+    drawn = [_at(sampler, n).draw(mx.array([LOGITS])) for n in range(1000)]
+    expected = plain_distribution(
+        penalized_scores(np.array(LOGITS), generated, options).tolist(), SamplingOptions(temperature=1.0)
+    )
+    assert_drawn_from(expected, cast("list[int]", mx.concatenate(drawn).tolist()))
+
+
+def test_a_frequency_penalty_counts_a_token_that_is_taken_twice_at_once() -> None:
+    sampler = sampler_of(2, frequency_penalty=1.0)
+    sampler.take(mx.array([0, 0]))
+    assert tokens_from(sampler, [2.5, 1.0], 1) == [1]
+
+
+def test_without_these_penalties_nothing_is_counted() -> None:
+    assert sampler_of(5).takes_best
+    assert sampler_of(5).state == []
+    assert not sampler_of(5, presence_penalty=0.1).takes_best
+    assert [array.shape for array in sampler_of(5, frequency_penalty=0.1).state] == [(5,)]
+
+
+def test_generate_hands_the_penalties_on() -> None:
+    model, tokenizer = helium_mlx.load("demo")
+    generate = cast("Callable[..., str]", helium_mlx.generate)
+    options: Changes = {"max_tokens": 12, "logit_bias": {401: 40.0, 402: 40.0, 403: 40.0}}
+    penalties: list[Changes] = [{}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}]
+    assert len({generate(model, tokenizer, "Once", **options, **penalty) for penalty in penalties}) == 3
+
+
 # --- seeds
 
 
@@ -409,6 +477,8 @@ DRAFTED: list[Changes] = [
     {"temperature": 1.2, "top_k": 7, "banned_ids": [4]},
     {"temperature": 1.0, "repetition_penalty": 1.8, "repetition_context_size": 3},
     {"repetition_penalty": 2.5},
+    {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+    {"temperature": 1.0, "frequency_penalty": 2.0, "repetition_penalty": 1.2},
 ]
 
 
@@ -461,6 +531,9 @@ def test_log_probabilities_are_float32_whatever_the_logits_are() -> None:
         ("top_p", 1.1),
         ("top_k", -1),
         ("min_p", 1.5),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
+        ("frequency_penalty", math.nan),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", math.nan),
         ("top_k", 5.5),

@@ -1,0 +1,1 @@
+"""Completions over HTTP, and the page to write on; see docs/serve.md."""
