@@ -116,7 +116,7 @@ def measure(clients: int, tokens: int, rounds: int) -> None:
     """Print a line for each way to be asked."""
     with ExitStack() as ends:
         directory = Path(ends.enter_context(tempfile.TemporaryDirectory())) / "demo-float32"
-        convert("demo", directory, dtype="float32", verify=False)
+        convert("demo", str(directory), dtype="float32", verify=False)
         engine = ends.enter_context(HeliumEngine(directory, batch_size=clients))
         ways: dict[str, Callable[[Sequence[str]], Round]] = {"engine": lambda texts: ask_engine(engine, texts, tokens)}
         starts = {"serve": start_ours, "mlx_lm.server": start_theirs}
