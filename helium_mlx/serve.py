@@ -3,6 +3,7 @@
 `python -m helium_mlx.serve --help`; docs/serve.md has the clients.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -131,8 +132,7 @@ def _key(given: str | None, file: str | None) -> str | None:
 
 
 def _require_origin(origin: str) -> None:
-    scheme, _, rest = origin.partition("://")
-    if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest or not origin.isprintable():
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._:\[\]-]+", origin):
         raise UsageError(f"allow_origin is {origin}; name one page's origin, such as http://localhost:3000")
 
 

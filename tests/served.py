@@ -12,10 +12,22 @@ from http.client import HTTPConnection, HTTPResponse
 from waiting import LONGEST_WAIT
 
 from helium_mlx.engine.engine import HeliumEngine
+from helium_mlx.generation.streaming import stream_generate
+from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.server.access import Access
 from helium_mlx.server.app import App, Service
 from helium_mlx.server.errors import refusal
 from helium_mlx.server.http import HttpServer, Limits
+from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
+PROMPT = "Once upon a time"
+
+
+def expected(demo: Demo, prompt: str | list[int] = PROMPT, **options: object) -> str:
+    """What follows a prompt, the space that parts it from the prompt included."""
+    chunks = list(stream_generate(*demo, prompt, **options))  # pyright: ignore[reportArgumentType]
+    return (" " if chunks[0].leading_space else "") + "".join(chunk.text for chunk in chunks)
 
 
 @dataclass
@@ -104,7 +116,7 @@ def serving(
 ) -> Iterator[Served]:
     """Serve an engine on loopback meanwhile."""
     app = App(engine, service or Service("demo"), access or Access())
-    server = HttpServer(app, refusal, limits or Limits())
+    server = HttpServer(app, refusal, limits or Limits(), app.turn_away)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -299,6 +299,11 @@ class HeliumEngine:
         return self._worker.model.config
 
     @property
+    def is_open(self) -> bool:
+        """Whether requests are taken: not after `close`, nor once the worker has died."""
+        return self._worker.is_alive
+
+    @property
     def is_paused(self) -> bool:
         """Whether `pause` was called, and not `resume` after it."""
         return self._worker.is_paused

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from helium_mlx.engine.engine import HeliumEngine
 from helium_mlx.errors import did_you_mean, shown
@@ -15,7 +16,7 @@ from helium_mlx.server.errors import ApiError
 from helium_mlx.server.files import page_files
 from helium_mlx.server.http import Answer, EventStream, Request
 from helium_mlx.server.metrics import CONTENT_TYPE, Metrics
-from helium_mlx.server.suggestions import Suggesting
+from helium_mlx.server.suggestions import Suggesting, SuggestionCall
 
 # Requests that wait, for each that may run.
 _WAITING = 4
@@ -24,6 +25,7 @@ _NO_CHAT = (
     "this is a base model, which continues text and has no chat template; send the text to /v1/completions as prompt"
 )
 
+A = TypeVar("A", Answer, EventStream, Answer | EventStream)
 Respond = Callable[[Request], Awaitable[Answer | EventStream]]
 
 
@@ -71,17 +73,30 @@ class App:
         """Have all completions that still run end with an error."""
         self.completions.ending.set()
 
-    async def __call__(self, request: Request) -> Answer | EventStream:
-        """Return the answer to a request."""
-        # Only paths that there are: others would fill the counters.
-        path = request.path if request.path in self._routes or request.path in self._files else "other"
+    def turn_away(self, request: Request) -> Answer | None:
+        """Return the answer to a request that may not be made, None for others. Its body is not looked at."""
         try:
             self.access.check(request)
+        except ApiError as error:
+            return self._counted_answer(request, error.answer())
+        return None
+
+    async def __call__(self, request: Request) -> Answer | EventStream:
+        """Return the answer to a request."""
+        turned_away = self.turn_away(request)
+        if turned_away is not None:
+            return turned_away
+        try:
             answer = await self._route(request)
         except ApiError as error:
             answer = error.answer()
         except Exception as error:
             answer = reported(error).answer()
+        return self._counted_answer(request, answer)
+
+    def _counted_answer(self, request: Request, answer: A) -> A:
+        # Only paths that there are: others would fill the counters.
+        path = request.path if request.path in self._routes or request.path in self._files else "other"
         self.metrics.answered(path, answer.status if isinstance(answer, Answer) else 200)
         return replace(answer, headers=[*answer.headers, *self.access.headers(request)])
 
@@ -100,26 +115,37 @@ class App:
             raise _wrong_method(request, f"{method}, OPTIONS")
         return await respond(request)
 
-    # --- completions
+    # --- completions and suggestions
 
     async def _complete(self, request: Request) -> Answer | EventStream:
         call = CompletionCall.of_body(request.body, max_tokens_limit=self.service.max_tokens_limit)
-        self._require_place()
-        self.metrics.open_requests += 1
+        self._take_place()
         if call.streams:
             return EventStream(await self._begun(self.completions.events(call)))
+        return await self._whole(self.completions.whole(call))
+
+    async def _suggest(self, request: Request) -> Answer | EventStream:
+        call = SuggestionCall.of_body(request.body)
+        self._take_place()
+        if call.streams:
+            return EventStream(await self._begun(self.suggesting.events(call)))
+        return await self._whole(self.suggesting.whole(call))
+
+    def _take_place(self) -> None:
+        """Count a request as open. Raises ApiError where there are as many as may be."""
+        most = self.service.max_concurrent * (1 + _WAITING)
+        if self.metrics.open_requests >= most:
+            raise ApiError(503, f"{most} requests run or wait already, the most of --max-concurrent; come again")
+        self.metrics.open_requests += 1
+
+    async def _whole(self, text: Awaitable[str]) -> Answer:
         try:
-            return _json(await self.completions.whole(call))
+            return _json(await text)
         except asyncio.CancelledError:
             self.metrics.hung_up += 1
             raise
         finally:
             self.metrics.open_requests -= 1
-
-    def _require_place(self) -> None:
-        most = self.service.max_concurrent * (1 + _WAITING)
-        if self.metrics.open_requests >= most:
-            raise ApiError(503, f"{most} requests run or wait already, the most of --max-concurrent; come again")
 
     async def _begun(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
         """Return events whose first has come, so that what is wrong with the request is known before the answer."""
@@ -144,11 +170,6 @@ class App:
             self.metrics.open_requests -= 1
             await _closed(events)
 
-    async def _suggest(self, request: Request) -> Answer | EventStream:
-        self._require_place()
-        stream, streams = await self.suggesting.begin(request.body)
-        return EventStream(self.suggesting.events(stream)) if streams else _json(await self.suggesting.whole(stream))
-
     # --- everything else
 
     async def _in_thread(self, respond: Callable[[HeliumEngine, bytes], str], request: Request) -> Answer:
@@ -168,6 +189,8 @@ class App:
         return _json(to_json({"object": "list", "data": [model]}))
 
     async def _health(self, request: Request) -> Answer:
+        if not self.engine.is_open:
+            raise ApiError(503, "the engine has ended; start the server anew")
         return _json(to_json({"status": "ok"}))
 
     async def _tokenizer_info(self, request: Request) -> Answer:

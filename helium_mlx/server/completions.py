@@ -63,7 +63,7 @@ class CompletionCall:
         given = read(body, COMPLETION, NOT_DONE_IN_COMPLETIONS)
         prompts, n = _prompts(given["prompt"]), cast(int, given["n"])
         best_of = n if given["best_of"] is None else cast(int, given["best_of"])
-        max_tokens, echo = int(cast(float, given["max_tokens"])), cast(bool, given["echo"])
+        max_tokens, echo = cast(int, given["max_tokens"]), cast(bool, given["echo"])
         streams = cast(bool, given["stream"])
         if best_of < n:
             raise bad("best_of", f"best_of is {best_of}; it must be at least n, which is {n}")

@@ -69,14 +69,15 @@ class EventStream:
 Handler = Callable[[Request], Awaitable[Answer | EventStream]]
 Refusal = Callable[[int, str], Answer]
 """The answer to what is no request, for a status and a sentence."""
+TurnAway = Callable[[Request], Answer | None]
 
 
 class _RefusedError(Exception):
     """A request that is not read to its end; the connection ends with the answer."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
 
 
 class _HungUpError(Exception):
@@ -85,11 +86,15 @@ class _HungUpError(Exception):
 
 @dataclass
 class HttpServer:
-    """Listens, and answers each connection until it ends. `handler` must not raise but for being cancelled."""
+    """Listens, and answers each connection until it ends. `handler` must not raise but for being cancelled.
+
+    `turn_away` is asked before a body is read, with the request's head, and may answer already.
+    """
 
     handler: Handler
     refusal: Refusal
     limits: Limits = field(default_factory=Limits)
+    turn_away: TurnAway | None = None
 
     def __post_init__(self) -> None:
         self._connections: dict[asyncio.Task[None], _Connection] = {}
@@ -125,12 +130,13 @@ class HttpServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        connection = _Connection(reader, writer, self.handler, self.refusal, self.limits)
+        connection = _Connection(reader, writer, self.handler, self.refusal, self.limits, self.turn_away)
         is_one_too_many = len(self._connections) >= self.limits.connections
         self._connections[task] = connection
         try:
             if is_one_too_many:
-                await connection.refuse(503, f"the server has {self.limits.connections} connections; come again")
+                said = f"the server has {self.limits.connections} connections; come again"
+                await connection.refuse(self.refusal(503, said))
             else:
                 await connection.run()
         except (_HungUpError, OSError):
@@ -163,12 +169,14 @@ class _Connection:
         handler: Handler,
         refusal: Refusal,
         limits: Limits,
+        turn_away: TurnAway | None,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._handler = handler
         self._refusal = refusal
         self._limits = limits
+        self._turn_away = turn_away
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes)
         self._ahead = 0
         self._is_finishing = False
@@ -186,7 +194,7 @@ class _Connection:
             try:
                 request = await self._next_request()
             except _RefusedError as refused:
-                await self.refuse(refused.status, str(refused))
+                await self.refuse(refused.answer)
                 return
             if request is None:
                 return
@@ -195,10 +203,10 @@ class _Connection:
                 return
             self._http.start_next_cycle()
 
-    async def refuse(self, status: int, message: str) -> None:
+    async def refuse(self, answer: Answer) -> None:
         """Answer what is no request, and let go of what else comes."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            await self._send_whole(self._refusal(status, message), ends=True)
+            await self._send_whole(answer, ends=True)
         # Else the system would reset the connection over what was not read, and the answer would be lost.
         self._writer.write_eof()
         with suppress(asyncio.TimeoutError):
@@ -218,9 +226,9 @@ class _Connection:
         try:
             return await asyncio.wait_for(self._request(), self._limits.request)
         except asyncio.TimeoutError:
-            raise _RefusedError(408, f"the request did not come whole within {self._limits.request:g} s") from None
+            raise self._refused(408, f"the request did not come whole within {self._limits.request:g} s") from None
         except h11.RemoteProtocolError as error:
-            raise _RefusedError(error.error_status_hint, f"that is not HTTP/1.1: {error}") from None
+            raise self._refused(error.error_status_hint, f"that is not HTTP/1.1: {error}") from None
 
     async def _more(self, timeout: float | None = None) -> bool:
         """Read some bytes; return whether there were any. None too within `timeout` counts as none."""
@@ -251,8 +259,9 @@ class _Connection:
             elif isinstance(event, h11.Request):
                 head = event
                 if not head.http_version.startswith(b"1."):
-                    raise _RefusedError(505, "only HTTP/1.1 is spoken here")
+                    raise self._refused(505, "only HTTP/1.1 is spoken here")
                 self._require_length(head)
+                self._require_welcome(head)
             elif isinstance(event, h11.Data):
                 body += event.data
                 self._require_room(len(body))
@@ -269,7 +278,17 @@ class _Connection:
 
     def _require_room(self, size: int) -> None:
         if size > self._limits.body_bytes:
-            raise _RefusedError(413, f"the body has more than {self._limits.body_bytes} bytes")
+            raise self._refused(413, f"the body has more than {self._limits.body_bytes} bytes")
+
+    def _require_welcome(self, head: h11.Request) -> None:
+        """Let nobody send a body who will not be answered."""
+        answer = None if self._turn_away is None else self._turn_away(_as_request(head, b""))
+        names = {name for name, _ in head.headers}
+        if answer is not None and names & {b"content-length", b"transfer-encoding"}:
+            raise _RefusedError(answer)
+
+    def _refused(self, status: int, message: str) -> _RefusedError:
+        return _RefusedError(self._refusal(status, message))
 
     # --- what goes
 

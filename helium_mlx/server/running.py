@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from helium_mlx.engine.engine import HeliumEngine
 from helium_mlx.errors import HeliumError
@@ -18,12 +19,25 @@ from helium_mlx.server.http import HttpServer, Limits
 GRACE = 5.0
 
 
+# Files that are open beside connections: the model's, the loop's, libraries'.
+_OTHER_FILES = 64
+
+
 @dataclass(frozen=True)
 class Address:
     """Where to listen; the system picks a port for 0."""
 
     host: str
     port: int
+
+
+def system_limits() -> Limits:
+    """Return the limits on clients, with no more connections than the system lets a process have open."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    usual = Limits()
+    if files == resource.RLIM_INFINITY:
+        return usual
+    return replace(usual, connections=min(usual.connections, max(files - _OTHER_FILES, 1)))
 
 
 async def serve(
@@ -38,7 +52,7 @@ async def serve(
 ) -> None:
     """Answer until Ctrl-C or SIGTERM; `on_ready` is given the server's address. Raises HeliumError for one in use."""
     app = App(engine, service, access)
-    server = HttpServer(app, refusal, limits or Limits())
+    server = HttpServer(app, refusal, limits or system_limits(), app.turn_away)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     try:

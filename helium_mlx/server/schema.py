@@ -54,7 +54,8 @@ def read(body: bytes, parameters: Mapping[str, Parameter], instead: Mapping[str,
         if name in parameters and value is not None and not fits(value, parameters[name].schema):
             raise bad(name, f"{name} is {shown(value)}; it must be {words(parameters[name].schema)}")
     return {
-        name: parameter.default if given.get(name) is None else given[name] for name, parameter in parameters.items()
+        name: parameter.default if given.get(name) is None else _taken(given[name], parameter.schema)
+        for name, parameter in parameters.items()
     }
 
 
@@ -67,6 +68,19 @@ def fits(value: object, schema: Schema) -> bool:
             return _is_of(value, kind) and _is_within(value, schema)
         case _:
             return True
+
+
+def _taken(value: object, schema: Schema) -> object:
+    """Return a value that fits a schema, its whole numbers as Python has them: in JSON, 1.0 is one."""
+    match schema, value:
+        case {"anyOf": list(choices)}, _:
+            return _taken(value, next(choice for choice in choices if fits(value, choice)))
+        case {"type": "integer"}, float():
+            return int(value)
+        case {"type": "array", "items": Mapping() as items}, list():
+            return [_taken(item, items) for item in value]
+        case _:
+            return value
 
 
 def _is_of(value: object, kind: str) -> bool:

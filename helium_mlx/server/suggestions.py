@@ -1,7 +1,8 @@
 """`/v1/suggestions`: what could be typed next, as `HeliumEngine.suggest` finds it, whole or a word an event."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 from helium_mlx.engine.engine import HeliumEngine
@@ -13,6 +14,23 @@ from helium_mlx.server.parameters import SUGGESTION
 from helium_mlx.server.schema import read
 
 
+@dataclass(frozen=True)
+class SuggestionCall:
+    """A request to `/v1/suggestions`, checked. `options` are the engine's."""
+
+    text: str
+    streams: bool
+    options: Mapping[str, object]
+
+    @classmethod
+    def of_body(cls, body: bytes) -> "SuggestionCall":
+        """Return the request that a body holds. Raises ApiError, which names the parameter that is wrong."""
+        given = read(body, SUGGESTION, {})
+        names = ("max_words", "time_budget_ms", "n", "threshold", "handle")
+        options = {name: given[name] for name in names if given[name] is not None}
+        return cls(cast(str, given["prompt"]), cast(bool, given["stream"]), options)
+
+
 class Suggesting:
     """Answers requests to `/v1/suggestions`. A newer one of the same handle ends the older, whoever sent it."""
 
@@ -20,29 +38,14 @@ class Suggesting:
         self.engine = engine
         self.metrics = metrics
 
-    async def begin(self, body: bytes) -> tuple[SuggestionStream, bool]:
-        """Return what a body asks for, and whether it is to be streamed. Raises ApiError, which names what is wrong."""
-        given = read(body, SUGGESTION, {})
-        text, streams = cast(str, given["prompt"]), cast(bool, given["stream"])
-        names = ("max_words", "time_budget_ms", "n", "threshold", "handle")
-        options = {name: given[name] for name in names if given[name] is not None}
-        try:
-            # Tokenizing a long text takes a while.
-            return await asyncio.to_thread(self.engine.suggest, text, **options), streams  # pyright: ignore[reportArgumentType]
-        except Exception as error:
-            raise reported(error) from None
-
-    async def whole(self, stream: SuggestionStream) -> str:
+    async def whole(self, call: SuggestionCall) -> str:
         """Return all suggestions, once there are no more."""
-        async with stream:
-            try:
-                return self._object(await stream)
-            except Exception as error:
-                raise reported(error) from None
+        async with await self._begin(call) as stream:
+            return self._object(await stream)
 
-    async def events(self, stream: SuggestionStream) -> AsyncIterator[str]:
-        """Yield a word an event, and then the whole; an error is an event too."""
-        async with stream:
+    async def events(self, call: SuggestionCall) -> AsyncIterator[str]:
+        """Yield a word an event, and then the whole; an error on the way is an event too."""
+        async with await self._begin(call) as stream:
             try:
                 async for word in stream:
                     yield to_json({"index": word.index, "text": word.text, "probability": word.probability})
@@ -50,6 +53,10 @@ class Suggesting:
             except Exception as error:
                 yield reported(error).text()
         yield DONE
+
+    async def _begin(self, call: SuggestionCall) -> SuggestionStream:
+        # Tokenizing a long text takes a while.
+        return await asyncio.to_thread(self.engine.suggest, call.text, **call.options)  # pyright: ignore[reportArgumentType]
 
     def _object(self, found: Suggestions) -> str:
         self.metrics.prompt_tokens += found.prompt_tokens

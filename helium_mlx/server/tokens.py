@@ -31,9 +31,8 @@ def tokenize(engine: HeliumEngine, body: bytes) -> str:
 def detokenize(engine: HeliumEngine, body: bytes) -> str:
     """Return the text of token ids."""
     given = read(body, DETOKENIZE, {})
-    tokens = [int(token) for token in cast("list[float]", given["tokens"])]
     try:
-        return to_json({"prompt": engine.tokenizer.decode(tokens)})
+        return to_json({"prompt": engine.tokenizer.decode(cast("list[int]", given["tokens"]))})
     except HeliumError as error:
         raise as_api_error(error) from None
 

@@ -1,13 +1,14 @@
 from collections.abc import Iterator
 
 import pytest
-from served import Served, serving
+from served import Demo, Served, serving
 
 from helium_mlx.engine.engine import HeliumEngine
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[HeliumEngine]:
+def engine(demo: Demo) -> Iterator[HeliumEngine]:
+    # The demo is there first: functions of bundles run in the thread that used MLX first, here the main one.
     with HeliumEngine("demo", dtype="float32") as engine:
         yield engine
 

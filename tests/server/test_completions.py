@@ -7,25 +7,15 @@ from http.client import HTTPConnection
 from typing import Any
 
 import pytest
-from served import Served, serving
+from served import PROMPT, Demo, Served, expected, serving
 from waiting import LONGEST_WAIT, wait_for
 
 from helium_mlx.engine.engine import HeliumEngine
 from helium_mlx.generation.scoring import Score, score
-from helium_mlx.generation.streaming import stream_generate
-from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.server.app import Service
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
-Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
-PROMPT = "Once upon a time"
 GREEDY: dict[str, object] = {"prompt": PROMPT, "temperature": 0, "max_tokens": 12}
-
-
-def expected(demo: Demo, prompt: str | list[int] = PROMPT, **options: object) -> str:
-    """What follows a prompt, the space that parts it from the prompt included."""
-    chunks = list(stream_generate(*demo, prompt, **options))  # pyright: ignore[reportArgumentType]
-    return (" " if chunks[0].leading_space else "") + "".join(chunk.text for chunk in chunks)
 
 
 def test_the_text_is_what_the_package_generates(server: Served, demo: Demo) -> None:
@@ -298,6 +288,17 @@ def test_values_of_null_and_names_without_effect_are_taken(server: Served, demo:
     text = server.completion(**GREEDY, **nulls, model="anything/../etc", metadata={"a": "b"}, store=False)
     assert text["choices"][0]["text"] == expected(demo, max_tokens=12)
     assert text["model"] == "demo"
+
+
+def test_whole_numbers_may_have_a_point(server: Served) -> None:
+    ids = server.app.engine.tokenizer.encode(PROMPT)
+    asked = {"prompt": ids, "max_tokens": 6, "seed": 7, "top_k": 9, "n": 2, "logprobs": 1}
+    pointed = {name: float(value) for name, value in asked.items() if isinstance(value, int)}
+    texts = [
+        [choice["text"] for choice in server.completion(**each)["choices"]]
+        for each in (asked, {**pointed, "prompt": [[float(token) for token in ids]]})
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_chat_is_answered_with_a_sentence(server: Served) -> None:

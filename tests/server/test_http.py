@@ -10,6 +10,7 @@ from served import Served, serving
 from waiting import LONGEST_WAIT, wait_for
 
 from helium_mlx.engine.engine import HeliumEngine
+from helium_mlx.server.access import Access
 from helium_mlx.server.http import Limits
 
 HOST = b"Host: 127.0.0.1\r\n"
@@ -56,6 +57,14 @@ def test_a_body_without_end_is_refused_where_it_is_too_long(engine: HeliumEngine
         answer = server.raw(sent)
         assert head_of(answer).split()[1] == b"413"
         assert "more than 1000 bytes" in error_of(answer)
+
+
+def test_no_body_is_awaited_of_who_may_not_ask(engine: HeliumEngine) -> None:
+    with serving(engine, access=Access("a-key-of-enough-characters", is_local=False)) as server:
+        # Of the body nothing comes.
+        answer = server.raw(b"POST /v1/completions HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\n")
+        assert head_of(answer).split()[1] == b"401"
+        assert b"connection: close" in answer.lower()
 
 
 def test_a_slow_request_is_dropped(engine: HeliumEngine) -> None:
@@ -126,6 +135,26 @@ def test_more_connections_than_there_may_be_are_told(engine: HeliumEngine) -> No
         first.close()
         wait_for(lambda: not server.server._connections)
         assert server.ask("GET", "/health")[0] == 200
+
+
+def test_other_protocols_are_not_switched_to(server: Served) -> None:
+    asks = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    last = b"GET /health HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n"
+    answer = server.raw(b"GET /health HTTP/1.1\r\n" + HOST + asks + b"\r\n" + last)
+    assert answer.count(b"HTTP/1.1 200") == 2
+    answer = server.raw(b"CONNECT example.com:443 HTTP/1.1\r\n" + HOST + b"\r\n" + last)
+    assert head_of(answer).split()[1] == b"404"
+    assert answer.count(b"HTTP/1.1 200") == 1
+
+
+def test_old_clients_are_answered_and_their_connection_closed(server: Served) -> None:
+    answer = server.raw(b"GET /health HTTP/1.0\r\n" + HOST + b"\r\n")
+    assert head_of(answer).split()[1] == b"200"
+    body = b'{"prompt": "Once", "max_tokens": 2, "stream": true}'
+    head = b"POST /v1/completions HTTP/1.0\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body)
+    answer = server.raw(head + body)
+    assert b"chunked" not in answer
+    assert answer.endswith(b"data: [DONE]\n\n")
 
 
 def test_head_has_no_body(server: Served) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 from processes import run_code, run_command
 from waiting import LONGEST_WAIT
+
+from helium_mlx.serve import main
+from helium_mlx.server.running import system_limits
 
 REFUSED = {
     "an open host": (["--host", "0.0.0.0"], "--host is 0.0.0.0, which other machines reach; give an --api-key-file"),
@@ -118,5 +122,31 @@ def test_nothing_else_loads_the_server() -> None:
     done = run_code(
         "import sys; from helium_mlx import *; import helium_mlx.cli; helium_mlx.cli.build_parser()\n"
         "print([name for name in sys.modules if name == 'h11' or name.startswith('helium_mlx.server')])"
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"), [(256, 192), (10, 1), (100_000, 1024), (resource.RLIM_INFINITY, 1024)]
+)
+def test_connections_leave_files_to_the_rest(files: int, connections: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
+    assert system_limits().connections == connections
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "https://editor.example", "app://obsidian.md", "http://[::1]:1"]
+)
+def test_origins_may_be_of_any_scheme(origin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # The port is refused after it.
+    assert main(["--model", "nowhere", "--allow-origin", origin, "--port", "0"]) == 1
+    assert "allow-origin" not in capsys.readouterr().err
+
+
+def test_a_server_loads_nothing_heavy() -> None:
+    done = run_code(
+        "import sys; from helium_mlx.server.running import serve; from helium_mlx.server.openapi import document\n"
+        "heavy = ('transformers', 'torch', 'mlx_lm', 'numpy', 'requests', 'httpx', 'huggingface_hub', 'anyio')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     assert done.stdout == "[]\n", done.stderr

@@ -1,11 +1,14 @@
 """`/v1/suggestions` against `HeliumEngine.suggest`."""
 
 import json
+from http.client import HTTPConnection
 
 import pytest
-from served import Served
+from served import Served, serving
+from waiting import LONGEST_WAIT, wait_for
 
 from helium_mlx.engine.engine import HeliumEngine
+from helium_mlx.server.app import Service
 
 # No clock ends it.
 ASKED: dict[str, object] = {"prompt": "Once upon a ti", "max_words": 3, "threshold": 0.0, "time_budget_ms": 60_000}
@@ -49,3 +52,22 @@ def test_nothing_is_suggested_below_the_threshold(server: Served) -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_named(server: Served, parameters: dict, param: str) -> None:
     assert server.error({**ASKED, **parameters}, path="/v1/suggestions")["param"] == param
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_suggestions_take_a_place_until_they_end(engine: HeliumEngine, streams: bool) -> None:
+    # What is asked now waits.
+    engine.pause()
+    try:
+        with serving(engine, service=Service("demo", max_concurrent=1)) as server:
+            connections = [HTTPConnection("127.0.0.1", server.port, timeout=LONGEST_WAIT) for _ in range(5)]
+            for connection in connections:
+                connection.request("POST", "/v1/suggestions", json.dumps({**ASKED, "stream": streams}))
+            wait_for(lambda: server.app.metrics.open_requests == 5)
+            assert server.ask("POST", "/v1/suggestions", ASKED)[0] == 503
+            for connection in connections:
+                connection.close()
+            wait_for(lambda: server.app.metrics.open_requests == 0)
+            assert server.app.metrics.hung_up == 5
+    finally:
+        engine.resume()

@@ -430,13 +430,14 @@ async function showChoices() {
         for (const choice of event.choices) {
           if (choice.text) speed.token();
           made[choice.index].text += choice.text;
-          cards[choice.index].text.textContent = made[choice.index].text.slice(before.length);
+          cards[choice.index].text.textContent = made[choice.index].text.slice(before.length).trimStart();
         }
       }
     });
   });
   for (const child of made) if (child.text !== before && open.nodes[parent]) open.nodes[child.id] = child;
   for (const card of cards) card.take.disabled = card.text.textContent === "";
+  cards.find((card) => !card.take.disabled)?.take.focus();
   saveSoon();
   drawTree();
 }
@@ -663,10 +664,16 @@ document.addEventListener("keydown", (event) => {
   } else if (isCommand && event.key.toLowerCase() === "y" && !(event.target instanceof HTMLInputElement)) {
     event.preventDefault();
     undo(1);
-  } else if (/^[1-8]$/.test(event.key) && event.target instanceof HTMLButtonElement && $("choices").children.length) {
+  } else if (/^[1-8]$/.test(event.key) && !isField(event.target) && $("choices").children.length) {
+    event.preventDefault();
     $("choices").children[Number(event.key) - 1]?.querySelector("button")?.click();
   }
 });
+
+/** Whether keys are typed there. @param {EventTarget | null} target */
+function isField(target) {
+  return target instanceof HTMLTextAreaElement || target instanceof HTMLInputElement || target instanceof HTMLSelectElement;
+}
 
 document.addEventListener("selectionchange", () => {
   if (document.activeElement !== editor.area) return;
@@ -717,8 +724,10 @@ $("name").addEventListener("input", () => {
   saveSoon();
 });
 $("documents").addEventListener("change", async () => {
+  // Saving lists the documents anew.
+  const chosen = $("documents").value;
   await save();
-  const found = await shelf.get($("documents").value);
+  const found = await shelf.get(chosen);
   if (found) openDocument(found);
 });
 $("new").addEventListener("click", async () => {
