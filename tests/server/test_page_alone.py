@@ -293,6 +293,30 @@ def test_what_is_typed_right_before_the_page_goes_is_kept(page: Page) -> None:
     expect(page.locator("#text")).to_have_value("Saved. Not yet.")
 
 
+def test_what_changes_while_it_is_being_saved_is_kept(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const put = IDBObjectStore.prototype.put;
+            IDBObjectStore.prototype.put = function (...given) {
+                IDBObjectStore.prototype.put = put;
+                const asked = put.apply(this, given);
+                for (const [id, value] of [["name", "Meanwhile"], ["length", "23"], ["text", "First. Second."]]) {
+                    document.getElementById(id).value = value;
+                    document.getElementById(id).dispatchEvent(new Event("input"));
+                }
+                return asked;
+            };
+        }"""
+    )
+    write(page, "First.")
+    expect(page.locator("#documents option:checked")).to_have_text("Meanwhile")
+    saved(page)
+    page.reload()
+    expect(page.locator("#name")).to_have_value("Meanwhile")
+    expect(page.locator("#length")).to_have_value("23")
+    expect(page.locator("#text")).to_have_value("First. Second.")
+
+
 def test_what_is_exported_can_be_imported(page: Page, browser: Browser, server: StandIn, tmp_path: Path) -> None:
     page.locator("#suggest").uncheck()
     write(page, BEGINNING)

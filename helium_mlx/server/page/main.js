@@ -1,6 +1,6 @@
 // The page: what the writer does, what the server is asked then, and what is shown of the answer.
 
-import { DEFAULTS, Shelf, children, fromFile, newDocument, newNode, ownText, removeBranch, toJson } from "./documents.js";
+import { DEFAULTS, Shelf, children, fromFile, isBelow, merged, newDocument, newNode, ownText, removeBranch, toJson } from "./documents.js";
 import { Editor } from "./editor.js";
 import { History } from "./history.js";
 import { Offline, Refused, answers, completions, countTokens, model, scores, suggestions, useKey } from "./server.js";
@@ -29,6 +29,8 @@ let contextLength = 4096;
 let charactersPerToken = FIRST_GUESS;
 let isOffline = false;
 let unsaved = false;
+/** @type {Promise<void> | null} */
+let saving = null;
 
 const editor = new Editor($("sheet"), $("writing"));
 const shelf = new Shelf(otherTabChanged);
@@ -129,37 +131,43 @@ function saveSoon() {
   after("save", PAUSE_SAVE, save);
 }
 
+/** Save the document as it is now, once an older save has ended. */
 async function save() {
+  while (saving) await saving;
   if (!unsaved) return;
   unsaved = false;
+  saving = store();
+  await saving;
+  saving = null;
+}
+
+async function store() {
   try {
-    const saved = await shelf.save(open, base);
-    const isSame = saved.id === open.id;
-    if (isSame) take(saved);
-    $("saved").textContent = "Saved in this browser";
+    const sent = structuredClone(open);
+    const saved = await shelf.save(sent, base);
+    if (saved.id === open.id) take(saved, sent);
     await listDocuments();
+    if (!unsaved) $("saved").textContent = "Saved in this browser";
   } catch (error) {
     unsaved = true;
     say(`Not saved: ${error instanceof Error ? error.message : error}. Export the document.`);
   }
 }
 
-/** Go on from what was saved, which may have branches of another tab. @param {import("./documents.js").Document} saved */
-function take(saved) {
-  const typed = node().text;
+/**
+ * Go on from what was saved: what has changed since it was sent stays, and branches of another tab come in.
+ * @param {import("./documents.js").Document} saved @param {import("./documents.js").Document} sent
+ */
+function take(saved, sent) {
   base = structuredClone(saved);
-  const current = open.current;
-  open = saved;
-  // Keys that were pressed while it was being saved.
-  if (open.nodes[current]) {
-    open.current = current;
-    open.nodes[current].text = typed;
-  }
+  open = { ...merged(open, saved, sent), saved: saved.saved };
+  if (node().text !== editor.text) editor.show(node().text, Math.min(editor.caret, node().text.length));
   drawTree();
 }
 
 /** @param {string} id */
 async function otherTabChanged(id) {
+  while (saving) await saving;
   await listDocuments();
   if (id !== open?.id) return;
   const stored = await shelf.get(id);
@@ -168,7 +176,7 @@ async function otherTabChanged(id) {
     saveSoon();
     return;
   }
-  if (unsaved || stored.saved === base.saved) return;
+  if (unsaved || saving || stored.saved === base.saved) return;
   const shown = node();
   const theirs = stored.nodes[shown.id];
   base = structuredClone(stored);
@@ -475,7 +483,7 @@ function drawNode(drawn) {
   if (drawn.id === open.current) go.setAttribute("aria-current", "true");
   go.addEventListener("click", () => goTo(drawn.id));
   row.append(go);
-  if (Object.keys(open.nodes).length > 1 && drawn.id !== open.current && !isAbove(drawn.id, open.current)) {
+  if (Object.keys(open.nodes).length > 1 && !isBelow(open, open.current, drawn.id)) {
     const remove = document.createElement("button");
     remove.type = "button";
     remove.textContent = "✕";
@@ -495,12 +503,6 @@ function drawNode(drawn) {
     item.append(list);
   }
   return item;
-}
-
-/** @param {string} above @param {string} id @returns {boolean} */
-function isAbove(above, id) {
-  for (let at = open.nodes[id]?.parent; at; at = open.nodes[at]?.parent ?? null) if (at === above) return true;
-  return false;
 }
 
 // --- what the model thinks
@@ -579,8 +581,10 @@ async function putInstead(token, text) {
     return;
   }
   const before = editor.text.slice(0, token.start);
-  startBranch((before ? before : before.trimStart()) + (before ? text : text.trimStart()));
+  startBranch(before + (before ? text : text.trimStart()));
   saveSoon();
+  // The button that was pressed goes.
+  editor.area.focus();
   await goOn();
 }
 
@@ -766,7 +770,10 @@ for (const menu of document.querySelectorAll("details.menu")) {
     if (event.target instanceof HTMLButtonElement) menu.removeAttribute("open");
   });
 }
-for (const moment of ["visibilitychange", "pagehide"]) addEventListener(moment, () => save(), true);
+document.addEventListener("visibilitychange", () => save());
+addEventListener("pagehide", () => {
+  if (unsaved || saving) shelf.note(open, base);
+});
 
 // --- the beginning
 
@@ -800,6 +807,7 @@ async function begin() {
       return option;
     }),
   );
+  await shelf.takeNoted();
   const all = await shelf.all();
   const last = sessionStorage.getItem("helium-open");
   const found = all.find((one) => one.id === last) ?? all[0];
