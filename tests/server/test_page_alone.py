@@ -75,8 +75,10 @@ def write(page: Page, text: str) -> None:
 
 
 def put(page: Page, text: str) -> None:
-    """Put a whole text there at once, as pasting does, with the caret behind it."""
-    page.locator("#text").fill(text)
+    """Put a whole text there at once, with the caret behind it."""
+    page.locator("#text").evaluate(
+        "(area, text) => { area.value = text; area.dispatchEvent(new Event('input')); }", text
+    )
     page.locator("#text").focus()
     page.keyboard.press("Control+End")
 
@@ -445,8 +447,29 @@ def test_what_the_server_refuses_is_said_in_its_words(page: Page, server: StandI
 def test_of_a_text_beyond_the_context_its_end_is_sent(page: Page, server: StandIn) -> None:
     put(page, "\n".join(f"{number} the old captain opened the door" for number in range(CONTEXT // 4)) + "\nThe end")
     expect(page.locator("#ghost")).to_contain_text("The end ")
-    expect(page.locator("#tokens")).to_have_text(re.compile("^[34],... of 4,096 tokens, the end of the text$"))
+    expect(page.locator("#tokens")).to_have_text(re.compile("^[234],... of 4,096 tokens, the end of the text$"))
     assert server.asked("/v1/suggestions")[-1]["prompt"].endswith("\nThe end")
+
+
+def test_of_a_text_beyond_the_context_every_token_is_coloured_where_it_is_in_view(page: Page, server: StandIn) -> None:
+    page.locator("#suggest").uncheck()
+    lines = [f"{number} the old captain opened a door" for number in range(CONTEXT // 3)]
+    put(page, "\n".join(lines))
+    coloured(page)
+    line = page.locator("#layer p")
+    expect(line.last).to_have_text(lines[-1])
+    assert line.last.locator("span").all_text_contents() == tokens_of(lines[-1])
+    page.locator("#text").focus()
+    page.keyboard.press("Control+Home")
+    expect(line.first).to_have_text(lines[0])
+    for number in (0, 7):
+        assert line.nth(number).locator("span").all_text_contents() == tokens_of(lines[number])
+    # What precedes a change stays known.
+    page.keyboard.press("Control+End")
+    page.keyboard.type(" again")
+    expect(line.last.locator("span").last).to_have_text(" again")
+    asked = [body["prompt"] for body in server.asked("/v1/completions")]
+    assert len(set(asked)) == len(asked)
 
 
 # Counts elements that are made, and text whose layout is asked for.

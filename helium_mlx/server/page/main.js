@@ -4,7 +4,7 @@ import { DEFAULTS, Shelf, children, fromFile, isBelow, merged, newDocument, newN
 import { Editor } from "./editor.js";
 import { History } from "./history.js";
 import { Offline, Refused, answers, completions, countTokens, model, scores, suggestions, useKey } from "./server.js";
-import { levelOf, linePath, percent, perplexity, readable, tokensOf } from "./thoughts.js";
+import { levelOf, linePath, percent, perplexity, piecesOf, readable, tokensOf } from "./thoughts.js";
 
 /** @param {string} id @returns {any} */
 const $ = (id) => document.getElementById(id);
@@ -25,6 +25,9 @@ let base;
 let history;
 /** @type {import("./thoughts.js").Token[]} */
 let tokens = [];
+/** What is known of pieces of the text. @type {Map<string, import("./thoughts.js").Token[] | undefined>} */
+let known = new Map();
+let pieceSize = Infinity;
 let contextLength = 4096;
 let charactersPerToken = FIRST_GUESS;
 let isOffline = false;
@@ -263,9 +266,14 @@ function undo(steps) {
 
 // --- what is sent: the end of a text that is longer than the context
 
+/** How much text leaves room for so many tokens. @param {number} room */
+function mostCharacters(room) {
+  return Math.max(200, Math.floor((contextLength - room - 16) * charactersPerToken));
+}
+
 /** The end of a text that leaves room for so many tokens, and where it begins. @param {string} text @param {number} room */
 function fitting(text, room) {
-  const most = Math.max(200, Math.floor((contextLength - room - 16) * charactersPerToken));
+  const most = mostCharacters(room);
   if (text.length <= most) return { sent: text, start: 0 };
   let start = text.length - most;
   const line = text.indexOf("\n", start);
@@ -274,17 +282,24 @@ function fitting(text, room) {
   return { sent: text.slice(start), start };
 }
 
-/** Ask with the end of a text, and with less of it where the server says that it is too long. @template T @param {string} text @param {number} room @param {(sent: string, start: number) => Promise<T>} asking @returns {Promise<T>} */
-async function withEnd(text, room, asking) {
+/** Ask, and where the server says that it was too much, with less. @template T @param {() => Promise<T>} asking @returns {Promise<T>} */
+async function withLess(asking) {
   for (let tries = 0; ; tries += 1) {
-    const { sent, start } = fitting(text, room);
     try {
-      return await asking(sent, start);
+      return await asking();
     } catch (error) {
       if (!(error instanceof Refused && error.code === "context_length_exceeded") || tries === 8) throw error;
       charactersPerToken *= 0.75;
     }
   }
+}
+
+/** Ask with the end of a text. @template T @param {string} text @param {number} room @param {(sent: string, start: number) => Promise<T>} asking @returns {Promise<T>} */
+function withEnd(text, room, asking) {
+  return withLess(() => {
+    const { sent, start } = fitting(text, room);
+    return asking(sent, start);
+  });
 }
 
 /** Show how full the context is. @param {number} count @param {string} sent @param {number} start */
@@ -515,15 +530,32 @@ async function think() {
     drawThoughts();
     return;
   }
-  await run("score", async (signal) => {
-    await withEnd(text, 2, async (sent, start) => {
-      const listed = await scores(sent, signal);
-      if (editor.text !== text) return;
-      tokens = tokensOf(listed, sent, start);
-      showContext(listed.promptTokens, sent, start);
-      drawThoughts();
-    });
-  });
+  await run("score", (signal) => withLess(() => thinkOf(text, signal)));
+}
+
+/** Ask about a text piece by piece, what is in view first; what was asked before is known. @param {string} text @param {AbortSignal} signal */
+async function thinkOf(text, signal) {
+  // Other sizes have other pieces, so that the size stays unless it was too large.
+  pieceSize = Math.min(pieceSize, mostCharacters(2));
+  const pieces = piecesOf(text, pieceSize).map((piece) => ({ ...piece, sent: text.slice(piece.start, piece.end) }));
+  const found = new Map(pieces.map(({ sent }) => [sent, known.get(sent)]));
+  const middle = editor.middleInView;
+  const away = (/** @type {{from: number, end: number}} */ piece) => Math.max(piece.from - middle, middle - piece.end, 0);
+  const missing = pieces.filter(({ sent }) => !found.get(sent)).sort((a, b) => away(a) - away(b));
+  known = found;
+  for (const piece of [null, ...missing]) {
+    if (piece) {
+      const listed = await scores(piece.sent, signal);
+      const from = piece.from - piece.start;
+      known.set(piece.sent, tokensOf(listed, piece.sent, 0).filter((token) => token.start >= from));
+      if (pieces.length === 1) showContext(listed.promptTokens, text, 0);
+    }
+    if (editor.text !== text) return;
+    tokens = pieces.flatMap(({ start, sent }) =>
+      (known.get(sent) ?? []).map((token) => ({ ...token, start: token.start + start, end: token.end + start })),
+    );
+    if (piece || !missing.length) drawThoughts();
+  }
 }
 
 function drawThoughts() {
