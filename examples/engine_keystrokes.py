@@ -7,6 +7,9 @@ but the `cached_tokens`.
 
 New are those that no earlier text has there, after the same tokens. Exit status 1 if a keystroke computes more than 2
 beyond these, or half of them more than 1.
+
+With `--suggest` it is asked for a suggestion, which goes on inside the last word. Then the prompt is what precedes this
+word; what is computed to suggest something is not counted.
 """
 
 import argparse
@@ -24,6 +27,9 @@ BEYOND, MEDIAN_BEYOND = 2, 1
 
 # Keystrokes from edit to edit.
 EVERY = 80
+
+# Whoever counts tokens waits for all of them. In milliseconds.
+A_MINUTE = 60_000
 
 
 @dataclass
@@ -81,14 +87,16 @@ class Seen:
         return new
 
 
-def typed(engine: HeliumEngine, tokenizer: HeliumTokenizer, text: str) -> Tally:
+def typed(engine: HeliumEngine, tokenizer: HeliumTokenizer, text: str, *, suggest: bool = False) -> Tally:
     """Type a text, and count."""
     tally, seen = Tally(), Seen()
     for so_far in keystrokes(text):
-        tokens = tokenizer.encode(so_far)
-        end = engine.stream(tokens, max_tokens=1).result()
+        if suggest:
+            end = engine.suggest(so_far, max_words=1, time_budget_ms=A_MINUTE).result()
+        else:
+            end = engine.stream(so_far, max_tokens=1).result()
         tally.tokens.append(end.prompt_tokens)
-        tally.new.append(seen.add(tokens))
+        tally.new.append(seen.add(tokenizer.encode(so_far)[: end.prompt_tokens]))
         tally.computed.append(end.prompt_tokens - end.cached_tokens)
     return tally
 
@@ -101,7 +109,7 @@ def measure(options: argparse.Namespace) -> None:
     with HeliumEngine(options.model) as engine:
         for language in LANGUAGES:
             text = (TEXTS_DIRECTORY / f"{language}.txt").read_text(encoding="utf-8").strip()[: options.characters]
-            tally = typed(engine, tokenizer, text)
+            tally = typed(engine, tokenizer, text, suggest=options.suggest)
             print(tally.row(language), flush=True)
             for name, counts in vars(tally).items():
                 getattr(whole, name).extend(counts)
@@ -123,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Count the tokens that a keystroke computes while texts are typed.")
     parser.add_argument("--model", default="demo", help="directory, Hub repository or 'demo' (default: %(default)s)")
     parser.add_argument("--characters", type=int, default=600, help="of each text (default: %(default)s)")
+    parser.add_argument("--suggest", action="store_true", help="ask for suggestions instead of one token")
     options = parser.parse_args(argv)
     return run_command(lambda: measure(options))
 

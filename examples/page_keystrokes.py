@@ -19,7 +19,7 @@ WORDS = " ".join(["Es war einmal ein kleiner Drache, der auf einem Berg wohnte u
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time keys in the page, with a text of 20,000 words.")
     parser.add_argument("--paragraphs", type=int, default=140, help="of 145 words each (default: %(default)s)")
     parser.add_argument("--keys", type=int, default=60, help="keys to press (default: %(default)s)")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser's program")

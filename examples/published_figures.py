@@ -230,7 +230,14 @@ def lookup(_: Path) -> Iterator[Figure]:
 
 def keystrokes(_: Path) -> Iterator[Figure]:
     """What a keystroke costs an engine."""
-    for values in cells(printed_by("python examples/engine_keystrokes.py")):
+    for flag in ("", " --suggest"):
+        for values in cells(printed_by(f"python examples/engine_keystrokes.py{flag}")):
+            yield Figure("docs/engine.md", row(*values))
+
+
+def thresholds(_: Path) -> Iterator[Figure]:
+    """How often suggestions are right."""
+    for values in cells(printed_by("python examples/suggestion_threshold.py")):
         yield Figure("docs/engine.md", row(*values))
 
 
@@ -290,7 +297,8 @@ def _beside(ours: float, theirs: float) -> str:
 Group = Callable[[Path], Iterator[Figure]]
 FAST: dict[str, Group] = {g.__name__: g for g in (sizes, demo, comparison, quantization, selfcheck)}
 SLOW: dict[str, Group] = {
-    g.__name__: g for g in (fine_tuning, rounding, lookup, keystrokes, parity, measured_memory, beside_mlx_lm)
+    g.__name__: g
+    for g in (fine_tuning, rounding, lookup, keystrokes, thresholds, parity, measured_memory, beside_mlx_lm)
 }
 
 

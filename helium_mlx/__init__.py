@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from helium_mlx.conversion.conversion import ConversionReport, convert
     from helium_mlx.engine.engine import HeliumEngine
     from helium_mlx.engine.stream import EngineCompletion, EngineStream
+    from helium_mlx.engine.suggestions import SuggestedWord, Suggestion, Suggestions, SuggestionStream
     from helium_mlx.errors import (
         ArgumentError,
         BundleError,
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
         AutoTokenizer,
         load,
     )
+    from helium_mlx.model.processors import LogitsProcessor, LogitsProcessorList
+    from helium_mlx.model.stopping import StoppingCriteria, StoppingCriteriaList
     from helium_mlx.progress import Progress
     from helium_mlx.publishing.upload import UploadReport, upload
     from helium_mlx.tokenizer.text_streamer import TextStreamer
@@ -101,7 +104,15 @@ _HOMES = {
     "HeliumEngine": "engine.engine",
     "EngineStream": "engine.stream",
     "EngineCompletion": "engine.stream",
+    "SuggestedWord": "engine.suggestions",
+    "Suggestion": "engine.suggestions",
+    "Suggestions": "engine.suggestions",
+    "SuggestionStream": "engine.suggestions",
     "GenerationConfig": "checkpoint.generation_config",
+    "LogitsProcessor": "model.processors",
+    "LogitsProcessorList": "model.processors",
+    "StoppingCriteria": "model.stopping",
+    "StoppingCriteriaList": "model.stopping",
     "Progress": "progress",
     "TextStreamer": "tokenizer.text_streamer",
     "HeliumConfig": "checkpoint.config",
@@ -177,6 +188,8 @@ __all__ = [
     "HeliumTokenizer",
     "KVCache",
     "KeywordError",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "OptionError",
     "Progress",
     "PromptCache",
@@ -184,6 +197,12 @@ __all__ = [
     "QuantizedKVCache",
     "RotatingKVCache",
     "Score",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "SuggestedWord",
+    "Suggestion",
+    "SuggestionStream",
+    "Suggestions",
     "TextStreamer",
     "TokenizerError",
     "UploadError",

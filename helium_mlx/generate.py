@@ -211,13 +211,13 @@ def _require_together(
     prompt_file: str | None, output: str | None, prompt_cache: str | None, options: dict[str, object]
 ) -> None:
     """Raise OptionError for flags that do not go together."""
-    from helium_mlx.generation.request import UNBATCHED_OPTIONS
+    from helium_mlx.generation.request import SINGLE_OPTIONS
 
     many = "--prompt-file" if prompt_file is not None else "--num-samples" if options["num_samples"] != 1 else None
     if output is not None and prompt_file is None:
         raise OptionError("--output is for the results of --prompt-file; redirect standard output instead")
     given = ["--prompt-cache"] if prompt_cache is not None else []
-    given += [f"--{name.replace('_', '-')}" for name, value in UNBATCHED_OPTIONS.items() if options[name] != value]
+    given += [f"--{name.replace('_', '-')}" for name, value in SINGLE_OPTIONS.items() if options[name] != value]
     if prompt_cache is not None and options["heal"]:
         raise OptionError("--heal takes back tokens that --prompt-cache keeps; leave one out")
     if many and given:
@@ -317,9 +317,9 @@ def _memory_of(model: "HeliumForCausalLM", tokens: int, **kind: object) -> str:
 
 def _for_batches(options: dict[str, object]) -> dict[str, object]:
     """Return those of the command's options that `batch_generate` takes."""
-    from helium_mlx.generation.request import UNBATCHED_OPTIONS
+    from helium_mlx.generation.request import SINGLE_OPTIONS
 
-    return {name: value for name, value in options.items() if name not in UNBATCHED_OPTIONS and name != "echo"}
+    return {name: value for name, value in options.items() if name not in SINGLE_OPTIONS and name != "echo"}
 
 
 def _complete_samples(

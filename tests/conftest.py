@@ -36,8 +36,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that has this process take what the package keeps for GPUs."""
+    """Add the options: take what the package keeps for GPUs; how many random cases are compared."""
     parser.addoption("--as-on-gpu", action="store_true", help="compute as on a GPU, on whatever MLX computes on here")
+    parser.addoption("--parity-cases", type=int, default=200, help="random cases of each comparison of `generate`")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -52,6 +52,7 @@ SAMPLING: dict[str, set[str]] = {
     "seed": WHOLE | {"None", "0"},
     "logit_bias": {"None", "mapping"},
     "banned_ids": SEQUENCE_OR_SET | {"None"},
+    "logits_processors": {"None"},
     "stop": {"None", "text", "digits"},
     "ignore_eos": {"True", "numpy True"},
     "max_tokens": WHOLE | {"huge"},

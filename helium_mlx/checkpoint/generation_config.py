@@ -19,6 +19,8 @@ from helium_mlx.files.local_paths import published
 from helium_mlx.files.names import GENERATION_CONFIG_FILE
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 
+SequenceBias = Mapping[tuple[int, ...], float] | list[tuple[list[int], float]]
+
 
 @dataclass
 class GenerationConfig:
@@ -36,14 +38,45 @@ class GenerationConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    top_h: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
     repetition_penalty: float | None = None
+    encoder_repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    bad_words_ids: list[list[int]] | None = None
+    sequence_bias: SequenceBias | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    guidance_scale: float | None = None
+    remove_invalid_values: bool | None = None
+    renormalize_logits: bool | None = None
+    max_time: float | None = None
     num_return_sequences: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    num_assistant_tokens: int | None = None
+    num_assistant_tokens_schedule: str | None = None
+    assistant_confidence_threshold: float | None = None
+    return_dict_in_generate: bool | None = None
+    output_scores: bool | None = None
+    output_logits: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
     stop_strings: str | list[str] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     use_cache: bool | None = None
+    prefill_chunk_size: int | None = None
     others: dict[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -114,6 +147,9 @@ class GenerationConfig:
     def to_dict(self) -> dict[str, object]:
         """Return every setting that is not None, as `generation_config.json` has them, assigned ones included."""
         assigned = {name: value for name, value in vars(self).items() if name != "others"}
+        if isinstance(self.sequence_bias, Mapping):
+            # JSON has no such keys; transformers writes the same.
+            assigned["sequence_bias"] = [[list(sequence), value] for sequence, value in self.sequence_bias.items()]
         return {name: value for name, value in {**self.others, **assigned}.items() if value is not None}
 
 
@@ -130,6 +166,12 @@ DEFAULTS: dict[str, object] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "num_assistant_tokens": 20,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.4,
     "use_cache": True,
 }
 

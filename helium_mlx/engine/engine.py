@@ -26,7 +26,7 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
@@ -44,6 +44,9 @@ from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.option_values import path_of, require_call, require_switch, require_whole, with_known_keywords
 from helium_mlx.table import short_repr
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+if TYPE_CHECKING:
+    from helium_mlx.model.processors import Processor
 
 __all__ = ["EngineCompletion", "EngineStream", "HeliumEngine"]
 T = TypeVar("T")
@@ -145,6 +148,7 @@ class HeliumEngine:
         seed: int | None = None,
         logit_bias: Mapping[int, float] | None = None,
         banned_ids: Collection[int] = (),
+        logits_processors: "Sequence[Processor]" = (),
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         extra_eos: int | str | Sequence[int | str] = (),
@@ -165,12 +169,13 @@ class HeliumEngine:
         options = CompletionOptions(
             temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
             presence_penalty, frequency_penalty,
+            logits_processors=logits_processors,
             max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
             max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
             heal=heal,
         )  # fmt: skip
         # Empty, it is a plain value too.
-        cache = options.make_cache(worker.model) if options.has_own_cache else None
+        cache = options.make_cache(worker.model) if options.unbatched else None
         request = checked_request(worker.model, worker.tokenizer, prompt, options.seeded(), cache)
         return self._begin(request, cache)
 
@@ -194,7 +199,7 @@ class HeliumEngine:
         max_words: int = 8,
         time_budget_ms: float = 300,
         n: int = 1,
-        threshold: float = 0.3,
+        threshold: float = 0.5,
         handle: str | None = None,
     ) -> SuggestionStream:
         """Return at once a stream of what could be typed next, word by word: up to `n` suggestions.

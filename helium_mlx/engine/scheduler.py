@@ -11,8 +11,7 @@ free any, that cache is evicted, and computed again later.
 
 What prompts and completions have computed is kept in a tree of prefixes, in the memory that requests leave: a prompt
 runs from where it parts from all of them. One that begins like a prompt on its way is *deferred*, until the other's
-steps are in the tree. Tokens that are held to what was cut off a prompt (`generation/healing.py`) are part of the
-prompt's way: each is read before the row goes on, and the row joins the batch after the last of them.
+steps are in the tree.
 
 An error in a step that several rows share belongs to none of them: prefixes are let go of, in case memory was lacking,
 and all rows are preempted and retried one by one, rebuilt from their tokens. Who fails then fails alone; a row whose
@@ -135,7 +134,7 @@ class Scheduler:
 
     def _cost_of(self, request: CompletionRequest) -> int:
         """Return the bytes of cache that a request needs if nobody is beside it."""
-        if request.options.has_own_cache:
+        if request.options.unbatched:
             return request.options.cache_bytes(self.model.config, request.span, self.model.dtype)
         return self.budget.batch_bytes([request.span])
 
@@ -395,30 +394,20 @@ class Scheduler:
         try:
             logits = job.run.advance()
             if logits is not None:
-                # Whether a retried row fails has to be known now, and held tokens are read at once; for others, the
-                # batch need not wait.
-                is_awaited = any(row.failures or row.held for row in job.rows)
-                (mx.eval if is_awaited else mx.async_eval)(logits)
+                # Whether a retried row fails has to be known now; for others, the batch need not wait.
+                (mx.eval if job.rows[0].failures else mx.async_eval)(logits)
             self._keep_prompts(job)
         except Exception as error:
             self._prompts_failed(job, error)
             return
         if logits is None:
             self.prompts.append(job)
-            return
-        for place, row in enumerate(job.rows):
-            own = logits[place : place + 1]
-            if row.held is None:
-                self.prefilled += [] if row.is_over else [Prefilled(row, job.run.layers, place, own)]
-            elif not row.is_over:
-                self._take_held(row, own, job.run, place)
-
-    def _take_held(self, row: EngineRow, logits: mx.array, run: PromptRun, place: int) -> None:
-        """Read a token that is held to what was cut off a prompt, and start running it."""
-        if not row.take_held(logits):
-            self.prefixes.shrink(0)
-        if row.continues:
-            self.prompts.append(PromptJob([row], run.following(place, row.tokens[-1], room=row.remaining)))
+        else:
+            self.prefilled += [
+                Prefilled(row, job.run.layers, place, logits[place : place + 1])
+                for place, row in enumerate(job.rows)
+                if not row.is_over
+            ]
 
     def _prompts_failed(self, job: PromptJob, error: Exception) -> None:
         if len(job.rows) == 1:

@@ -49,10 +49,11 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "logprobs": (int,),
     "presence_penalty": (int, float),
     "frequency_penalty": (int, float),
+    "heal": (bool,),
 }
 
 # Those that older files lack, each with the value that asks for nothing.
-_NEWER: dict[str, object] = {"extra_eos": [], "presence_penalty": 0, "frequency_penalty": 0}
+_NEWER: dict[str, object] = {"extra_eos": [], "presence_penalty": 0, "frequency_penalty": 0, "heal": False}
 
 
 def save_state(
@@ -71,7 +72,8 @@ def save_state(
     given |= {"extra_eos": list(cast("Sequence[int | str]", request.options.extra_eos))}
     record = {
         "version": VERSION,
-        "prompt": request.prompt,
+        # What was cut off is cut off anew.
+        "prompt": [*request.prompt, *request.cut],
         "generated": list(request.generated),
         "max_tokens": request.count,
         "options": {name: given[name] for name in _OPTIONS},

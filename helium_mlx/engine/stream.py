@@ -146,8 +146,10 @@ class EngineStream(Iterator[GenerationChunk], AsyncIterator[GenerationChunk]):
         file, with_cache = path_of(path), require_switch("with_cache", with_cache)
         if self._request.options.unbatched:
             raise GenerationError(
-                "a request with max_kv_size, kv_bits, prompt_lookup or heal cannot be saved; leave them out"
+                "a request with max_kv_size, kv_bits or prompt_lookup cannot be saved; leave them out"
             )
+        if self._request.options.logits_processors:
+            raise GenerationError("a request with logits_processors cannot be saved, being functions; leave them out")
         tokens, reason = self.tokens, self._read[-1].finish_reason if self._read else None
         if reason not in (None, "cancelled"):
             raise GenerationError(f"the request has ended ({reason}); there is nothing to resume")

@@ -155,8 +155,8 @@ class _Candidate:
 class SuggestionStream(Iterator[SuggestedWord], AsyncIterator[SuggestedWord]):
     """The suggestions for one text as they appear: iterate over the words, `for` or `async for`, or ask for `result`.
 
-    Words of several suggestions come in turn. Whoever lets go of it cancels what is under way, and so do `cancel` and
-    the end of a `with`. `begin` queues a request; `deadline` is a time of `clock`.
+    Words of several suggestions come in turn. It is for one reader. Whoever lets go of it cancels what is under way,
+    and so do `cancel` and the end of a `with`. `begin` queues a request; `deadline` is a time of `clock`.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class SuggestionStream(Iterator[SuggestedWord], AsyncIterator[SuggestedWord]):
             if candidate is None:
                 raise StopIteration
             try:
-                self._take(candidate, candidate.stream.next_within(self._seconds_left()))
+                self._take(candidate, candidate.stream.next_within(self._time_for(candidate)))
             except TimeoutError:
                 self._note_time(candidate)
             except HeliumError:
@@ -212,7 +212,7 @@ class SuggestionStream(Iterator[SuggestedWord], AsyncIterator[SuggestedWord]):
             if candidate is None:
                 raise StopAsyncIteration
             try:
-                self._take(candidate, await candidate.stream.next_within_async(self._seconds_left()))
+                self._take(candidate, await candidate.stream.next_within_async(self._time_for(candidate)))
             except TimeoutError:
                 self._note_time(candidate)
             except HeliumError:
@@ -286,6 +286,13 @@ class SuggestionStream(Iterator[SuggestedWord], AsyncIterator[SuggestedWord]):
     def _seconds_left(self) -> float:
         return max(self._deadline - self._clock(), 0.0)
 
+    def _time_for(self, candidate: _Candidate) -> float:
+        """Return for how many seconds to wait for a candidate. At the end of the time nothing more is computed."""
+        left = self._seconds_left()
+        if not left:
+            candidate.stream.cancel()
+        return left
+
     def _note_time(self, candidate: _Candidate) -> None:
         """End a candidate if there is no time left. What there is of others can still be read."""
         if not self._seconds_left():
@@ -301,6 +308,8 @@ class SuggestionStream(Iterator[SuggestedWord], AsyncIterator[SuggestedWord]):
             candidate.add(chunk.text, chunk.logprob)
         reason = "cancelled" if chunk is None else chunk.finish_reason
         self._give_words(candidate, is_last=reason in ("stop", "eos"))
+        if reason == "cancelled" and not self._seconds_left():
+            reason = "time"
         if reason is not None and candidate.ended is None:
             candidate.ended = "line" if reason == "stop" else reason
         if candidate.ended is not None:

@@ -12,13 +12,12 @@ from typing import TypeVar
 import mlx.core as mx
 
 from helium_mlx.engine.channels import Channel
-from helium_mlx.errors import EngineError
+from helium_mlx.errors import EngineError, HeliumError
 from helium_mlx.generation.completion import DecodedToken, FinishReason, GenerationChunk
 from helium_mlx.generation.decoding_batch import BatchRow
-from helium_mlx.generation.healing import HeldBytes
 from helium_mlx.generation.request import CompletionRequest
 from helium_mlx.generation.scoring import Score, score_steps
-from helium_mlx.generation.streaming import CompletionRun, Decoding
+from helium_mlx.generation.streaming import CompletionRun
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
@@ -77,6 +76,14 @@ class EngineRow(BatchRow):
         if len(self.tokens) == len(self.request.generated):
             self.cached_tokens = min(cached, len(self.request.prompt))
 
+    def among(self, logits: mx.array) -> mx.array:
+        """Return the logits of tokens that can come; where none can, the request fails, and any token will do."""
+        try:
+            return super().among(logits)
+        except HeliumError as error:
+            self.fail(error)
+            return logits
+
     def draw(self, logits: mx.array) -> mx.array:
         """Start computing the next token, (1,); where the sampler fails, the request does, and any token will do."""
         try:
@@ -84,31 +91,6 @@ class EngineRow(BatchRow):
         except Exception as error:
             self.fail(error)
             return mx.argmax(logits, axis=-1)
-
-    @property
-    def held(self) -> HeldBytes | None:
-        """What the next token has to begin with: what is left of the bytes that were cut off the prompt."""
-        if not self.request.cut:
-            return None
-        banned = self.request.options.banned_ids
-        held = HeldBytes(self._tokenizer, self._model.config.vocab_size, self.request.cut, banned)
-        for token in self.tokens:
-            held.take(token)
-        return held if held.left else None
-
-    def take_held(self, logits: mx.array) -> bool:
-        """Read the next token, one that may come of those that `held` lets; return whether its logits were numbers."""
-        held = self.held
-        assert held is not None
-        self.begun += 1
-        try:
-            decoding = Decoding(self._model, [], self.sampler, self.request.options.logprobs)
-            decoded = decoding.among(logits, held.mask())
-        except Exception as error:
-            self.fail(error)
-            return True
-        self.deliver(decoded)
-        return decoded.is_sound
 
     def deliver(self, decoded: DecodedToken) -> None:
         """Hand a token over that was read, with its text."""

@@ -22,7 +22,7 @@ Not here: transformers' `model.generate` on a padded batch (`model/generate.py`)
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
@@ -36,6 +36,9 @@ from helium_mlx.kv_cache.memory import require_batch_fits
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.option_values import require_whole
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
+
+if TYPE_CHECKING:
+    from helium_mlx.model.processors import Processor
 
 # All of a prompt's samples are prepared with it.
 MAX_SAMPLES = 10_000
@@ -102,6 +105,7 @@ def batch_generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
+    logits_processors: "Sequence[Processor]" = (),
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     extra_eos: int | str | Sequence[int | str] = (),
@@ -123,6 +127,7 @@ def batch_generate(
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
         presence_penalty, frequency_penalty,
+        logits_processors=logits_processors,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos,
     )  # fmt: skip
     return complete_batch(

@@ -4,6 +4,7 @@ Stop strings are found in the text, not in the tokens: one may begin and end ins
 shown, but a stop string may name them, as in transformers.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -71,9 +72,13 @@ class DecodedToken:
 
 
 def ranked(ids: mx.array, logprobs: mx.array) -> list[dict[int, float]]:
-    """Return the tokens of each row with their log-probabilities, both (K, top), the most probable first."""
+    """Return the tokens of each row with their log-probabilities, both (K, top), the most probable first.
+
+    Those that cannot come are left out.
+    """
     rows = zip(cast("list[list[int]]", ids.tolist()), cast("list[list[float]]", logprobs.tolist()), strict=True)
-    return [dict(sorted(zip(*row, strict=True), key=lambda pair: -pair[1])) for row in rows]
+    possible = ([pair for pair in zip(*row, strict=True) if pair[1] != -math.inf] for row in rows)
+    return [dict(sorted(pairs, key=lambda pair: -pair[1])) for pairs in possible]
 
 
 class StopStrings:

@@ -4,7 +4,6 @@ One step is always in flight: while its tokens are read and turned into text, th
 takes prompts into a batch, `DecodingBatch` is the step that all rows share. `batching.py` and the engine run on both.
 """
 
-import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
@@ -44,6 +43,10 @@ class BatchRow:
     def continues(self) -> bool:
         """Whether another token is to be computed."""
         return self.reason is None and self.remaining > 0
+
+    def among(self, logits: mx.array) -> mx.array:
+        """Return logits, (1, vocab_size), with minus infinity for tokens that cannot come next."""
+        return self.sampler.among(logits)
 
     def draw(self, logits: mx.array) -> mx.array:
         """Start computing the next token, (1,), from logits (1, vocab_size)."""
@@ -249,16 +252,6 @@ class PromptRun:
         mx.eval([layer.state for layer in self.layers])
         return None
 
-    def following(self, place: int, token: int, *, room: int) -> "PromptRun":
-        """Return a run of one more token of a row whose prompt has run, with a cache of its own, of `room` tokens more.
-
-        This run stays as it is.
-        """
-        run = copy.copy(self)
-        run.layers = regrouped([], [], [(self.layers, [place])], room=room)
-        run._ids = mx.array([[0] * run.layers[0].offset + [token]], dtype=mx.int32)
-        return run
-
 
 def prefill_rows(
     model: HeliumForCausalLM, prompts: Sequence[Sequence[int]], *, step_size: int
@@ -308,7 +301,9 @@ def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
     scores = logits[0] if len(logits) == 1 else mx.concatenate(logits)
     for row in rows:
         row.begun += 1
-    state = list[mx.array]()
+    highest, state = scores.max(axis=-1), list[mx.array]()
+    if any(row.sampler.is_held for row in rows):
+        scores = mx.concatenate([row.among(scores[place : place + 1]) for place, row in enumerate(rows)])
     if all(row.sampler.takes_best for row in rows):
         tokens = mx.argmax(scores, axis=-1)
     else:
@@ -319,6 +314,5 @@ def _sampled(rows: Sequence[R], logits: list[mx.array]) -> _DecodingStep[R]:
         tokens = mx.concatenate(drawn)
     most = max(row.request.options.logprobs for row in rows)
     logprobs = token_logprobs(scores, tokens, most) if most else []
-    highest = scores.max(axis=-1)
     mx.async_eval(tokens, state, highest, logprobs)
     return _DecodingStep(rows, tokens, highest, logprobs)

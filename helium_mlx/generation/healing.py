@@ -12,45 +12,20 @@ few tokens are cut.
 
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice, takewhile
-from typing import Protocol
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 
 from helium_mlx.errors import GenerationError, shown
-from helium_mlx.generation.completion import CompletionText, DecodedToken, StopStrings
-from helium_mlx.kv_cache.cache import KVCache
-from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.generation.completion import CompletionText, StopStrings
+from helium_mlx.generation.sampling import Sampler, SamplingOptions
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 MOST_CUT = 8
 """Tokens that are cut off at most."""
-
-
-class Steps(Protocol):
-    """What a completion is decoded by: `Decoding`, `LookupDecoding`, `HealedDecoding`."""
-
-    model: HeliumForCausalLM
-    cache: list[KVCache]
-
-    @property
-    def drafted(self) -> int:
-        """How many tokens have been drafted."""
-        ...
-
-    def tokens(self, logits: mx.array, count: int) -> Iterator[DecodedToken]:
-        """Yield `count` tokens, the first from `logits`."""
-        ...
-
-
-class SingleSteps(Steps, Protocol):
-    """What also decodes one token by itself: `Decoding`."""
-
-    def among(self, logits: mx.array, may_come: mx.array) -> DecodedToken:
-        """Return a token of those that are true in `may_come`, bool (1, vocab_size)."""
-        ...
 
 
 def cut_back(tokenizer: HeliumTokenizer, tokens: Sequence[int]) -> int:
@@ -173,37 +148,50 @@ class HeldBytes:
         return [index for index in self._pieces.ids[piece] if index < self._vocab_size and index not in self._banned]
 
 
-class HealedDecoding:
-    """Decoding whose first tokens begin with what was cut off a prompt.
+class HealedSampler(Sampler):
+    """A sampler whose first tokens begin with what was cut off a prompt: it waits for each of them."""
 
-    Each of those, by `first`, is waited for before the next is begun; then what `rest` makes of them takes over.
-    """
-
-    def __init__(self, first: SingleSteps, held: HeldBytes, rest: Callable[[list[int]], Steps]) -> None:
-        self.model, self.cache = first.model, first.cache
-        self._first = first
+    def __init__(
+        self,
+        held: HeldBytes,
+        options: SamplingOptions,
+        prompt: mx.array,
+        *,
+        vocab_size: int,
+        reserved_ids: Collection[int] = (),
+        generated: Sequence[int] = (),
+    ) -> None:
+        super().__init__(options, prompt, vocab_size=vocab_size, reserved_ids=reserved_ids, generated=generated)
+        for token in generated:
+            held.take(token)
         self._held = held
-        self._make_rest = rest
-        self._rest: Steps | None = None
+        self._newest: mx.array | None = None
 
     @property
-    def drafted(self) -> int:
-        """How many tokens have been drafted."""
-        return 0 if self._rest is None else self._rest.drafted
+    def is_held(self) -> bool:
+        """Whether a token before the next one, or the next one, is held."""
+        return bool(self._held.left)
 
-    def tokens(self, logits: mx.array, count: int) -> Iterator[DecodedToken]:
-        """Yield `count` tokens, the first from `logits`."""
-        came = list[int]()
-        while self._held.left and len(came) < count:
-            decoded = self._first.among(logits, self._held.mask())
-            came.append(decoded.token)
-            self._held.take(decoded.token)
-            yield decoded
-            if len(came) < count:
-                logits = self.model.logits_after(mx.array([decoded.token], dtype=mx.uint32), self.cache)
-        if len(came) < count:
-            self._rest = self._make_rest(came)
-            yield from self._rest.tokens(logits, count - len(came))
+    @property
+    def takes_best(self) -> bool:
+        """Whether the token is the argmax of the logits as they are: no, while one is held."""
+        return not self.is_held and super().takes_best
+
+    def among(self, logits: mx.array) -> mx.array:
+        """Return logits, (1, vocab_size) while a token is held, with minus infinity for those that cannot come.
+
+        Raises GenerationError where none can.
+        """
+        if self._newest is not None:
+            self._held.take(cast(int, self._newest.item()))
+            self._newest = None
+        return mx.where(self._held.mask(), logits, -mx.inf) if self.is_held else logits
+
+    def take(self, tokens: mx.array) -> None:
+        """Continue after `tokens`, integers (K,); one that is held comes alone."""
+        super().take(tokens)
+        if self.is_held:
+            self._newest = tokens
 
 
 class HealedText(CompletionText):
@@ -231,7 +219,7 @@ class _Following:
 
     def __init__(self, tokenizer: HeliumTokenizer, kept: Sequence[int], cut: Sequence[int]) -> None:
         self._detokenizer, of_prompt = tokenizer.detokenizer(), tokenizer.detokenizer()
-        for token in kept:
+        for token in _since_settled(tokenizer, kept):
             self._detokenizer.add_token(token)
             of_prompt.add_token(token)
         self._left_out = sum(len(of_prompt.add_token(token)) for token in cut)
@@ -246,3 +234,18 @@ class _Following:
         shown = text[self._left_out :]
         self._left_out -= len(text) - len(shown)
         return shown
+
+
+def _since_settled(tokenizer: HeliumTokenizer, tokens: Sequence[int]) -> Sequence[int]:
+    """Return the last tokens that leave a detokenizer as all of them do: those from the last one that is text.
+
+    Not a space, which may be one that is dropped where a text begins, nor a part of a character.
+    """
+    for start in range(len(tokens) - 1, 0, -1):
+        if tokens[start] not in tokenizer.special_ids and _is_text(tokenizer.token_bytes(tokens[start])):
+            return tokens[start:]
+    return tokens
+
+
+def _is_text(piece: bytes) -> bool:
+    return bool(piece.strip(b" ")) and piece.decode(errors="ignore").encode() == piece

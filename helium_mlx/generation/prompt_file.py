@@ -36,7 +36,7 @@ from typing import cast
 from helium_mlx.errors import GenerationError, HeliumError, shown
 from helium_mlx.generation.batching import NOT_YET, Completion, NotYet, Request, batch_generate, check_request
 from helium_mlx.generation.prompt_cache import fingerprint_of
-from helium_mlx.generation.request import UNBATCHED_OPTIONS, CompletionOptions
+from helium_mlx.generation.request import SINGLE_OPTIONS, CompletionOptions
 from helium_mlx.generation.sampling import COUNTED_PENALTIES
 from helium_mlx.json_writer import to_json
 from helium_mlx.kv_cache.memory import require_batch_fits
@@ -91,6 +91,8 @@ def run_prompt_file(
     FileNotFoundError and other OSErrors for files that cannot be read or written.
     """
     options |= {"batch_size": batch_size, "samples": samples, "prefill_step_size": prefill_step_size}
+    if options.get("logits_processors"):
+        raise GenerationError("logits_processors are functions, which results cannot name; use batch_generate")
     # Wrong options are refused before anything is read or written.
     batch_generate(model, tokenizer, [], **options)  # pyright: ignore[reportArgumentType]
     is_regular = str(path) != "-" and stat.S_ISREG(os.stat(path).st_mode)
@@ -353,7 +355,12 @@ def _shaping(options: CompletionOptions, samples: int) -> dict[str, object]:
     values |= {"logit_bias": sorted((options.logit_bias or {}).items()), "banned_ids": sorted(options.banned_ids)}
     # What asks for nothing is left out where an older version did not know it.
     newer = ("extra_eos", *COUNTED_PENALTIES)
-    left_out = ("logprobs", *UNBATCHED_OPTIONS, *(name for name in newer if not getattr(options, name)))
+    left_out = (
+        "logprobs",
+        "logits_processors",
+        *SINGLE_OPTIONS,
+        *(name for name in newer if not getattr(options, name)),
+    )
     return {name: value for name, value in values.items() if name not in left_out}
 
 

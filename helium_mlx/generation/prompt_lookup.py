@@ -144,7 +144,7 @@ class LookupDecoding:
 
     def _drafts(self, *, skipped: int, room: int) -> list[int]:
         """Return at most `room` drafts: the continuation of the text without its first `skipped` tokens."""
-        if self.index.match_length < self.policy.required:
+        if self.sampler.is_held or self.index.match_length < self.policy.required:
             return []
         return self.index.continuation(skipped + min(self.policy.length, room))[skipped:]
 
@@ -158,9 +158,10 @@ class LookupDecoding:
 
     def _draw(self, logits: mx.array, drafts: list[int]) -> VerificationPass:
         """Start drawing at each position as if the drafts before it had been drawn; `logits`: (1 + drafts, V)."""
-        drawn, highest, scored = self.sampler.draw(logits), logits.max(axis=-1), []
+        left, highest, scored = self.sampler.among(logits), logits.max(axis=-1), []
+        drawn = self.sampler.draw(left)
         if self.top_logprobs:
-            scored = token_logprobs(logits, drawn, self.top_logprobs)
+            scored = token_logprobs(left, drawn, self.top_logprobs)
         mx.async_eval(drawn, highest, scored, self.sampler.state)
         return VerificationPass(drafts, drawn, highest, scored)
 

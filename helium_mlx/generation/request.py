@@ -4,8 +4,9 @@ The public functions make `CompletionOptions` of their arguments; solo runs, bat
 hand a `CompletionRequest` on. Both are plain values, so that they may go from thread to thread.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import mlx.core as mx
@@ -27,11 +28,11 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 # More would hold up every step.
 MAX_EXTRA_EOS = 1000
 
-# What batches lack: options that need a cache or steps of their own, each with the value that asks for nothing. Of
-# them, `heal` is one that an engine's batch has.
-UNBATCHED_OPTIONS: dict[str, object] = {
-    "max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "prompt_lookup": 0, "heal": False,
-}  # fmt: skip
+# What batches lack: options that need a cache or steps of their own, each with the value that asks for nothing.
+UNBATCHED_OPTIONS: dict[str, object] = {"max_kv_size": None, "kv_bits": None, "kv_group_size": 64, "prompt_lookup": 0}
+
+# What lists of prompts lack: those, and what only an engine's rows have.
+SINGLE_OPTIONS: dict[str, object] = {**UNBATCHED_OPTIONS, "heal": False}
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ class CompletionOptions(SamplingOptions):
     @property
     def unbatched(self) -> list[str]:
         """The options given that batches lack: with one of them, a completion has a cache and steps of its own."""
-        return [name for name, nothing in UNBATCHED_OPTIONS.items() if getattr(self, name) != nothing]
+        return [name for name in self.single if name in UNBATCHED_OPTIONS]
 
     @property
-    def has_own_cache(self) -> bool:
-        """Whether an engine gives the completion a cache and steps of its own."""
-        return any(name != "heal" for name in self.unbatched)
+    def single(self) -> list[str]:
+        """The options given that only a single prompt can have."""
+        return [name for name, nothing in SINGLE_OPTIONS.items() if getattr(self, name) != nothing]
 
     def seeded(self) -> "CompletionOptions":
         """Return the options with a seed, drawn if there is none, so that what was begun with them can be resumed."""
@@ -173,13 +174,19 @@ class CompletionRequest:
 
         A draw depends on the seed, its number and the tokens before it alone.
         """
-        generated = self.generated if generated is None else generated
-        return Sampler(
+        make: Callable[..., Sampler] = Sampler
+        if self.cut:
+            # Few completions begin so.
+            from helium_mlx.generation.healing import HealedSampler, HeldBytes
+
+            held = HeldBytes(tokenizer, model.config.vocab_size, self.cut, self.options.banned_ids)
+            make = partial(HealedSampler, held)
+        return make(
             self.options,
             mx.array(self.prompt, dtype=mx.int32),
             vocab_size=model.config.vocab_size,
             reserved_ids=self.options.reserved_ids(tokenizer),
-            generated=generated,
+            generated=self.generated if generated is None else generated,
         )
 
 

@@ -1,9 +1,9 @@
 """From logits to the next token: bias, bans, penalties, filters and the draw, all on the device, none evaluated here.
 
-The order is transformers': bias, bans, repetition penalty, temperature, top-k, top-p, min-p; each filter sees what the
-one before it left, renormalised. Presence and frequency penalties, OpenAI's, come after the repetition penalty, as in
-vLLM. All of it is float32, whatever the logits are in; greedy without bias, bans and penalties is an argmax of the
-logits themselves.
+The order is transformers': bias, bans, repetition penalty, the caller's processors, temperature, top-k, top-p, min-p;
+each filter sees what the one before it left, renormalised. Presence and frequency penalties, OpenAI's, come after the
+repetition penalty, as in vLLM. All of it is float32, whatever the logits are in; greedy without what comes before the
+temperature is an argmax of the logits themselves.
 
 The draw is a race: token i arrives after an exponential time of rate p_i, and the first one is taken, which is i with
 probability p_i (the Gumbel-max trick without logarithms of p). The times of the n-th token of a request depend on its
@@ -11,8 +11,8 @@ seed, on n and on i alone, so the same seed gives the same text however many pos
 differ in the last bit give another token hardly ever. MLX's global random state is neither read nor changed.
 
 Deviates from transformers: top-k keeps exactly k tokens where several are equal to the k-th, top-p sums from the most
-probable on, and reserved ids are banned from sampled text. It does not know beams, or several
-requests at once: `model/logits_processing.py` has transformers' steps for batches.
+probable on, and reserved ids are banned from sampled text. It does not know beams, or several requests at once:
+`model/processors.py` has transformers' steps for batches.
 """
 
 import copy
@@ -21,14 +21,17 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
 from helium_mlx import backend
 from helium_mlx.errors import OptionError, shown
-from helium_mlx.model.logits_processing import bounded_temperature
+from helium_mlx.model.temperature import bounded_temperature
 from helium_mlx.option_values import plain, real, require_number, require_whole
+
+if TYPE_CHECKING:
+    from helium_mlx.model.processors import Processor
 
 # Below this only the most probable token is left, and float32 still tells it from 0.
 _LEAST_TOP_P = 1e-30
@@ -50,6 +53,8 @@ class SamplingOptions:
     `frequency_penalty`, -2 to 2 (https://platform.openai.com/docs/api-reference/completions). `logit_bias`, token id to
     what is added to its logit, -1e9 to 1e9. `banned_ids` are never generated; the ids that a tokenizer reserves are
     not either while the temperature is above 0, but for those that `logit_bias` names, be it with 0.
+    `logits_processors`: functions of the ids so far, int32 (1, T), and logits, float32 (1, vocab_size), that return
+    logits; they come after bias, bans and the penalty, and before temperature.
 
     Raises GenerationError for a value out of range.
     """
@@ -65,6 +70,7 @@ class SamplingOptions:
     banned_ids: Collection[int] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logits_processors: Sequence["Processor"] = ()
 
     def __post_init__(self) -> None:
         size, seed = self.repetition_context_size, self.seed
@@ -78,6 +84,7 @@ class SamplingOptions:
             # Copies: the caller's may change while the request runs.
             "logit_bias": _checked_bias(self.logit_bias),
             "banned_ids": _checked_bans(self.banned_ids),
+            "logits_processors": _checked_processors(self.logits_processors),
         }
         if size is not None:
             sizes = "a whole number, 1 or more, or None for the whole context"
@@ -115,6 +122,13 @@ def _checked_bans(ids: object) -> frozenset[int]:
     if not isinstance(listed, Collection) or isinstance(listed, (str, bytes, Mapping)):
         raise OptionError(f"banned_ids is {shown(ids)}; it must be a sequence or set of token ids")
     return frozenset(_token_id("banned_ids", token) for token in cast("Collection[object]", listed))
+
+
+def _checked_processors(functions: object) -> tuple[object, ...]:
+    listed = () if functions is None else functions
+    if not isinstance(listed, (list, tuple)) or not all(map(callable, listed)):
+        raise OptionError(f"logits_processors is {shown(functions)}; it must be a list of functions")
+    return tuple(listed)
 
 
 def _token_id(name: str, token: object) -> int:
@@ -155,6 +169,13 @@ class Sampler:
         self._counts: mx.array | None = None
         if options.presence_penalty or options.frequency_penalty:
             self._counts = _counts(came, vocab_size)
+        self._process, self._ids = None, None
+        if options.logits_processors:
+            # Few requests have any.
+            from helium_mlx.model.processors import LogitsProcessorList
+
+            self._process = LogitsProcessorList.of(options.logits_processors)
+            self._ids = mx.concatenate([prompt.astype(mx.int32), came])[None]
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Return the next token, uint32 of shape (1,), for logits of shape (1, vocab_size), and take it."""
@@ -177,10 +198,16 @@ class Sampler:
         if self._counts is not None:
             presence, frequency = self.options.presence_penalty, self.options.frequency_penalty
             logits = _lessened(logits, self._counts, mx.array(presence), mx.array(frequency))
+        if self._process is not None and self._ids is not None:
+            logits = self._process(self._ids, logits)
         if self.options.temperature == 0:
             return mx.argmax(logits, axis=-1)
         keys = [key_of(self._seed, self.drawn + row) for row in range(logits.shape[0])]
         return race(*filtered_probabilities(logits, self.options), random_bits(keys, logits.shape[-1]))
+
+    def among(self, logits: mx.array) -> mx.array:
+        """Return what tokens are drawn from, logits (K, vocab_size): minus infinity for those that cannot come."""
+        return logits
 
     def take(self, tokens: mx.array) -> None:
         """Continue after `tokens`, integers (K,): those that the next positions came to have."""
@@ -190,6 +217,8 @@ class Sampler:
             self._last_seen = self._last_seen.at[tokens].maximum(places)
         if self._counts is not None:
             self._counts = self._counts.at[tokens].add(1)
+        if self._ids is not None:
+            self._ids = mx.concatenate([self._ids, tokens.astype(mx.int32)[None]], axis=1)
         self._past += count
         self.drawn += count
 
@@ -200,7 +229,12 @@ class Sampler:
     @property
     def state(self) -> list[mx.array]:
         """The arrays kept from draw to draw, for `mx.async_eval`: left lazy, they would belong to one thread."""
-        return [kept for kept in (self._last_seen, self._counts) if kept is not None]
+        return [kept for kept in (self._last_seen, self._counts, self._ids) if kept is not None]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether `among` may leave tokens out, and waits for the token before."""
+        return False
 
     @property
     def takes_best(self) -> bool:

@@ -5,7 +5,6 @@ and shown, the device computes the next. A run that ends by length computes exac
 by eos or a stop string has one more step in flight, which is thrown away.
 """
 
-import math
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
@@ -32,7 +31,8 @@ from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
-    from helium_mlx.generation.healing import Steps
+    from helium_mlx.generation.prompt_lookup import LookupDecoding
+    from helium_mlx.model.processors import Processor
 
     class _Options(TypedDict, total=False):
         """What `generate` takes beside the prompt, for its overloads."""
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         seed: int | None
         logit_bias: Mapping[int, float] | None
         banned_ids: Collection[int]
+        logits_processors: "Sequence[Processor]"
         stop: str | Sequence[str] | None
         ignore_eos: bool
         extra_eos: int | str | Sequence[int | str]
@@ -88,6 +89,7 @@ def stream_generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
+    logits_processors: "Sequence[Processor]" = (),
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     extra_eos: int | str | Sequence[int | str] = (),
@@ -109,18 +111,20 @@ def stream_generate(
     prompt.
 
     `temperature` 0 is greedy. `presence_penalty` and `frequency_penalty`, -2 to 2, count generated tokens only (see
-    `sampling.py`). `logit_bias` is added to the logits of the ids it names; `banned_ids` are not generated, and while
-    sampling, nor are the tokenizer's reserved ids, but for those that `logit_bias` names. `stop` strings end the text
-    before they appear in it; so do the model's eos, unless `ignore_eos`, and the tokens of `extra_eos`, ids or texts
-    that are one token each. `logprobs` asks for that many alternatives a token. `cache` holds what precedes the prompt;
-    afterwards it also holds the prompt and every token but the last, however the run ended; until then no other run can
-    have it. A cache does not know its tokens: `cached_tokens` tells them, all or none, to the repetition penalty and to
-    prompt lookup. Without a cache, `max_kv_size` makes a cache that keeps the first token and the last ones, and
-    `kv_bits` one that is quantized in groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are run at a
-    time, and `on_progress(done, total)` is called after each step. `prompt_lookup` guesses up to that many tokens ahead
-    from what prompt and output repeat (see `prompt_lookup.py`). With `heal`, a prompt that ends inside a word or in a
-    space is completed as if it had been typed further (see `healing.py`), and the text begins with the space, where one
-    comes. Setting `cancel` ends the run before its next step, in the prompt too.
+    `sampling.py`). Each of `logits_processors` is given the ids so far, (1, T), and logits, (1, vocab_size), and
+    returns logits; what is in `model/processors.py` will do. `logit_bias` is added to the logits of the ids it names;
+    `banned_ids` are not generated, and while sampling, nor are the tokenizer's reserved ids, but for those that
+    `logit_bias` names. `stop` strings end the text before they appear in it; so do the model's eos, unless
+    `ignore_eos`, and the tokens of `extra_eos`, ids or texts that are one token each. `logprobs` asks for that many
+    alternatives a token. `cache` holds what precedes the prompt; afterwards it also holds the prompt and every token
+    but the last, however the run ended; until then no other run can have it. A cache does not know its tokens:
+    `cached_tokens` tells them, all or none, to the repetition penalty and to prompt lookup. Without a cache,
+    `max_kv_size` makes a cache that keeps the first token and the last ones, and `kv_bits` one that is quantized in
+    groups of `kv_group_size`. `prefill_step_size` tokens of the prompt are run at a time, and `on_progress(done,
+    total)` is called after each step. `prompt_lookup` guesses up to that many tokens ahead from what prompt and output
+    repeat (see `prompt_lookup.py`). With `heal`, a prompt that ends inside a word or in a space is completed as if it
+    had been typed further (see `healing.py`), and the text begins with the space, where one comes. Setting `cancel`
+    ends the run before its next step, in the prompt too.
 
     A completion ends, with reason "length", where the model's context does, unless a cache that forgets is smaller.
 
@@ -131,6 +135,7 @@ def stream_generate(
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
         presence_penalty, frequency_penalty,
+        logits_processors=logits_processors,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
         max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
         heal=heal,
@@ -176,6 +181,7 @@ def generate(
     seed: int | None = None,
     logit_bias: Mapping[int, float] | None = None,
     banned_ids: Collection[int] = (),
+    logits_processors: "Sequence[Processor]" = (),
     stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     extra_eos: int | str | Sequence[int | str] = (),
@@ -202,6 +208,7 @@ def generate(
     options = CompletionOptions(
         temperature, top_p, top_k, min_p, repetition_penalty, repetition_context_size, seed, logit_bias, banned_ids,
         presence_penalty, frequency_penalty,
+        logits_processors=logits_processors,
         max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, extra_eos=extra_eos, logprobs=logprobs,
         max_kv_size=max_kv_size, kv_bits=kv_bits, kv_group_size=kv_group_size, prompt_lookup=prompt_lookup,
         heal=heal,
@@ -230,7 +237,7 @@ def generate(
 
 def _require_batchable(options: CompletionOptions, **run: object) -> None:
     """Raise GenerationError for what only a single prompt can have."""
-    given = [*options.unbatched, *(["logprobs"] if options.logprobs else []), *(name for name in run if run[name])]
+    given = [*options.single, *(["logprobs"] if options.logprobs else []), *(name for name in run if run[name])]
     if given:
         raise GenerationError(f"{given[0]} is for a single prompt, and a list of prompts came; leave one out")
 
@@ -345,13 +352,9 @@ class Decoding:
     def _forward(self, token: mx.array) -> mx.array:
         return self.model.logits_after(token, self.cache)
 
-    def among(self, logits: mx.array, may_come: mx.array) -> DecodedToken:
-        """Return a token of those that are true in `may_come`, bool (1, vocab_size), with probabilities among them."""
-        return self._read(self._sample(logits, may_come))
-
-    def _sample(self, logits: mx.array, may_come: mx.array | None = None) -> list[mx.array]:
+    def _sample(self, logits: mx.array) -> list[mx.array]:
         """Start computing a token: [token, highest logit], with `top_logprobs` also what those ask for."""
-        left = logits if may_come is None else mx.where(may_come, logits, -mx.inf)
+        left = self.sampler.among(logits)
         step = [self.sampler(left), logits.max(axis=-1)]
         if self.top_logprobs:
             step += token_logprobs(left, step[0], self.top_logprobs)
@@ -363,29 +366,13 @@ class Decoding:
         if not self.top_logprobs:
             return DecodedToken(token, None, {}, is_sound=is_sound)
         logprob, alternatives = cast(float, step[2].item()), ranked(step[3], step[4])[0]
-        # Where few may come, the others have none.
-        alternatives = {other: value for other, value in alternatives.items() if value > -math.inf}
         return DecodedToken(token, logprob, alternatives, is_sound=is_sound)
 
 
 def _decoding(
-    model: HeliumForCausalLM,
-    tokenizer: HeliumTokenizer,
-    cache: list[KVCache],
-    sampler: Sampler,
-    request: CompletionRequest,
-) -> "Steps":
+    model: HeliumForCausalLM, cache: list[KVCache], sampler: Sampler, request: CompletionRequest
+) -> "Decoding | LookupDecoding":
     options = request.options
-    if request.cut:
-        # Few completions begin so.
-        from helium_mlx.generation.healing import HealedDecoding, HeldBytes
-
-        def rest(came: list[int]) -> "Steps":
-            following = replace(request, prompt=[*request.prompt, *came], cut=())
-            return _decoding(model, tokenizer, cache, sampler, following)
-
-        held = HeldBytes(tokenizer, model.config.vocab_size, request.cut, options.banned_ids)
-        return HealedDecoding(Decoding(model, cache, sampler, options.logprobs), held, rest)
     if not options.prompt_lookup:
         return Decoding(model, cache, sampler, options.logprobs)
     # Most completions start without it.
@@ -420,7 +407,7 @@ class CompletionRun:
         self.prefill_step_size = prefill_step_size
         require_run_fits(model, self.held + len(self.tokens) + request.count, cache[0].kind)
         sampler = request.sampler(model, tokenizer)
-        self.decoding = _decoding(model, tokenizer, cache, sampler, request)
+        self.decoding = _decoding(model, cache, sampler, request)
         self.text_of: CompletionText = request.text_of(tokenizer)
         self.generated = self._accepted = 0
         self._start, self._prompt_seconds = time.perf_counter(), 0.0

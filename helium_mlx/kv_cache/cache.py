@@ -84,6 +84,13 @@ class KVCache:
         self.offset -= tokens
         return tokens
 
+    def reorder_cache(self, beam_idx: mx.array) -> None:
+        """Have each row go on from what row `beam_idx`, integers (B,), of what is held has seen."""
+        rows = self.batch_size
+        if rows is not None:
+            both = mx.concatenate([beam_idx, beam_idx + rows])
+            self._held = [mx.take(part, both, axis=0) for part in self._held]
+
     def copy(self: Cache) -> Cache:
         """Return a cache that holds the same and goes its own way; memory is shared until one of the two is written."""
         other = copy.copy(self)

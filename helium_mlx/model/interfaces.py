@@ -36,6 +36,8 @@ class Decoder(Protocol):
         *,
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
+        attentions_wanted: bool = False,
+        hidden_states_wanted: bool = False,
         last_only: bool = False,
     ) -> BaseModelOutputWithPast:
         """Run the layers over embedded tokens (B, L, hidden_size), unchecked."""

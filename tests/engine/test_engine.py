@@ -20,6 +20,7 @@ from helium_mlx import EngineError, GenerationError, HeliumEngine, HeliumError
 from helium_mlx.engine import engine as engine_module
 from helium_mlx.engine.stream import EngineStream
 from helium_mlx.model.helium import HeliumForCausalLM
+from helium_mlx.model.processors import ban_repeated_ngrams, bias_sequences
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
@@ -40,6 +41,8 @@ OPTIONS: list[dict[str, object]] = [
     {"max_tokens": 8, "kv_bits": 8, "kv_group_size": 32},
     {"max_tokens": 30, "max_kv_size": 24, "ignore_eos": True},
     {"max_tokens": 20, "prompt_lookup": 4},
+    {"max_tokens": 12, "logits_processors": [ban_repeated_ngrams(1), bias_sequences({(444,): 6.0})]},
+    {"max_tokens": 9, "temperature": 0.9, "seed": 3, "prompt_lookup": 4, "logits_processors": [ban_repeated_ngrams(2)]},
 ]
 
 
@@ -547,3 +550,15 @@ def test_numbers_of_mlx_are_taken(engine: HeliumEngine) -> None:
     options = {"kv_bits": 8, "kv_group_size": 32, "max_kv_size": 40}
     arrays = {name: mx.array(value) for name, value in options.items()}
     assert engine.complete("Once", max_tokens=4, **arrays) == engine.complete("Once", max_tokens=4, **options)
+
+
+def test_a_processor_that_fails_ends_its_request_and_no_other(engine: HeliumEngine, demo: Demo) -> None:
+    def failing(ids: mx.array, scores: mx.array) -> mx.array:
+        if ids.shape[1] > 6:
+            raise ValueError("no more")
+        return scores
+
+    broken, other = ask(engine, "A", max_tokens=20, logits_processors=[failing]), ask(engine, "A", max_tokens=9)
+    with pytest.raises(Exception, match="no more"):
+        list(broken)
+    assert [chunk.token for chunk in other] == [chunk.token for chunk in solo(demo, "A", max_tokens=9)]

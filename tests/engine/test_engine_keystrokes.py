@@ -20,13 +20,17 @@ Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
 TEXT = "Im Treppenhaus roch es nach Bohnerwachs, und im dritten Stock übte jemand dieselben vier Takte Klavier."
 
 
-def test_a_keystroke_computes_little_beyond_the_new_tokens_in_six_languages() -> None:
-    result = run_example("engine_keystrokes.py", "--characters", "90")
+# The medians: new, computed, beyond. Inside a word nothing is new of what precedes it, and its last token is computed.
+MEDIANS = {(): ["1", "1", "0"], ("--suggest",): ["0", "1", "1"]}
+
+
+@pytest.mark.parametrize("flags", MEDIANS, ids=str)
+def test_a_keystroke_computes_little_beyond_the_new_tokens_in_six_languages(flags: tuple[str, ...]) -> None:
+    result = run_example("engine_keystrokes.py", "--characters", "90", *flags)
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     _, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines())
     assert [name for name, *_ in rows] == ["de", "en", "es", "fr", "it", "pt", "all"]
-    # The medians: new, computed, beyond.
-    assert rows[-1][3::2] == ["1", "1", "0"]
+    assert rows[-1][3::2] == MEDIANS[flags]
 
 
 def test_what_is_counted_is_what_the_model_runs(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,9 +42,10 @@ def test_what_is_counted_is_what_the_model_runs(demo: Demo, monkeypatch: pytest.
     judge(tally.beyond)
 
 
-def test_an_engine_that_keeps_nothing_is_found(demo: Demo) -> None:
+@pytest.mark.parametrize("suggest", [False, True])
+def test_an_engine_that_keeps_nothing_is_found(demo: Demo, suggest: bool) -> None:
     with HeliumEngine("demo", dtype="float32", prefix_cache_bytes=0) as engine:
-        tally = typed(engine, demo[1], TEXT[:30])
+        tally = typed(engine, demo[1], TEXT[:30], suggest=suggest)
     assert tally.computed == tally.tokens
     with pytest.raises(HeliumError, match=f"tokens beyond the new ones.*expected at most {BEYOND}"):
         judge(tally.beyond)

@@ -3,19 +3,21 @@
 from collections.abc import Callable, Iterator
 from typing import cast
 
+import mlx.core as mx
 import pytest
 from passes import Passes
 
 import helium_mlx
 from helium_mlx import GenerationError, HeliumEngine
 from helium_mlx.engine.stream import EngineStream
-from helium_mlx.generation.healing import cut_back
+from helium_mlx.generation.healing import HealedSampler, cut_back
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
 
 TEXT = "Once upon a time there was a little gi"
+LONG_WORD = "A xqzvwkjhqz"
 
 
 def ask(engine: HeliumEngine, prompt: object, **options: object) -> EngineStream:
@@ -46,10 +48,9 @@ def test_at_every_character_the_tokens_are_those_of_a_run_alone(
 
 
 def test_a_word_of_several_tokens_is_held_token_by_token(engine: HeliumEngine, demo: Demo) -> None:
-    prompt = "A xqzvwkjhqz"
-    assert cut_back(demo[1], demo[1].encode(prompt)) > 2
-    result = ask(engine, prompt, max_tokens=20).result()
-    assert result.tokens == solo(demo, prompt, max_tokens=20)
+    assert cut_back(demo[1], demo[1].encode(LONG_WORD)) > 2
+    result = ask(engine, LONG_WORD, max_tokens=20).result()
+    assert result.tokens == solo(demo, LONG_WORD, max_tokens=20)
     assert result.generated_tokens == 20
 
 
@@ -75,6 +76,38 @@ def test_rows_decode_together(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> No
     assert max(rows for rows, _ in passes.shapes) == 3
 
 
+def test_tokens_that_are_held_take_the_steps_that_all_rows_share(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, options = Passes(demo[0], monkeypatch), {"max_tokens": 8, "temperature": 1.0}
+    with HeliumEngine("demo", dtype="float32") as engine:
+        engine.pause()
+        streams = [ask(engine, LONG_WORD, seed=seed, **options) for seed in range(4)]
+        engine.resume()
+        tokens = [stream.result().tokens for stream in streams]
+    ids = demo[1].encode(LONG_WORD)
+    assert passes.shapes == [(4, len(ids) - cut_back(demo[1], ids)), *[(4, 1)] * 7]
+    assert tokens == [solo(demo, LONG_WORD, seed=seed, **options) for seed in range(4)]
+
+
+def test_a_step_that_fails_where_a_held_token_is_waited_for_is_tried_again(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    among, count = HealedSampler.among, 0
+
+    def failing_once(sampler: HealedSampler, logits: mx.array) -> mx.array:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise RuntimeError("of the device")
+        return among(sampler, logits)
+
+    expected = [solo(demo, LONG_WORD), solo(demo, TEXT)]
+    monkeypatch.setattr(HealedSampler, "among", failing_once)
+    with HeliumEngine("demo", dtype="float32") as engine:
+        streams = [ask(engine, prompt) for prompt in (LONG_WORD, TEXT)]
+        assert [stream.result().tokens for stream in streams] == expected
+    assert count > 3
+
+
 def test_a_request_for_which_nothing_is_left_ends_alone(demo: Demo) -> None:
     everything = [index for index in range(len(demo[1])) if demo[1].token_bytes(index)[:1] == b" "]
     with HeliumEngine("demo", dtype="float32") as engine:
@@ -85,12 +118,15 @@ def test_a_request_for_which_nothing_is_left_ends_alone(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("keep_caches", [False, True])
-def test_a_paused_engine_goes_on_with_the_same_tokens(engine: HeliumEngine, demo: Demo, keep_caches: bool) -> None:
-    stream = ask(engine, TEXT, max_tokens=40)
+@pytest.mark.parametrize("prompt", [TEXT, LONG_WORD])
+def test_a_paused_engine_goes_on_with_the_same_tokens(
+    engine: HeliumEngine, demo: Demo, prompt: str, keep_caches: bool
+) -> None:
+    stream = ask(engine, prompt, max_tokens=40)
     first = next(stream).token
     engine.pause(keep_caches=keep_caches)
     engine.resume()
-    assert [first, *(chunk.token for chunk in stream)] == solo(demo, TEXT, max_tokens=40)
+    assert [first, *(chunk.token for chunk in stream)] == solo(demo, prompt, max_tokens=40)
     assert stream.tokens[0] == first
 
 

@@ -537,13 +537,14 @@ def test_whatever_comes_together_is_as_alone(demo: Demo, monkeypatch: pytest.Mon
     for _ in range(24):
         begun = draw.choice(prompts)[: draw.randrange(1, 120)] if prompts and draw.random() < 0.8 else [1]
         prompts.append([*begun, *(draw.randrange(4, 2000) for _ in range(draw.choice([0, 1, 2, 30, 70])))])
-    counts = [draw.randrange(1, 20) for _ in prompts]
-    expected = [alone(demo, prompt, max_tokens=count) for prompt, count in zip(prompts, counts, strict=True)]
+    options = [{"max_tokens": draw.randrange(1, 20)} for _ in prompts]
+    options = [{**each, "heal": draw.random() < 0.5} for each in options]
+    expected = [alone(demo, prompt, **each) for prompt, each in zip(prompts, options, strict=True)]
     readers: list[Reader] = []
     cancelled: set[int] = set()
     while len(readers) < len(prompts) or driven.scheduler.tasks:
         if len(readers) < len(prompts) and draw.random() < 0.5:
-            readers.append(driven.add(prompts[len(readers)], max_tokens=counts[len(readers)], bound=4))
+            readers.append(driven.add(prompts[len(readers)], bound=4, **options[len(readers)]))
         if readers and draw.random() < 0.1:
             cancelled.add(draw.choice(readers).number)
             readers[max(cancelled)].channel.cancel()

@@ -31,12 +31,18 @@ OPTIONS: dict[str, dict[str, object]] = {
         "min_p": 0.01,
         "repetition_penalty": 1.3,
         "repetition_context_size": 9,
-        "presence_penalty": 0.5,
-        "frequency_penalty": 1.5,
         "logit_bias": {9: 1.5},
         "banned_ids": [444, 12],
     },
+    # Three tokens that take turns by how often each has come.
+    "counted": {
+        "max_tokens": 14,
+        "presence_penalty": 1.0,
+        "frequency_penalty": 2.0,
+        "logit_bias": {401: 40.0, 402: 40.0, 403: 40.0},
+    },
     "stopped": {"max_tokens": 60, "stop": ["qu", "."], "logprobs": 1},
+    "healed": {"max_tokens": 14, "heal": True, "temperature": 1.0, "seed": 3, "logprobs": 2},
     "ended by another token": {"max_tokens": 60, "ignore_eos": True, "extra_eos": [".", ","]},
 }
 
@@ -134,8 +140,10 @@ def test_what_has_ended_or_is_unbatched_is_not_saved(engine: HeliumEngine, tmp_p
     stream.result()
     with pytest.raises(GenerationError, match=r"has ended \(length\)"):
         stream.save(tmp_path / "state")
-    with pytest.raises(GenerationError, match="prompt_lookup or heal cannot be saved"):
+    with pytest.raises(GenerationError, match="kv_bits or prompt_lookup cannot be saved"):
         engine.stream("A", prompt_lookup=3).save(tmp_path / "state")
+    with pytest.raises(GenerationError, match="logits_processors cannot be saved"):
+        engine.stream("A", logits_processors=[lambda ids, scores: scores]).save(tmp_path / "state")
     with pytest.raises(CheckpointError, match="cannot be written"):
         engine.stream("A").save(tmp_path / "nowhere" / "state")
     assert list(tmp_path.iterdir()) == []
@@ -183,7 +191,7 @@ def test_a_file_written_anew_as_it_was_is_taken(engine: HeliumEngine, saved: Pat
     assert engine.continue_stream(path).result().generated_tokens == 9
 
 
-@pytest.mark.parametrize("name", ["extra_eos", "presence_penalty", "frequency_penalty"])
+@pytest.mark.parametrize("name", ["extra_eos", "presence_penalty", "frequency_penalty", "heal"])
 def test_a_file_from_before_there_was_an_option_is_taken(engine: HeliumEngine, tmp_path: Path, name: str) -> None:
     stream = engine.stream("A", max_tokens=9, ignore_eos=True)
     next(stream)

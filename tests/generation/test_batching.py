@@ -82,7 +82,7 @@ def test_the_order_of_the_prompts_changes_no_row(demo: Demo) -> None:
         {"temperature": 0.9, "seed": 7},
         {"temperature": 1.2, "seed": 0, "top_p": 0.8, "top_k": 30, "min_p": 0.01, "repetition_penalty": 1.3},
         {"repetition_penalty": 1.5, "repetition_context_size": 6},
-        {"presence_penalty": 0.5, "frequency_penalty": 1.5},
+        {"presence_penalty": -2.0, "frequency_penalty": -2.0, "temperature": 3.0, "seed": 1},
         {"temperature": 0.7, "seed": 2**64 - 2},
     ],
 )

@@ -12,8 +12,8 @@ from tokenizer_samples import EOS, FIRST_BYTE
 from helium_mlx import HeliumEngine, HeliumForCausalLM, HeliumTokenizer, generate, load, make_cache, stream_generate
 from helium_mlx.errors import GenerationError
 from helium_mlx.generate import main
-from helium_mlx.generation.completion import GenerationChunk
-from helium_mlx.generation.healing import cut_back
+from helium_mlx.generation.completion import GenerationChunk, StopStrings
+from helium_mlx.generation.healing import HealedText, cut_back
 
 TEXT = "the file  is of Zoé, l'été à 中文 👩‍🚀\nBonjour of"
 Loaded = tuple[HeliumForCausalLM, HeliumTokenizer]
@@ -123,6 +123,27 @@ def test_what_is_cut_leaves_room_in_the_context(json_loaded: Loaded) -> None:
     ids += tokenizer.encode("fi", add_special_tokens=False)[-2:]
     chunks = list(stream_generate(model, tokenizer, ids, heal=True, ignore_eos=True, max_tokens=30))
     assert len(chunks) == cut_back(tokenizer, ids) > 0
+
+
+def test_what_a_long_prompt_costs_the_text_does_not_grow_with_it(
+    json_loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, fed = json_loaded[1], list[int]()
+    monkeypatch.setattr(tokenizer, "detokenizer", lambda: Counting(fed))
+    kept = tokenizer.encode("the file is of " * 20)
+    HealedText(tokenizer, StopStrings(()), frozenset(), kept, kept[-2:])
+    assert len(fed) < 10
+
+
+class Counting:
+    """Notes the tokens that it is fed."""
+
+    def __init__(self, fed: list[int]) -> None:
+        self.fed = fed
+
+    def add_token(self, token: int) -> str:
+        self.fed.append(token)
+        return ""
 
 
 def test_special_tokens_stay(json_loaded: Loaded) -> None:

@@ -20,6 +20,7 @@ from helium_mlx.errors import ContextOverflowError, GenerationError
 from helium_mlx.generation import prompt_file
 from helium_mlx.generation.batching import Completion, Request, batch_generate
 from helium_mlx.generation.prompt_file import FilePrompt, PromptFileReport, read_prompts, run_prompt_file
+from helium_mlx.generation.request import CompletionOptions
 from helium_mlx.kv_cache import memory as cache_memory
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
@@ -201,6 +202,8 @@ FOREIGN: dict[str, dict[str, object]] = {
     "a stop string": {"stop": "."},
     "a token that ends a text": {"extra_eos": "."},
     "a temperature": {"temperature": 0.5},
+    "a penalty": {"presence_penalty": 0.5},
+    "another penalty": {"frequency_penalty": 0.5},
     "a seed": {"seed": 1},
     "more samples": {"samples": 2},
 }
@@ -215,6 +218,11 @@ def test_results_of_other_options_are_refused_untouched(demo: Demo, prompts: Pat
     with pytest.raises(GenerationError, match=r"has a result for index .*other options made it"):
         run(demo, prompts, output, **FOREIGN[name])
     assert output.read_bytes() == before
+
+
+def test_an_option_that_an_older_version_did_not_know_and_that_asks_for_nothing_is_no_other() -> None:
+    known = prompt_file._shaping(CompletionOptions(), 1)
+    assert not {"extra_eos", "presence_penalty", "frequency_penalty"} & known.keys()
 
 
 @pytest.mark.parametrize("change", ["weights", "tokenizer", "dtype"])
@@ -404,4 +412,10 @@ def test_progress_counts_what_was_there(demo: Demo, prompts: Path, tmp_path: Pat
 def test_a_file_that_is_not_there_is_an_error_of_the_system(demo: Demo, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         run(demo, tmp_path / "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_processors_are_refused_as_no_result_could_name_them(demo: Demo, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(GenerationError, match="logits_processors are functions"):
+        run(demo, prompts, tmp_path / "out", logits_processors=[lambda ids, scores: scores])
     assert not (tmp_path / "out").exists()

@@ -385,6 +385,14 @@ def test_without_these_penalties_nothing_is_counted() -> None:
     assert [array.shape for array in sampler_of(5, frequency_penalty=0.1).state] == [(5,)]
 
 
+def test_generate_hands_the_penalties_on() -> None:
+    model, tokenizer = helium_mlx.load("demo")
+    generate = cast("Callable[..., str]", helium_mlx.generate)
+    options: Changes = {"max_tokens": 12, "logit_bias": {401: 40.0, 402: 40.0, 403: 40.0}}
+    penalties: list[Changes] = [{}, {"presence_penalty": 2.0}, {"frequency_penalty": 2.0}]
+    assert len({generate(model, tokenizer, "Once", **options, **penalty) for penalty in penalties}) == 3
+
+
 # --- seeds
 
 

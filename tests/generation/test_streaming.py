@@ -1,6 +1,7 @@
 import asyncio
 import concurrent.futures
 import inspect
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from helium_mlx.kv_cache import memory as cache_memory
 from helium_mlx.kv_cache.make import copy_cache, make_cache
 from helium_mlx.model.helium import HeliumForCausalLM
 from helium_mlx.model.loading import load_model
+from helium_mlx.model.processors import ban, ban_repeated_ngrams, bias_sequences
 from helium_mlx.tokenizer.tokenizer import HeliumTokenizer
 
 Demo = tuple[HeliumForCausalLM, HeliumTokenizer]
@@ -497,3 +499,47 @@ def test_the_penalty_sees_the_tokens_that_a_cache_holds(demo: Demo, split: int, 
     )
     assert [chunk.token for chunk in warm] == [chunk.token for chunk in cold]
     assert warm[0].prompt_tokens == cold[0].prompt_tokens == 25
+
+
+def test_processors_see_the_ids_so_far_and_have_the_last_word_before_temperature(demo: Demo) -> None:
+    seen: list[list[int]] = []
+
+    def only(ids: mx.array, scores: mx.array) -> mx.array:
+        assert (ids.dtype, scores.dtype, scores.shape[0]) == (mx.int32, mx.float32, 1)
+        seen.append(cast("list[int]", ids[0].tolist()))
+        scores[:, 400 + len(seen)] = 1e9
+        return scores
+
+    options = {"max_tokens": 4, "temperature": 2.0, "repetition_penalty": 5.0, "ignore_eos": True}
+    chunks = list(stream_generate(*demo, [1, 5, 9], **options, logits_processors=[only]))  # pyright: ignore
+    assert [chunk.token for chunk in chunks] == [401, 402, 403, 404]
+    assert seen[:4] == [[1, 5, 9], [1, 5, 9, 401], [1, 5, 9, 401, 402], [1, 5, 9, 401, 402, 403]]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 5}, {"prompt_lookup": 3}], ids=str)
+def test_the_processors_of_generate_do_the_same_in_streams_and_batches(demo: Demo, options: dict[str, float]) -> None:
+    processors = [ban_repeated_ngrams(2), bias_sequences({(444,): 3.0}), ban([402, 403])]
+    common = {"max_tokens": 20, "ignore_eos": True, "logits_processors": processors}
+    chunks = list(stream_generate(*demo, "Once upon a time", **common, **options))  # pyright: ignore
+    tokens = [chunk.token for chunk in chunks]
+    pairs = list(itertools.pairwise(tokens))
+    assert len(set(pairs)) == len(pairs)
+    assert not {402, 403} & set(tokens)
+    if "temperature" not in options:
+        ids = mx.array([demo[1].encode("Once upon a time")])
+        generated = demo[0].generate(
+            ids, max_new_tokens=20, eos_token_id=None, logits_processor=processors, do_sample=False
+        )
+        assert generated[0, ids.shape[1] :].tolist() == tokens
+    if "prompt_lookup" not in options:
+        batch = helium_mlx.generate(*demo, ["Once upon a time"], **common, **options)  # pyright: ignore
+        assert batch == ["".join(chunk.text for chunk in chunks)]
+
+
+@pytest.mark.parametrize(
+    ("processors", "said"),
+    [([3], "logits_processors is"), (abs, "logits_processors is"), ([lambda ids, scores: 3], "processor returned int")],
+)
+def test_what_is_no_processor_is_refused(demo: Demo, processors: object, said: str) -> None:
+    with pytest.raises(GenerationError, match=said):
+        list(stream_generate(*demo, "A", max_tokens=3, logits_processors=processors))  # pyright: ignore

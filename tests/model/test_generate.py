@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from helium_mlx.checkpoint.generation_config import NAMES
 from helium_mlx.errors import ArgumentError, GenerationError, HeliumError, OptionError
 from helium_mlx.files.hub import DEMO_DIRECTORY
 from helium_mlx.kv_cache.make import make_cache
-from helium_mlx.model.generate_options import REFUSED
-from helium_mlx.model.logits_processing import penalize_repetition, tempered
+from helium_mlx.model.generate_options import IGNORED, REFUSED
+from helium_mlx.model.generate_outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from helium_mlx.model.processors import bias_sequences, penalize_repetition
+from helium_mlx.model.temperature import tempered
 
 # Options come from dicts, whose values have no common type.
 generate = cast("Callable[..., mx.array]", HeliumForCausalLM.generate)
@@ -227,7 +230,7 @@ def test_a_filter_that_leaves_one_token_leaves_the_most_probable(
 
 @pytest.mark.parametrize("penalty", [1e-300, 1e-46, 1e46, 1e300])
 def test_penalties_that_float32_cannot_hold_leave_scores_that_can_be_drawn_from(penalty: float) -> None:
-    scores = penalize_repetition(mx.array([[-30.0, -2.0, 0.0, 2.0, 30.0]]), mx.array([[0, 2, 4]]), penalty, None)
+    scores = penalize_repetition(penalty)(mx.array([[0, 2, 4]]), mx.array([[-30.0, -2.0, 0.0, 2.0, 30.0]]))
     assert mx.isfinite(tempered(scores, 1e-300)).all().item()
 
 
@@ -324,6 +327,202 @@ def test_rows_that_a_stop_string_ended_are_padded_where_there_is_an_eos(demo: De
     assert all(row[-1] != tokenizer.pad_token_id for row in going_on)
 
 
+# --- functions of the caller's
+
+
+def test_a_processor_is_given_the_ids_and_scores_of_each_step_and_may_write_to_them(model: HeliumForCausalLM) -> None:
+    given: list[list[int]] = []
+
+    def only(ids: mx.array, scores: mx.array) -> mx.array:
+        assert (ids.dtype, scores.dtype, scores.shape) == (mx.int32, mx.float32, (2, 96))
+        given.append(cast("list[int]", ids[1].tolist()))
+        scores[:, 40 + len(given)] = 1e9
+        ids[:] = 0
+        return scores
+
+    generated = rows(generate(model, PADDED, attention_mask=MASK, max_new_tokens=3, logits_processor=[only, only]))
+    assert [row[5:] for row in generated] == [[41, 42, 43]] * 2
+    assert given == [generated[1][:5], generated[1][:6], generated[1][:7]]
+
+
+def test_a_criterion_ends_the_rows_it_names_and_is_asked_once_a_step(model: HeliumForCausalLM) -> None:
+    given: list[tuple[int, ...]] = []
+
+    def second(ids: mx.array, scores: object) -> mx.array:
+        given.append(ids.shape)
+        return mx.array([False, True])
+
+    options = {"attention_mask": MASK, "max_new_tokens": 4, "stopping_criteria": [second]}
+    plain = rows(generate(model, PADDED, attention_mask=MASK, max_new_tokens=4))
+    assert rows(generate(model, PADDED, **options)) == [plain[0], [*plain[1][:6], 3, 3, 3]]
+    assert given == [(2, length) for length in range(6, 10)]
+    options["stopping_criteria"] = [lambda ids, scores: ids.shape[1] == 7]
+    assert rows(generate(model, PADDED, **options)) == [row[:7] for row in plain]
+
+
+def test_classes_of_code_for_transformers_do(model: HeliumForCausalLM) -> None:
+    class Only(helium_mlx.LogitsProcessor):
+        def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
+            return mx.where(mx.arange(scores.shape[-1]) == 30 + input_ids.shape[1], scores, -math.inf)
+
+    class Long(helium_mlx.StoppingCriteria):
+        def __call__(self, input_ids: mx.array, scores: object) -> bool:
+            return input_ids.shape[1] >= 8
+
+    processors, criteria = helium_mlx.LogitsProcessorList([Only()]), helium_mlx.StoppingCriteriaList([Long()])
+    ids = generate(model, PADDED, attention_mask=MASK, logits_processor=processors, stopping_criteria=criteria)
+    assert rows(ids)[0][5:] == [35, 36, 37]
+    assert processors(ids, mx.zeros((2, 96)))[0, 38].item() == 0
+    assert criteria(ids).tolist() == [True, True]
+    for bare in (helium_mlx.LogitsProcessor(), helium_mlx.StoppingCriteria()):
+        with pytest.raises(NotImplementedError):
+            generate(model, PADDED, max_new_tokens=1, logits_processor=[bare])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_functions_are_called_for_no_token_that_is_not_returned(
+    model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(model, monkeypatch)
+    options = {"max_new_tokens": 9, "eos_token_id": 44, "attention_mask": MASK}
+    generate(model, PADDED, **options, sequence_bias={(44,): 99.0})
+    assert counted.lengths == [5, 1]
+    counted.lengths.clear()
+    generate(model, PADDED, **options, logits_processor=[bias_sequences({(44,): 99.0})])
+    assert counted.lengths == [5]
+
+
+def test_time_ends_all_rows_after_a_token(model: HeliumForCausalLM) -> None:
+    assert generate(model, PADDED, attention_mask=MASK, max_new_tokens=50, max_time=0).shape == (2, 6)
+
+
+def test_new_settings_are_saved_as_json_has_them(model: HeliumForCausalLM, tmp_path: Path) -> None:
+    saved = GenerationConfig(sequence_bias={(5, 6): 2.0, (7,): -1.0}, suppress_tokens=[9]).to_dict()
+    assert json.loads(json.dumps(saved))["sequence_bias"] == [[[5, 6], 2.0], [[7], -1.0]]
+    ids, bias = mx.array([PROMPT]), {(20,): 30.0}
+    expected = rows(generate(model, ids, max_new_tokens=3, sequence_bias=bias))
+    assert expected[0][6:] == [20] * 3
+    assert rows(generate(model, ids, max_new_tokens=3, sequence_bias=[[[20], 30.0]])) == expected
+
+
+# --- what comes beside ids
+
+
+def test_scores_and_logits_of_each_step_come_with_the_ids(model: HeliumForCausalLM) -> None:
+    options = {"attention_mask": MASK, "max_new_tokens": 3, "eos_token_id": None, "repetition_penalty": 1.5}
+    asked = dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), True)
+    output = cast(GenerateDecoderOnlyOutput, generate(model, PADDED, **options, return_dict_in_generate=True, **asked))
+    ids = generate(model, PADDED, **options)
+    assert rows(output.sequences) == rows(ids)
+    assert [step.shape for step in output.scores or ()] == [(2, 96)] * 3
+    assert mx.stack([mx.argmax(step, axis=-1) for step in output.scores or ()], axis=1).tolist() == ids[:, 5:].tolist()
+    whole = model(ids[1:, :-1]).logits[0, 4:]
+    assert mx.allclose(mx.stack([step[1] for step in output.logits or ()]), whole, atol=1e-4)
+    assert [len(step) for step in output.hidden_states or ()] == [len(model.model.layers) + 1] * 3
+    assert [step[0].shape[2:] for step in output.attentions or ()] == [(5, 5), (1, 6), (1, 7)]
+    assert (output.past_key_values or [])[0].offset == 7
+    bare = cast(GenerateDecoderOnlyOutput, generate(model, PADDED, **options, return_dict_in_generate=True))
+    assert bare.keys() == ["sequences", "past_key_values"]
+
+
+def test_the_scores_of_beams_are_sums_over_the_rows_they_came_by(model: HeliumForCausalLM) -> None:
+    output = cast(
+        GenerateBeamDecoderOnlyOutput,
+        generate(
+            model, PADDED, attention_mask=MASK, max_new_tokens=4, num_beams=3, num_return_sequences=2,
+            length_penalty=0.0, eos_token_id=None, return_dict_in_generate=True, output_scores=True,
+        ),
+    )  # fmt: skip
+    scores, indices = mx.stack(list(output.scores or ())), cast(mx.array, output.beam_indices)
+    for row in range(4):
+        sums = [scores[step, indices[row, step], output.sequences[row, 5 + step]] for step in range(4)]
+        assert mx.allclose(mx.stack(sums).sum(), cast(mx.array, output.sequences_scores)[row], atol=1e-5)
+    transitions = model.compute_transition_scores(output.sequences, output.scores or (), indices)
+    assert mx.allclose(transitions.sum(axis=1), cast(mx.array, output.sequences_scores), atol=1e-5)
+    for prompt in (0, 2):
+        assert cast(mx.array, output.sequences_scores)[prompt] >= cast(mx.array, output.sequences_scores)[prompt + 1]
+
+
+def test_beams_that_are_drawn_are_drawn_by_the_seed_and_are_probable(model: HeliumForCausalLM) -> None:
+    options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": True, "top_k": 0, "eos_token_id": None}
+    drawn = [rows(generate(model, PADDED, attention_mask=MASK, seed=seed, **options)) for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2] or drawn[0] != drawn[3]
+
+
+@pytest.mark.parametrize("kind", [{}, {"max_kv_size": 4}], ids=str)
+def test_a_reordered_cache_goes_on_from_other_rows(model: HeliumForCausalLM, kind: dict[str, int]) -> None:
+    ids, order = mx.array([[1, 5, 6], [1, 7, 8], [1, 9, 4]]), mx.array([2, 2, 0])
+    cache, other = make_cache(model, **kind), make_cache(model, **kind)
+    model(ids, past_key_values=cache)
+    model(ids[order], past_key_values=other)
+    for layer in cache:
+        layer.reorder_cache(order)
+    following = mx.array([[3], [4], [5]])
+    logits = [model(following, past_key_values=entry).logits for entry in (cache, other)]
+    assert mx.array_equal(logits[0], logits[1])
+
+
+# --- embeddings, and tokens guessed ahead
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+def test_embeddings_stand_for_ids_and_only_what_is_new_comes_back(
+    model: HeliumForCausalLM, options: dict[str, object]
+) -> None:
+    options |= {"attention_mask": MASK, "max_new_tokens": 6, "eos_token_id": None}
+    embeds, expected = model.model.embed(PADDED), rows(generate(model, PADDED, **options))
+    assert rows(generate(model, inputs_embeds=embeds, **options)) == [row[5:] for row in expected]
+    assert rows(generate(model, PADDED, inputs_embeds=embeds, **options)) == expected
+
+
+def test_limits_of_a_length_count_embeddings(model: HeliumForCausalLM) -> None:
+    embeds = model.model.embed(mx.array([PROMPT]))
+    assert generate(model, inputs_embeds=embeds, max_length=9, eos_token_id=None).shape == (1, 3)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("guessing", ["text", "itself", "another"])
+def test_guesses_change_nothing(
+    model: HeliumForCausalLM, load_case: CaseLoader, guessing: str, do_sample: bool
+) -> None:
+    ids, streamer = mx.array([[3, *PROMPT]]), Recorded()
+    options = {"attention_mask": mx.array([[0] + [1] * 6]), "max_new_tokens": 20, "repetition_penalty": 1.2}
+    options |= {"eos_token_id": None, "do_sample": do_sample, "temperature": 1e-6, "seed": 3}
+    drafted = {
+        "text": {"prompt_lookup_num_tokens": 4},
+        "itself": {"assistant_model": model},
+        "another": {"assistant_model": load_case("helium-mqa-tied"), "num_assistant_tokens": 3},
+    }[guessing]
+    generated = rows(generate(model, ids, **options, **drafted, streamer=streamer))
+    assert generated == rows(generate(model, ids, **options))
+    assert streamer.values == [ids.tolist(), *([token] for token in generated[0][7:]), "end"]
+
+
+def test_right_guesses_save_passes(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {"max_new_tokens": 12, "eos_token_id": None}
+    repeated = rows(generate(model, mx.array([PROMPT]), **plain, sequence_bias={(20,): 100.0}))
+    counted = Counted(model, monkeypatch)
+    options = {"prompt_lookup_num_tokens": 5, "sequence_bias": {(20,): 100.0}}
+    assert rows(generate(model, mx.array([PROMPT]), **plain, **options)) == repeated
+    assert len(counted.lengths) < 6
+
+
+def test_a_guess_goes_no_further_than_the_end(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = mx.array([PROMPT])
+    free = rows(generate(model, ids, max_new_tokens=9, eos_token_id=None))[0]
+    options = {"assistant_model": model, "num_assistant_tokens": 8}
+    assert (
+        rows(generate(model, ids, max_new_tokens=9, eos_token_id=free[8], **options))[0]
+        == free[: free.index(free[8], 6) + 1]
+    )
+    ends = [lambda ids, scores: ids.shape[1] == 10]
+    assert rows(generate(model, ids, max_new_tokens=9, stopping_criteria=ends, **options))[0] == free[:10]
+    cache = make_cache(model)
+    generate(model, ids, max_new_tokens=9, eos_token_id=None, past_key_values=cache, **options)
+    assert cache[0].offset == 14
+
+
 # --- settings
 
 
@@ -375,18 +574,12 @@ def test_where_the_settings_file_is_malformed_the_config_counts(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("num_beams", 4),
-        ("suppress_tokens", [5]),
-        ("begin_suppress_tokens", [5]),
-        ("bad_words_ids", [[5]]),
-        ("forced_bos_token_id", 5),
-        ("forced_eos_token_id", 2),
+        ("num_beam_groups", 2),
+        ("diversity_penalty", 0.5),
         ("force_words_ids", [[5]]),
-        ("sequence_bias", [[[5], 2.0]]),
-        ("typical_p", 0.5),
-        ("epsilon_cutoff", 0.1),
         ("penalty_alpha", 0.6),
-        ("guidance_scale", 2.0),
+        ("dola_layers", "low"),
+        ("cache_implementation", "static"),
         ("max_new_token", 3),
     ],
 )
@@ -410,15 +603,15 @@ def test_what_is_not_supported_is_refused_by_name_wherever_it_is_set(
 
 
 def test_what_is_set_back_is_not_refused(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = GenerationConfig.from_dict({"num_beams": 4, "max_new_tokens": 2, "from_another_program": 1})
+    own = GenerationConfig.from_dict({"num_beam_groups": 4, "max_new_tokens": 2, "from_another_program": 1})
     monkeypatch.setattr(model, "generation_config", own)
-    with pytest.raises(GenerationError, match="num_beams is 4"):
+    with pytest.raises(GenerationError, match="num_beam_groups is 4"):
         generate(model, mx.array([PROMPT]))
     for value in (1, None):
-        generate(model, mx.array([PROMPT]), num_beams=value)
+        generate(model, mx.array([PROMPT]), num_beam_groups=value)
     with pytest.raises(GenerationError, match="from_another_program"):
-        generate(model, mx.array([PROMPT]), num_beams=1, from_another_program=2)
-    vars(own)["num_beams"] = 1
+        generate(model, mx.array([PROMPT]), num_beam_groups=1, from_another_program=2)
+    vars(own)["num_beam_groups"] = 1
     generate(model, mx.array([PROMPT]))
 
 
@@ -471,13 +664,13 @@ def test_a_pad_of_minus_one_stands_for_none(model: HeliumForCausalLM, monkeypatc
     assert generate(model, ids).tolist() == expected.tolist()
 
 
-def test_settings_of_a_file_that_nobody_knows_are_ignored_and_beams_are_not(
+def test_settings_of_a_file_that_nobody_knows_are_ignored_and_groups_of_beams_are_not(
     model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "generation_config", GenerationConfig.from_dict({"mystery": 3, "max_new_tokens": 2}))
     assert generate(model, mx.array([PROMPT])).shape[1] == len(PROMPT) + 2
-    monkeypatch.setattr(model, "generation_config", GenerationConfig.from_dict({"num_beams": 4}))
-    with pytest.raises(GenerationError, match="num_beams is 4"):
+    monkeypatch.setattr(model, "generation_config", GenerationConfig.from_dict({"num_beam_groups": 4}))
+    with pytest.raises(GenerationError, match="num_beam_groups is 4"):
         generate(model, mx.array([PROMPT]), max_new_tokens=2)
 
 
@@ -493,13 +686,75 @@ def test_an_argument_that_is_not_supported_is_refused_by_name(model: HeliumForCa
         generate(model, mx.array([PROMPT]), max_new_tokens=1, **{name: off})
 
 
+def test_the_docs_say_of_each_refusal_why() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text()
+    table = page.partition("| absent | why |")[2].partition("\n\n")[0]
+    absent = [row.split("|")[1] for row in table.splitlines() if row]
+    named = {name for cell in absent for name in re.findall(r"`(\w+)`", cell)}
+    assert named == {*REFUSED, "guidance_scale", "num_beams"}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_what_changes_nothing_here_is_taken(model: HeliumForCausalLM, name: str) -> None:
+    plain = rows(generate(model, mx.array([PROMPT]), max_new_tokens=2))
+    for value in (True, 5, {"x": 1}):
+        assert rows(generate(model, mx.array([PROMPT]), max_new_tokens=2, **{name: value})) == plain
+
+
+def test_a_prompt_in_chunks_gives_the_same(model: HeliumForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"attention_mask": MASK, "max_new_tokens": 4, "eos_token_id": None}
+    plain = rows(generate(model, PADDED, **options))
+    embeds = model.model.embed(PADDED)
+    counted = Counted(model, monkeypatch)
+    assert rows(generate(model, PADDED, prefill_chunk_size=2, **options)) == plain
+    assert counted.lengths == [2, 2, 1, 1, 1, 1]
+    chunked = generate(model, inputs_embeds=embeds, prefill_chunk_size=5, num_beams=1, **options)
+    assert rows(chunked) == [row[5:] for row in plain]
+
+
 BAD: dict[str, tuple[dict[str, object], str]] = {
-    "beams": ({"num_beams": 2}, "num_beams is 2"),
-    "beams that are True": ({"num_beams": True}, "num_beams is True"),
+    "groups of beams": ({"num_beam_groups": 2}, "num_beam_groups is 2"),
+    "groups that are True": ({"num_beam_groups": True}, "num_beam_groups is True"),
+    "banned words past the vocabulary": ({"bad_words_ids": [[5, 96]]}, "bad_words_ids has the token 96"),
+    "a bias past the vocabulary": ({"sequence_bias": {(1, 99): 2.0}}, "sequence_bias has the token 99"),
+    "a bias of text": ({"sequence_bias": {(1,): "x"}}, "it must be a number for each tuple of ids"),
+    "words that are no lists": ({"bad_words_ids": [5]}, "a list of lists of ids"),
+    "what is forced and suppressed": (
+        {"forced_eos_token_id": 5, "suppress_tokens": [4, 5]},
+        "suppress_tokens has that",
+    ),
+    "typical_p 0": ({"do_sample": True, "typical_p": 0.0}, r"typical_p is 0\.0"),
+    "a cutoff of 1": ({"do_sample": True, "eta_cutoff": 1.0}, r"eta_cutoff is 1\.0"),
+    "no time": ({"max_time": -1}, "max_time is -1"),
+    "a processor that is none": ({"logits_processor": [3]}, "logits_processor is .* a list of functions"),
+    "a processor alone": ({"logits_processor": abs}, "a list of functions"),
+    "a processor of nothing": ({"logits_processor": [lambda ids, scores: None]}, "NoneType; it must return scores"),
+    "a processor of a row": ({"logits_processor": [lambda ids, scores: scores[0]]}, r"shape \(96,\); it must return"),
+    "a criterion of text": ({"stopping_criteria": [lambda ids, scores: "x"]}, "str; it must return a boolean"),
+    "allowed ids of none": ({"prefix_allowed_tokens_fn": lambda row, ids: []}, "must return ids, at least one"),
+    "all ruled out": (
+        {"do_sample": True, "logits_processor": [lambda ids, scores: scores - float("inf")]},
+        "rule out every token",
+    ),
+    "a negative mask alone": ({"guidance_scale": 2.0, "negative_prompt_attention_mask": mx.ones((1, 2))}, "without"),
+    "a negative prompt of two rows": ({"guidance_scale": 2, "negative_prompt_ids": mx.array([[1], [2]])}, "has 2 rows"),
     "a typo": ({"max_new_token": 3}, "no argument max_new_token; did you mean max_new_tokens"),
     "a typo in a config": ({"generation_config": {"top_q": 3}}, "no argument top_q"),
     "a config of no kind": ({"generation_config": 3}, "generation_config is int"),
     "several greedy texts": ({"num_return_sequences": 2}, "num_return_sequences is 2"),
+    "more texts than beams": ({"num_beams": 2, "num_return_sequences": 3}, "num_beams, 2, is the most"),
+    "beams with guidance": ({"num_beams": 2, "guidance_scale": 2.0}, "not supported together"),
+    "streamed beams": ({"num_beams": 2, "streamer": Recorded()}, "streamer came"),
+    "early stopping as text": ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
+    "guesses for two rows": (
+        {"do_sample": True, "num_return_sequences": 2, "prompt_lookup_num_tokens": 2},
+        "prompt_lookup_num_tokens is for one row; 2 are generated",
+    ),
+    "guesses without a cache": ({"prompt_lookup_num_tokens": 2, "use_cache": False}, "cannot go with"),
+    "an assistant of text": ({"assistant_model": "x"}, "assistant_model is str"),
+    "embeddings of another width": ({"inputs_embeds": mx.zeros((1, 6, 3))}, "inputs_embeds has shape"),
+    "embeddings beside fewer ids": ({"inputs_embeds": mx.zeros((1, 7, 64))}, "beside inputs_embeds expected"),
+    "chunks without a cache": ({"prefill_chunk_size": 2, "use_cache": False}, "prefill_chunk_size needs a cache"),
     "no new tokens": ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     "new tokens of True": ({"max_new_tokens": True}, "max_new_tokens is True"),
     "a fraction of tokens": ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5"),
@@ -563,6 +818,8 @@ WARNED: dict[str, tuple[dict[str, object], str]] = {
     "two lengths": ({"max_new_tokens": 2, "max_length": 20}, "max_new_tokens counts"),
     "two least lengths": ({"max_new_tokens": 2, "min_new_tokens": 1, "min_length": 2}, "min_new_tokens counts"),
     "filters without sampling": ({"max_new_tokens": 2, "top_p": 0.5, "temperature": 2.0}, "temperature, top_p had no"),
+    "beams' settings without beams": ({"max_new_tokens": 2, "length_penalty": 2.0}, "length_penalty had no effect"),
+    "scores that are not returned": ({"max_new_tokens": 2, "output_scores": True}, "output_scores had no effect"),
     "past the context": ({"max_new_tokens": 260}, "the model was trained for 256"),
     "padding on the right": (
         {"max_new_tokens": 2, "attention_mask": mx.array([[1] * 6, [1, 1, 1, 1, 1, 0]])},

@@ -36,9 +36,9 @@ from helium_mlx import GenerationConfig, HeliumForCausalLM, HeliumTokenizer  # n
 from helium_mlx.checkpoint.generation_config import DEFAULTS, NAMES  # noqa: E402
 from helium_mlx.diagnostics.selfcheck_cases import ROPE_TYPES  # noqa: E402
 from helium_mlx.files.hub import DEMO_DIRECTORY  # noqa: E402
-from helium_mlx.model.generate_options import REFUSED, Settings  # noqa: E402
+from helium_mlx.model.generate_options import IGNORED, REFUSED, Settings  # noqa: E402
 from helium_mlx.model.loading import load_model  # noqa: E402
-from helium_mlx.model.logits_processing import LogitsProcessors  # noqa: E402
+from helium_mlx.model.processors import Call, make_processors  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -246,7 +246,9 @@ def test_scores_are_those_of_their_processors(name: str) -> None:
         logits = (torch.randn(3, 60, generator=generator) * 4).round(decimals=1 if trial % 2 else 4)
         ids = torch.randint(0, 8, (3, 12), generator=generator)
         expected = LogitsProcessorList(theirs)(ids, logits)  # pyright: ignore[reportArgumentType]
-        ours = LogitsProcessors(settings.for_prompt(12), None)(mx.array(ids.numpy()), mx.array(logits.numpy()))
+        ours_ids = mx.array(ids.numpy())
+        process = make_processors(settings.for_prompt(12).processors, Call(ours_ids, (), 13, True))
+        ours = process(ours_ids, mx.array(logits.numpy()))
         ours = torch.tensor(ours.tolist())
         if trial % 2 and "top_p" in options:
             # torch's sort leaves open which of several equal ones top-p drops.
@@ -258,8 +260,8 @@ def test_every_argument_of_theirs_is_taken_or_refused_by_name() -> None:
     theirs = {name for name in transformers.GenerationConfig().__dict__ if not name.startswith("_")}
     theirs |= set(inspect.signature(vars(transformers.GenerationMixin)["generate"]).parameters) - {"self", "kwargs"}
     ours = set(inspect.signature(HeliumForCausalLM.generate).parameters) | set(NAMES)
-    assert theirs - {"transformers_version"} - ours - set(REFUSED) == set()
-    assert set(REFUSED) & ours == set()
+    assert theirs - {"transformers_version"} - ours - set(REFUSED) - set(IGNORED) == set()
+    assert {*REFUSED, *IGNORED} & ours == set()
 
 
 def test_defaults_are_theirs() -> None:

@@ -84,6 +84,48 @@ GENERATE_CASES: dict[str, Case] = {
         {"max_new_tokens": 30, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "min_new_tokens": 8}
         | {"eos_token_id": list(range(4, 96, 4))}
     ),
+    "sequence_bias": Case(
+        {"max_new_tokens": 12, "sequence_bias": [[[20], 3.0], [[30], -8.0], [[20, 33], 30.0], [[20, 33, 33], 30.0]]}
+    ),
+    "bad_words_ids": Case({"max_new_tokens": 30, "bad_words_ids": [[i] for i in range(4, 96, 3)] + [[20, 30], [2]]}),
+    "suppress_tokens": Case({"max_new_tokens": 30, "suppress_tokens": list(range(4, 96, 2))}),
+    "begin_suppress_tokens": Case(
+        {"max_new_tokens": 5, "begin_suppress_tokens": list(range(4, 90)), "eos_token_id": None}
+    ),
+    "forced_bos_token_id": Case({"max_new_tokens": 9, "forced_bos_token_id": 41, "eos_token_id": None}, [[1]]),
+    "forced_eos_token_id": Case({"max_new_tokens": 9, "forced_eos_token_id": 41, "eos_token_id": None}),
+    "exponential_decay_length_penalty": Case(
+        {"max_new_tokens": 20, "exponential_decay_length_penalty": [3, 2.5], "eos_token_id": [2, 50]}
+    ),
+    "encoder_repetition_penalty": Case({"max_new_tokens": 12, "encoder_repetition_penalty": 3.0, "eos_token_id": None}),
+    "encoder_no_repeat_ngram_size": Case(
+        {"max_new_tokens": 12, "encoder_no_repeat_ngram_size": 1, "repetition_penalty": 0.5, "eos_token_id": None}
+    ),
+    "guidance_scale": Case({"max_new_tokens": 12, "guidance_scale": 2.5, "eos_token_id": None}),
+    "guidance_scale without a cache": Case({"max_new_tokens": 9, "guidance_scale": 0.3, "use_cache": False}),
+    "beams": Case({"max_new_tokens": 12, "num_beams": 3, "eos_token_id": list(range(4, 96, 9))}),
+    "beams, the best of them": Case({"max_new_tokens": 9, "num_beams": 4, "num_return_sequences": 3}),
+    "beams that prefer short texts": Case(
+        {"max_new_tokens": 12, "num_beams": 3, "length_penalty": -2.0, "eos_token_id": list(range(4, 96, 5))}
+    ),
+    "beams that stop early": Case(
+        {"max_new_tokens": 12, "num_beams": 2, "early_stopping": True, "eos_token_id": list(range(4, 96, 5))}
+    ),
+    "beams that never stop early": Case(
+        {"max_new_tokens": 12, "num_beams": 2, "early_stopping": "never", "length_penalty": 2.0}
+        | {"eos_token_id": list(range(4, 96, 5))}
+    ),
+    "beams with processors": Case(
+        {
+            "max_new_tokens": 10,
+            "num_beams": 3,
+            "no_repeat_ngram_size": 2,
+            "repetition_penalty": 1.5,
+            "min_new_tokens": 5,
+        }
+        | {"eos_token_id": list(range(4, 96, 5))}
+    ),
+    "beams without a cache": Case({"max_new_tokens": 7, "num_beams": 3, "use_cache": False, "eos_token_id": None}),
     "without a cache": Case({"max_new_tokens": 20, "use_cache": False}),
     "mask inferred from pad ids": Case({"max_new_tokens": 20}, with_mask=False),
     "mask not inferred where pad is eos": Case(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from served import Demo, Served, expected
+from served import PROMPT, Demo, Served, expected
 from waiting import LONGEST_WAIT
 
 from helium_mlx.files.hub import DEMO_DIRECTORY
@@ -59,6 +59,24 @@ def test_openai_reads_every_field(server: Served, demo: Demo) -> None:
         client.completions.create(**asked, suffix="x")
     with pytest.raises(openai.BadRequestError, match="base model"):
         client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        # Cotabby's OpenAICompatibleAPIClient.swift, mikupad's openaiCompletion with "Strict API", loomsidian's
+        # completeOpenAICompat.
+        {"model": "demo", "prompt": PROMPT, "stream": True, "max_tokens": 4, "temperature": 0.2, "top_p": 0.9},
+        {"model": "", "prompt": PROMPT, "seed": 3, "temperature": 0.7, "logit_bias": {"500": -100.0}, "stop": ["\n"],
+         "presence_penalty": 0, "frequency_penalty": 0, "top_p": 0.95, "max_tokens": 4, "logprobs": 10, "stream": True},
+        {"prompt": PROMPT, "model": "demo", "max_tokens": 4, "n": 5, "temperature": 1, "top_p": 1, "best_of": 6,
+         "frequency_penalty": 0.5, "presence_penalty": 0.5},
+    ],
+    ids=["Cotabby", "mikupad", "loomsidian"],
+)  # fmt: skip
+def test_what_apps_send_is_answered(server: Served, parameters: dict[str, object]) -> None:
+    status, _, text = server.ask("POST", "/v1/completions", parameters, {"Authorization": "Bearer "})
+    assert status == 200, text
 
 
 def test_llm_completes(server: Served, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
