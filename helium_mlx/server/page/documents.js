@@ -12,6 +12,7 @@
  */
 
 const FORMAT = "helium-document";
+const NOTED = "helium-unsaved-";
 
 /** @type {Settings} */
 export const DEFAULTS = {
@@ -35,6 +36,16 @@ export function newNode(parent, text, by) {
 /** The nodes below one, the oldest first. @param {Document} document @param {string | null} parent @returns {Node[]} */
 export function children(document, parent) {
   return Object.values(document.nodes).filter((node) => node.parent === parent).sort((a, b) => a.made - b.made);
+}
+
+/** Whether a node is another, or stands below it. @param {Document} document @param {string | null} id @param {string} above @returns {boolean} */
+export function isBelow(document, id, above) {
+  const seen = new Set();
+  for (let at = id; at !== null && !seen.has(at); at = document.nodes[at]?.parent ?? null) {
+    if (at === above) return true;
+    seen.add(at);
+  }
+  return false;
 }
 
 /** Take a node and all below it out. @param {Document} document @param {string} id */
@@ -100,6 +111,7 @@ export function fromFile(name, content) {
     const parent = typeof node.parent === "string" && node.parent in read.nodes ? node.parent : null;
     made.nodes[id] = { id, parent, text: node.text, by: node.by === "model" ? "model" : "you", made: Number(node.made) || 0 };
   }
+  for (const node of Object.values(made.nodes)) if (isBelow(made, node.parent, node.id)) node.parent = null;
   made.current = read.current in made.nodes ? read.current : Object.keys(made.nodes)[0];
   if (!made.current) throw new Error(`${name} has no text`);
   const given = Object.entries(read.settings ?? {}).filter(
@@ -146,6 +158,38 @@ export class Shelf {
     });
     this.others.postMessage(document.id);
     return saved;
+  }
+
+  /**
+   * Note what is not saved yet, at once: for a page that goes.
+   * @param {Document} document @param {Document} base
+   */
+  note(document, base) {
+    const nodes = Object.values(document.nodes).filter((node) => base.nodes[node.id]?.text !== node.text);
+    if (!nodes.length) return;
+    const noted = { id: document.id, name: document.name, settings: document.settings, saved: base.saved, nodes };
+    localStorage.setItem(NOTED + document.id, JSON.stringify(noted));
+  }
+
+  /** Save what pages have noted that went. */
+  async takeNoted() {
+    const keys = Object.keys(localStorage).filter((key) => key.startsWith(NOTED));
+    for (const key of keys) {
+      const noted = JSON.parse(localStorage.getItem(key) ?? "null");
+      const stored = (await this.get(noted.id)) ?? { id: noted.id, name: noted.name, nodes: {}, current: "", settings: noted.settings, saved: 0 };
+      const base = structuredClone(stored);
+      const texts = new Set(Object.values(stored.nodes).map((node) => node.text));
+      for (const node of noted.nodes) {
+        if (texts.has(node.text)) continue;
+        // Another tab has saved since: its text stays, and this is a branch of its own.
+        const isOther = node.id in stored.nodes && stored.saved !== noted.saved;
+        const made = isOther ? { ...node, id: newId(), parent: node.id } : node;
+        stored.nodes[made.id] = made;
+        if (!(stored.current in stored.nodes)) stored.current = made.id;
+      }
+      await this.save(stored, base);
+      localStorage.removeItem(key);
+    }
   }
 
   /** @param {string} id */

@@ -6,6 +6,10 @@
 
 /** @typedef {{start: number, end: number, level: number, index: number}} Mark a token: its place and its colour */
 
+// Pixels above and below the window, and characters of a paragraph beyond them, that are drawn too.
+const NEAR = 400;
+const SPARE = 500;
+
 /** The writer's text, and what is shown about it. */
 export class Editor {
   /** @param {HTMLElement} sheet @param {HTMLElement} scroller */
@@ -27,7 +31,6 @@ export class Editor {
     this.marks = [];
     this.ghost = "";
     this.here = -1;
-    this.drawn = 0;
     this.frame = 0;
     new ResizeObserver(() => this.measureAll()).observe(sheet);
     const redraw = () => this.drawSoon();
@@ -69,7 +72,7 @@ export class Editor {
     let inside = 0;
     while (inside < newText.length && newText[inside] === oldText[inside]) inside += 1;
     if (same < paragraphs.length || this.paragraphs.length !== paragraphs.length) {
-      this.marks = this.marks.filter((mark) => mark.end <= changed + inside);
+      this.marks = this.marks.slice(0, firstAfter(this.marks, changed + inside));
     }
     this.paragraphs = paragraphs;
     this.place(same);
@@ -141,37 +144,59 @@ export class Editor {
     });
   }
 
+  /** The heights of the text between which it lies within so many pixels of the window. @param {number} margin */
+  inView(margin) {
+    const box = this.layer.getBoundingClientRect();
+    return { from: -box.top - margin, to: innerHeight - box.top + margin };
+  }
+
+  /** The place of the text in the window's middle. */
+  get middleInView() {
+    const { from, to } = this.inView(0);
+    const height = (from + to) / 2;
+    let offset = 0;
+    for (let index = 0; index < this.paragraphs.length; index += 1) {
+      const share = (height - this.tops[index]) / this.heightOf(index);
+      if (share < 1) return offset + Math.round(Math.max(share, 0) * this.paragraphs[index].length);
+      offset += this.paragraphs[index].length + 1;
+    }
+    return offset;
+  }
+
   draw() {
-    this.drawn += 1;
     this.drawGhost();
     if (!this.marks.length) {
       this.layer.replaceChildren();
       return;
     }
-    const box = this.layer.getBoundingClientRect();
-    const from = -box.top - 400;
-    const to = innerHeight - box.top + 400;
+    const { from, to } = this.inView(NEAR);
     /** @type {HTMLElement[]} */
     const shown = [];
     let offset = 0;
     for (let index = 0; index < this.paragraphs.length; index += 1) {
       const length = this.paragraphs[index].length;
       if (this.tops[index] > to) break;
-      if (this.tops[index] + this.heightOf(index) >= from) shown.push(this.drawnParagraph(index, offset));
+      if (this.tops[index] + this.heightOf(index) >= from) shown.push(this.drawnParagraph(index, offset, from, to));
       offset += length + 1;
     }
     this.layer.replaceChildren(...shown);
   }
 
-  /** @param {number} index @param {number} offset @returns {HTMLElement} */
-  drawnParagraph(index, offset) {
+  /** @param {number} index @param {number} offset @param {number} top @param {number} bottom @returns {HTMLElement} */
+  drawnParagraph(index, offset, top, bottom) {
     const line = document.createElement("p");
     line.style.top = `${this.tops[index]}px`;
-    const end = offset + this.paragraphs[index].length;
+    const { length } = this.paragraphs[index];
+    const end = offset + length;
+    // Of a long paragraph what is far from the window has no colours; its letters are about as wide everywhere.
+    const placeAt = (/** @type {number} */ height) =>
+      offset + Math.round(((height - this.tops[index]) / this.heightOf(index)) * length);
+    const first = Math.max(offset, placeAt(top) - SPARE);
+    const last = Math.min(end, placeAt(bottom) + SPARE);
     let at = offset;
-    for (let place = firstAfter(this.marks, offset); place < this.marks.length; place += 1) {
+    for (let place = firstAfter(this.marks, first); place < this.marks.length; place += 1) {
       const mark = this.marks[place];
-      if (mark.start >= end) break;
+      if (mark.start >= last) break;
       const start = Math.max(mark.start, offset);
       if (start > at) line.append(this.area.value.slice(at, start));
       const span = document.createElement("span");

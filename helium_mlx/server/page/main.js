@@ -1,10 +1,10 @@
 // The page: what the writer does, what the server is asked then, and what is shown of the answer.
 
-import { DEFAULTS, Shelf, children, fromFile, newDocument, newNode, ownText, removeBranch, toJson } from "./documents.js";
+import { DEFAULTS, Shelf, children, fromFile, isBelow, merged, newDocument, newNode, ownText, removeBranch, toJson } from "./documents.js";
 import { Editor } from "./editor.js";
 import { History } from "./history.js";
 import { Offline, Refused, answers, completions, countTokens, model, scores, suggestions, useKey } from "./server.js";
-import { levelOf, linePath, percent, perplexity, readable, tokensOf } from "./thoughts.js";
+import { levelOf, linePath, percent, perplexity, piecesOf, readable, tokensOf } from "./thoughts.js";
 
 /** @param {string} id @returns {any} */
 const $ = (id) => document.getElementById(id);
@@ -25,10 +25,15 @@ let base;
 let history;
 /** @type {import("./thoughts.js").Token[]} */
 let tokens = [];
+/** What is known of pieces of the text. @type {Map<string, import("./thoughts.js").Token[] | undefined>} */
+let known = new Map();
+let pieceSize = Infinity;
 let contextLength = 4096;
 let charactersPerToken = FIRST_GUESS;
 let isOffline = false;
 let unsaved = false;
+/** @type {Promise<void> | null} */
+let saving = null;
 
 const editor = new Editor($("sheet"), $("writing"));
 const shelf = new Shelf(otherTabChanged);
@@ -129,37 +134,43 @@ function saveSoon() {
   after("save", PAUSE_SAVE, save);
 }
 
+/** Save the document as it is now, once an older save has ended. */
 async function save() {
+  while (saving) await saving;
   if (!unsaved) return;
   unsaved = false;
+  saving = store();
+  await saving;
+  saving = null;
+}
+
+async function store() {
   try {
-    const saved = await shelf.save(open, base);
-    const isSame = saved.id === open.id;
-    if (isSame) take(saved);
-    $("saved").textContent = "Saved in this browser";
+    const sent = structuredClone(open);
+    const saved = await shelf.save(sent, base);
+    if (saved.id === open.id) take(saved, sent);
     await listDocuments();
+    if (!unsaved) $("saved").textContent = "Saved in this browser";
   } catch (error) {
     unsaved = true;
     say(`Not saved: ${error instanceof Error ? error.message : error}. Export the document.`);
   }
 }
 
-/** Go on from what was saved, which may have branches of another tab. @param {import("./documents.js").Document} saved */
-function take(saved) {
-  const typed = node().text;
+/**
+ * Go on from what was saved: what has changed since it was sent stays, and branches of another tab come in.
+ * @param {import("./documents.js").Document} saved @param {import("./documents.js").Document} sent
+ */
+function take(saved, sent) {
   base = structuredClone(saved);
-  const current = open.current;
-  open = saved;
-  // Keys that were pressed while it was being saved.
-  if (open.nodes[current]) {
-    open.current = current;
-    open.nodes[current].text = typed;
-  }
+  open = { ...merged(open, saved, sent), saved: saved.saved };
+  if (node().text !== editor.text) editor.show(node().text, Math.min(editor.caret, node().text.length));
   drawTree();
 }
 
 /** @param {string} id */
 async function otherTabChanged(id) {
+  while (saving) await saving;
   await listDocuments();
   if (id !== open?.id) return;
   const stored = await shelf.get(id);
@@ -168,7 +179,7 @@ async function otherTabChanged(id) {
     saveSoon();
     return;
   }
-  if (unsaved || stored.saved === base.saved) return;
+  if (unsaved || saving || stored.saved === base.saved) return;
   const shown = node();
   const theirs = stored.nodes[shown.id];
   base = structuredClone(stored);
@@ -255,9 +266,14 @@ function undo(steps) {
 
 // --- what is sent: the end of a text that is longer than the context
 
+/** How much text leaves room for so many tokens. @param {number} room */
+function mostCharacters(room) {
+  return Math.max(200, Math.floor((contextLength - room - 16) * charactersPerToken));
+}
+
 /** The end of a text that leaves room for so many tokens, and where it begins. @param {string} text @param {number} room */
 function fitting(text, room) {
-  const most = Math.max(200, Math.floor((contextLength - room - 16) * charactersPerToken));
+  const most = mostCharacters(room);
   if (text.length <= most) return { sent: text, start: 0 };
   let start = text.length - most;
   const line = text.indexOf("\n", start);
@@ -266,17 +282,24 @@ function fitting(text, room) {
   return { sent: text.slice(start), start };
 }
 
-/** Ask with the end of a text, and with less of it where the server says that it is too long. @template T @param {string} text @param {number} room @param {(sent: string, start: number) => Promise<T>} asking @returns {Promise<T>} */
-async function withEnd(text, room, asking) {
+/** Ask, and where the server says that it was too much, with less. @template T @param {() => Promise<T>} asking @returns {Promise<T>} */
+async function withLess(asking) {
   for (let tries = 0; ; tries += 1) {
-    const { sent, start } = fitting(text, room);
     try {
-      return await asking(sent, start);
+      return await asking();
     } catch (error) {
       if (!(error instanceof Refused && error.code === "context_length_exceeded") || tries === 8) throw error;
       charactersPerToken *= 0.75;
     }
   }
+}
+
+/** Ask with the end of a text. @template T @param {string} text @param {number} room @param {(sent: string, start: number) => Promise<T>} asking @returns {Promise<T>} */
+function withEnd(text, room, asking) {
+  return withLess(() => {
+    const { sent, start } = fitting(text, room);
+    return asking(sent, start);
+  });
 }
 
 /** Show how full the context is. @param {number} count @param {string} sent @param {number} start */
@@ -475,7 +498,7 @@ function drawNode(drawn) {
   if (drawn.id === open.current) go.setAttribute("aria-current", "true");
   go.addEventListener("click", () => goTo(drawn.id));
   row.append(go);
-  if (Object.keys(open.nodes).length > 1 && drawn.id !== open.current && !isAbove(drawn.id, open.current)) {
+  if (Object.keys(open.nodes).length > 1 && !isBelow(open, open.current, drawn.id)) {
     const remove = document.createElement("button");
     remove.type = "button";
     remove.textContent = "✕";
@@ -497,12 +520,6 @@ function drawNode(drawn) {
   return item;
 }
 
-/** @param {string} above @param {string} id @returns {boolean} */
-function isAbove(above, id) {
-  for (let at = open.nodes[id]?.parent; at; at = open.nodes[at]?.parent ?? null) if (at === above) return true;
-  return false;
-}
-
 // --- what the model thinks
 
 async function think() {
@@ -513,15 +530,32 @@ async function think() {
     drawThoughts();
     return;
   }
-  await run("score", async (signal) => {
-    await withEnd(text, 2, async (sent, start) => {
-      const listed = await scores(sent, signal);
-      if (editor.text !== text) return;
-      tokens = tokensOf(listed, sent, start);
-      showContext(listed.promptTokens, sent, start);
-      drawThoughts();
-    });
-  });
+  await run("score", (signal) => withLess(() => thinkOf(text, signal)));
+}
+
+/** Ask about a text piece by piece, what is in view first; what was asked before is known. @param {string} text @param {AbortSignal} signal */
+async function thinkOf(text, signal) {
+  // Other sizes have other pieces, so that the size stays unless it was too large.
+  pieceSize = Math.min(pieceSize, mostCharacters(2));
+  const pieces = piecesOf(text, pieceSize).map((piece) => ({ ...piece, sent: text.slice(piece.start, piece.end) }));
+  const found = new Map(pieces.map(({ sent }) => [sent, known.get(sent)]));
+  const middle = editor.middleInView;
+  const away = (/** @type {{from: number, end: number}} */ piece) => Math.max(piece.from - middle, middle - piece.end, 0);
+  const missing = pieces.filter(({ sent }) => !found.get(sent)).sort((a, b) => away(a) - away(b));
+  known = found;
+  for (const piece of [null, ...missing]) {
+    if (piece) {
+      const listed = await scores(piece.sent, signal);
+      const from = piece.from - piece.start;
+      known.set(piece.sent, tokensOf(listed, piece.sent, 0).filter((token) => token.start >= from));
+      if (pieces.length === 1) showContext(listed.promptTokens, text, 0);
+    }
+    if (editor.text !== text) return;
+    tokens = pieces.flatMap(({ start, sent }) =>
+      (known.get(sent) ?? []).map((token) => ({ ...token, start: token.start + start, end: token.end + start })),
+    );
+    if (piece || !missing.length) drawThoughts();
+  }
 }
 
 function drawThoughts() {
@@ -579,8 +613,10 @@ async function putInstead(token, text) {
     return;
   }
   const before = editor.text.slice(0, token.start);
-  startBranch((before ? before : before.trimStart()) + (before ? text : text.trimStart()));
+  startBranch(before + (before ? text : text.trimStart()));
   saveSoon();
+  // The button that was pressed goes.
+  editor.area.focus();
   await goOn();
 }
 
@@ -766,7 +802,10 @@ for (const menu of document.querySelectorAll("details.menu")) {
     if (event.target instanceof HTMLButtonElement) menu.removeAttribute("open");
   });
 }
-for (const moment of ["visibilitychange", "pagehide"]) addEventListener(moment, () => save(), true);
+document.addEventListener("visibilitychange", () => save());
+addEventListener("pagehide", () => {
+  if (unsaved || saving) shelf.note(open, base);
+});
 
 // --- the beginning
 
@@ -800,6 +839,7 @@ async function begin() {
       return option;
     }),
   );
+  await shelf.takeNoted();
   const all = await shelf.all();
   const last = sessionStorage.getItem("helium-open");
   const found = all.find((one) => one.id === last) ?? all[0];

@@ -28,6 +28,28 @@ export function tokensOf(listed, text, shift) {
   }));
 }
 
+/**
+ * The pieces in which a text is asked about, none longer than `size`: all tokens from `from` on, which but in the first
+ * piece have half of it before them. While a text grows at its end, all pieces but the last ones stay as they are.
+ * @param {string} text @param {number} size @returns {{start: number, from: number, end: number}[]}
+ */
+export function piecesOf(text, size) {
+  if (text.length <= size) return [{ start: 0, from: 0, end: text.length }];
+  const half = Math.floor(size / 2);
+  const cuts = [0];
+  for (let last = 0; text.length - last > half; cuts.push(last)) last = cutNear(text, last, last + half);
+  cuts.push(text.length);
+  return cuts.slice(2).map((end, index) => ({ start: cuts[index], from: index ? cuts[index + 1] : 0, end }));
+}
+
+/** Where a word begins, after one place and not after another. @param {string} text @param {number} after @param {number} most */
+function cutNear(text, after, most) {
+  const found = Math.max(text.lastIndexOf(" ", most), text.lastIndexOf("\n", most));
+  if (found > after) return found;
+  // Not within a pair of UTF-16.
+  return /[\udc00-\udfff]/.test(text[most]) ? most - 1 : most;
+}
+
 /** How a token is coloured, 0 for an unlikely one. @param {number} logprob @returns {number} */
 export function levelOf(logprob) {
   // Halves of the way: a probability of 1 in 256 or less is the first, of 1 the last.
