@@ -115,6 +115,8 @@ def test_whatever_is_sent_the_server_stays_and_says_no_more_than_that(
                     connection.shutdown(socket.SHUT_WR)
                 while not is_whole(answer) and (data := connection.recv(1 << 16)):
                     answer += data
+            except TimeoutError:
+                raise
             except OSError:
                 # The server has closed it already.
                 pass
