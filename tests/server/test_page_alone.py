@@ -116,6 +116,13 @@ def test_a_pause_brings_ghost_text_that_tab_takes(page: Page) -> None:
     expect(page.locator("#text")).to_be_focused()
 
 
+def test_a_screen_reader_hears_the_suggestion_once_it_is_whole(page: Page) -> None:
+    write(page, BEGINNING)
+    expect(page.locator("#heard")).to_have_text("Suggested: " + "".join(WORDS))
+    page.keyboard.press("Escape")
+    expect(page.locator("#heard")).to_be_empty()
+
+
 def test_control_and_right_takes_a_word_of_it(page: Page) -> None:
     write(page, BEGINNING)
     expect(page.locator("#ghost")).to_contain_text(WORDS[-1])
@@ -233,6 +240,33 @@ def test_typing_is_undone_and_done_again(page: Page) -> None:
     expect(page.locator("#text")).to_have_value("one two")
 
 
+def test_a_branch_that_was_removed_comes_back_by_undo(page: Page) -> None:
+    write(page, BEGINNING)
+    ways_on(page, 3)
+    expect(page.locator("#tree li")).to_have_count(4)
+    page.locator("#tree button[aria-label^='Remove']").first.click()
+    expect(page.locator("#tree li")).to_have_count(3)
+    saved(page)
+    expect(page.locator("#text")).to_be_focused()
+    page.keyboard.press("Control+z")
+    expect(page.locator("#tree li")).to_have_count(4)
+    page.keyboard.press("Control+Shift+z")
+    expect(page.locator("#tree li")).to_have_count(3)
+    saved(page)
+    page.reload()
+    expect(page.locator("#tree li")).to_have_count(3)
+
+
+def test_a_number_that_there_is_not_changes_nothing(page: Page, server: StandIn) -> None:
+    write(page, BEGINNING)
+    page.locator("#length").fill("3")
+    page.locator("#length").fill("5000")
+    page.locator("#text").focus()
+    page.keyboard.press("Control+Enter")
+    wait_for(lambda: server.asked("/v1/completions"))
+    assert server.asked("/v1/completions")[0]["max_tokens"] == 3
+
+
 # --- what the model thinks
 
 
@@ -269,7 +303,31 @@ def test_the_mouse_shows_it_too_and_a_click_goes_on_from_an_alternative(page: Pa
     expect(page.locator("#text")).to_have_value(whole)
 
 
+def test_the_keyboard_goes_to_an_alternative_and_back(page: Page) -> None:
+    put(page, BEGINNING)
+    coloured(page)
+    page.locator("#text").focus()
+    page.keyboard.press("Control+.")
+    expect(page.locator("#alternatives button").first).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#text")).to_be_focused()
+    assert text_of(page) == BEGINNING
+    page.keyboard.press("Control+.")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    second = list(likeliest(" old"))[1]
+    expect(page.locator("#text")).to_have_value(re.compile(f"^The old{re.escape(second)}.+", re.DOTALL))
+
+
 # --- documents
+
+
+def test_a_browser_that_keeps_nothing_is_said_and_can_be_written_in(context: BrowserContext, server: StandIn) -> None:
+    context.add_init_script("indexedDB.open = () => { throw new DOMException('not here', 'SecurityError'); }")
+    page = opened(context, server)
+    write(page, BEGINNING)
+    expect(page.locator("#status")).to_have_text("Not saved: not here. Export the document.")
+    expect(page.locator("#ghost")).to_contain_text(WORDS[-1])
 
 
 def test_a_document_outlives_the_page(page: Page) -> None:

@@ -122,10 +122,14 @@ function changed(isTyping) {
     saveSoon();
   }
   history.note({ node: open.current, text, caret: editor.caret }, isTyping);
-  $("undo").disabled = !history.canUndo;
-  $("redo").disabled = !history.canRedo;
+  showHistory();
   after("suggest", PAUSE_SUGGEST, suggest);
   after("score", PAUSE_SCORE, think);
+}
+
+function showHistory() {
+  $("undo").disabled = !history.canUndo;
+  $("redo").disabled = !history.canRedo;
 }
 
 function saveSoon() {
@@ -210,8 +214,17 @@ function openDocument(found) {
   changed(false);
 }
 
+/** The documents of this browser; none where it keeps none. */
+async function allDocuments() {
+  try {
+    return await shelf.all();
+  } catch {
+    return [];
+  }
+}
+
 async function listDocuments() {
-  const all = await shelf.all();
+  const all = await allDocuments();
   if (open && !all.some((found) => found.id === open.id)) all.unshift(open);
   $("documents").replaceChildren(
     ...all.map((found) => {
@@ -243,8 +256,11 @@ function goTo(id) {
 
 /** @param {number} steps */
 function undo(steps) {
+  const left = history.state;
   const state = history.go(steps);
   if (!state) return;
+  for (const gone of (steps < 0 && left.removed) || []) open.nodes[gone.id] = gone;
+  for (const gone of (steps > 0 && state.removed) || []) delete open.nodes[gone.id];
   end("write");
   if (!open.nodes[state.node]) open.nodes[state.node] = { ...newNode(null, state.text, "you"), id: state.node };
   open.current = state.node;
@@ -258,8 +274,7 @@ function undo(steps) {
   editor.setGhost("");
   saveSoon();
   drawTree();
-  $("undo").disabled = !history.canUndo;
-  $("redo").disabled = !history.canRedo;
+  showHistory();
   after("suggest", PAUSE_SUGGEST, suggest);
   after("score", PAUSE_SCORE, think);
 }
@@ -314,6 +329,7 @@ function showContext(count, sent, start) {
 
 async function suggest() {
   editor.setGhost("");
+  $("heard").textContent = "";
   const text = editor.text.slice(0, editor.caret);
   if (isOffline || running.has("write")) return;
   if (!open.settings.suggest || !editor.isAtEnd || !text.trim()) {
@@ -329,6 +345,7 @@ async function suggest() {
       for await (const event of suggestions(asked, signal)) {
         if (event.object === "suggestions") {
           showContext(event.usage.prompt_tokens, sent, start);
+          $("heard").textContent = editor.ghost && `Suggested: ${editor.ghost}`;
         } else if (event.index === 0 && editor.text.slice(0, editor.caret) === text) {
           ghost += event.text;
           editor.setGhost(ghost);
@@ -359,6 +376,7 @@ function dropGhost() {
   const had = Boolean(editor.ghost) || running.has("suggest");
   end("suggest");
   editor.setGhost("");
+  $("heard").textContent = "";
   return had;
 }
 
@@ -477,6 +495,8 @@ function choiceCard(child, index) {
     $("choices").replaceChildren();
     goTo(child.id);
   });
+  text.id = `choice-${index + 1}`;
+  take.setAttribute("aria-describedby", text.id);
   item.append(text, take);
   return { item, text, take };
 }
@@ -504,9 +524,12 @@ function drawNode(drawn) {
     remove.textContent = "✕";
     remove.setAttribute("aria-label", `Remove the branch ${go.textContent}`);
     remove.addEventListener("click", () => {
-      removeBranch(open, drawn.id);
+      const removed = removeBranch(open, drawn.id);
+      history.note({ node: open.current, text: editor.text, caret: editor.caret, removed }, false);
+      showHistory();
       saveSoon();
       drawTree();
+      editor.area.focus();
     });
     row.append(remove);
   }
@@ -514,6 +537,8 @@ function drawNode(drawn) {
   const below = children(open, drawn.id);
   if (below.length) {
     const list = document.createElement("ul");
+    // A line of texts without a fork goes straight down.
+    if (below.length === 1) list.className = "straight";
     list.append(...below.map(drawNode));
     item.append(list);
   }
@@ -634,15 +659,15 @@ function showSettings() {
 }
 
 function readSettings() {
-  const number = (/** @type {string} */ id, /** @type {number} */ fallback) => {
-    const field = $(id);
-    return field.value === "" || !field.checkValidity() ? fallback : Number(field.value);
-  };
-  Object.assign(open.settings, {
-    temperature: number("temperature", DEFAULTS.temperature),
-    topP: number("top-p", DEFAULTS.topP),
-    length: Math.round(number("length", DEFAULTS.length)),
-    seed: $("seed").value === "" || !$("seed").checkValidity() ? null : Math.round(Number($("seed").value)),
+  // What is no number that there is stays as it was.
+  const { settings } = open;
+  const number = (/** @type {string} */ id, /** @type {number | null} */ before, /** @type {number | null} */ none) =>
+    !$(id).checkValidity() ? before : $(id).value === "" ? none : Number($(id).value);
+  Object.assign(settings, {
+    temperature: number("temperature", settings.temperature, settings.temperature),
+    topP: number("top-p", settings.topP, settings.topP),
+    length: number("length", settings.length, settings.length),
+    seed: number("seed", settings.seed, null),
     end: $("end").value,
     suggest: $("suggest").checked,
     colour: $("colour").checked,
@@ -710,6 +735,23 @@ document.addEventListener("keydown", (event) => {
 function isField(target) {
   return target instanceof HTMLTextAreaElement || target instanceof HTMLInputElement || target instanceof HTMLSelectElement;
 }
+
+// From the text to what else could have stood at the caret, and back.
+editor.area.addEventListener("keydown", (event) => {
+  if (event.key !== "." || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  if (open.settings.colour) $("alternatives").querySelector("button")?.focus();
+  else $("colour").click();
+});
+$("alternatives").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+  const buttons = [...$("alternatives").querySelectorAll("button")];
+  const at = buttons.indexOf(event.target);
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (step) buttons[(at + step + buttons.length) % buttons.length]?.focus();
+  else if (event.key === "Escape") editor.area.focus();
+  else return;
+  event.preventDefault();
+});
 
 document.addEventListener("selectionchange", () => {
   if (document.activeElement !== editor.area) return;
@@ -801,6 +843,14 @@ for (const menu of document.querySelectorAll("details.menu")) {
   menu.addEventListener("click", (event) => {
     if (event.target instanceof HTMLButtonElement) menu.removeAttribute("open");
   });
+  menu.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+    if (event.key !== "Escape") return;
+    menu.removeAttribute("open");
+    menu.querySelector("summary")?.focus();
+  });
+  menu.addEventListener("focusout", (/** @type {FocusEvent} */ event) => {
+    if (event.relatedTarget instanceof Node && !menu.contains(event.relatedTarget)) menu.removeAttribute("open");
+  });
 }
 document.addEventListener("visibilitychange", () => save());
 addEventListener("pagehide", () => {
@@ -810,7 +860,7 @@ addEventListener("pagehide", () => {
 // --- the beginning
 
 async function openNew() {
-  const names = new Set((await shelf.all()).map((found) => found.name));
+  const names = new Set((await allDocuments()).map((found) => found.name));
   let number = 1;
   while (names.has(`Text ${number}`)) number += 1;
   openDocument(newDocument(`Text ${number}`));
@@ -839,8 +889,8 @@ async function begin() {
       return option;
     }),
   );
-  await shelf.takeNoted();
-  const all = await shelf.all();
+  await shelf.takeNoted().catch(() => {});
+  const all = await allDocuments();
   const last = sessionStorage.getItem("helium-open");
   const found = all.find((one) => one.id === last) ?? all[0];
   if (found) openDocument(found);
