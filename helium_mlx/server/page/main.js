@@ -859,6 +859,10 @@ addEventListener("pagehide", () => {
 
 // --- the beginning
 
+new ResizeObserver(() => {
+  document.documentElement.style.setProperty("--foot", `${document.querySelector("footer")?.offsetHeight}px`);
+}).observe(/** @type {HTMLElement} */ (document.querySelector("footer")));
+
 async function openNew() {
   const names = new Set((await allDocuments()).map((found) => found.name));
   let number = 1;
