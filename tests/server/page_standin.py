@@ -9,12 +9,13 @@ import math
 import random
 import re
 import select
+import socket
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,6 +91,7 @@ class StandIn:
     hung_up: int = 0
     status: int = 200
     pace: float = 0.0
+    connections: set[socket.socket] = field(default_factory=set)
 
     @property
     def address(self) -> str:
@@ -104,6 +106,16 @@ class StandIn:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     standin: StandIn
+
+    def setup(self) -> None:
+        """Note the connection, which may stay open between requests."""
+        super().setup()
+        self.standin.connections.add(self.connection)
+
+    def finish(self) -> None:
+        """Forget the connection."""
+        self.standin.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -276,6 +288,9 @@ def standing_in(port: int = 0) -> Iterator[StandIn]:
         standin.gate.set()
         server.shutdown()
         thread.join()
+        for connection in list(standin.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         server.server_close()
 
 

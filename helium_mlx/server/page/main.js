@@ -27,7 +27,7 @@ let history;
 let tokens = [];
 /** What is known of pieces of the text. @type {Map<string, import("./thoughts.js").Token[] | undefined>} */
 let known = new Map();
-let pieceSize = Infinity;
+let pieceSize = 0;
 let contextLength = 4096;
 let charactersPerToken = FIRST_GUESS;
 let isOffline = false;
@@ -153,7 +153,7 @@ async function store() {
     const sent = structuredClone(open);
     const saved = await shelf.save(sent, base);
     if (saved.id === open.id) take(saved, sent);
-    await listDocuments();
+    if (!isListed(saved)) await listDocuments();
     if (!unsaved) $("saved").textContent = "Saved in this browser";
   } catch (error) {
     unsaved = true;
@@ -175,9 +175,9 @@ function take(saved, sent) {
 /** @param {string} id */
 async function otherTabChanged(id) {
   while (saving) await saving;
-  await listDocuments();
-  if (id !== open?.id) return;
   const stored = await shelf.get(id);
+  if (!stored || !isListed(stored)) await listDocuments();
+  if (id !== open?.id) return;
   if (!stored) {
     // Deleted there, it stays here as long as this tab has it.
     saveSoon();
@@ -203,6 +203,7 @@ function openDocument(found) {
   base = structuredClone(found);
   sessionStorage.setItem("helium-open", open.id);
   tokens = [];
+  pieceSize = 0;
   const text = node().text;
   editor.show(text, text.length);
   history = new History({ node: open.current, text, caret: text.length });
@@ -223,6 +224,15 @@ async function allDocuments() {
   }
 }
 
+/** Whether a document is in the list by its name. @param {import("./documents.js").Document} document */
+function isListed(document) {
+  const options = [...$("documents").options];
+  return options.some((option) => option.value === document.id && option.textContent === shownName(document));
+}
+
+/** @param {import("./documents.js").Document} document */
+const shownName = (document) => document.name || "Untitled";
+
 async function listDocuments() {
   const all = await allDocuments();
   if (open && !all.some((found) => found.id === open.id)) all.unshift(open);
@@ -230,7 +240,7 @@ async function listDocuments() {
     ...all.map((found) => {
       const option = document.createElement("option");
       option.value = found.id;
-      option.textContent = found.name || "Untitled";
+      option.textContent = shownName(found);
       option.selected = found.id === open?.id;
       return option;
     }),
@@ -305,6 +315,7 @@ async function withLess(asking) {
     } catch (error) {
       if (!(error instanceof Refused && error.code === "context_length_exceeded") || tries === 8) throw error;
       charactersPerToken *= 0.75;
+      pieceSize = 0;
     }
   }
 }
@@ -560,8 +571,8 @@ async function think() {
 
 /** Ask about a text piece by piece, what is in view first; what was asked before is known. @param {string} text @param {AbortSignal} signal */
 async function thinkOf(text, signal) {
-  // Other sizes have other pieces, so that the size stays unless it was too large.
-  pieceSize = Math.min(pieceSize, mostCharacters(2));
+  // Another size has other pieces, so that it stays unless it was too large.
+  pieceSize ||= mostCharacters(2);
   const pieces = piecesOf(text, pieceSize).map((piece) => ({ ...piece, sent: text.slice(piece.start, piece.end) }));
   const found = new Map(pieces.map(({ sent }) => [sent, known.get(sent)]));
   const middle = editor.middleInView;
@@ -759,6 +770,12 @@ document.addEventListener("selectionchange", () => {
   if (open?.settings.colour) showToken(editor.tokenOf(editor.caret));
 });
 
+// To choose an alternative the mouse leaves the text, over other tokens: the one that was clicked is shown again.
+editor.area.addEventListener("mouseleave", () => {
+  cancelAnimationFrame(hovering);
+  if (open.settings.colour) showToken(editor.tokenOf(editor.caret));
+});
+
 let hovering = 0;
 editor.area.addEventListener("mousemove", (event) => {
   if (!open.settings.colour || !tokens.length) return;
@@ -773,6 +790,11 @@ $("sheet").addEventListener("click", (/** @type {MouseEvent} */ event) => {
   if (event.target === $("sheet")) editor.area.focus();
 });
 
+for (const [id, isWhole] of [["take", true], ["take-word", false]]) {
+  // The text keeps the focus, and a phone its keyboard.
+  $(id).addEventListener("pointerdown", (/** @type {Event} */ event) => event.preventDefault());
+  $(id).addEventListener("click", () => takeGhost(isWhole));
+}
 $("continue").addEventListener("click", () => goOn());
 $("stop").addEventListener("click", () => end("write"));
 $("branch").addEventListener("click", () => showChoices());
