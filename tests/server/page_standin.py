@@ -80,7 +80,7 @@ def continuation(prompt: str, given: Mapping[str, object], index: int) -> Iterat
 
 @dataclass
 class StandIn:
-    """A running stand-in. `requests` has each body by its path; while `gate` is not set, streams wait.
+    """A running stand-in. `requests` has each body by its path; while `gate` is not set, answers with texts wait.
 
     `hung_up` counts streams that a client left before their end. `status` other than 200 answers every POST.
     """
@@ -177,6 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
         usage = _usage(len(tokens_of(prompt)) + 1, sum(map(len, written)))
         base = {"id": "cmpl-0", "object": "text_completion", "created": 0, "model": "stand-in"}
         if not given.get("stream"):
+            try:
+                self._wait()
+            except OSError:
+                self.standin.hung_up += 1
+                self.close_connection = True
+                return
             choices = [
                 {
                     "text": (prompt if given.get("echo") else "") + "".join(tokens),

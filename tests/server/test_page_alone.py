@@ -299,6 +299,17 @@ def test_every_token_is_coloured_and_the_caret_shows_what_else_there_was(page: P
     expect(page.locator("#token-title")).to_have_text(re.compile("^The had "))
 
 
+def test_what_is_typed_while_tokens_are_asked_about_is_coloured_too(page: Page, server: StandIn) -> None:
+    put(page, BEGINNING)
+    coloured(page)
+    server.gate.clear()
+    write(page, " a")
+    wait_for(lambda: any(body.get("echo") and body["prompt"].endswith(" a") for _, body in list(server.requests)))
+    write(page, "b")
+    server.gate.set()
+    expect(page.locator("#layer span").last).to_have_text(" ab")
+
+
 def test_the_mouse_shows_it_too_and_a_click_goes_on_from_an_alternative(page: Page) -> None:
     whole = BEGINNING + " opened the door"
     put(page, whole)

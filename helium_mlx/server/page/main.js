@@ -70,7 +70,9 @@ async function run(name, work) {
   } catch (error) {
     if (!controller.signal.aborted) report(error, name);
   } finally {
-    if (running.get(name) === controller) end(name);
+    // A next one may wait for its pause already.
+    if (running.get(name) === controller) running.delete(name);
+    if (name === "write") showWriting();
   }
 }
 
