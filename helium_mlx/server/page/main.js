@@ -372,6 +372,7 @@ async function suggest() {
 function takeGhost(isWhole) {
   const ghost = editor.ghost;
   if (!ghost) return false;
+  $("heard").textContent = "";
   const taken = isWhole ? ghost : (/^\s*\S+/.exec(ghost)?.[0] ?? ghost);
   editor.replace(editor.caret, editor.caret, taken);
   const rest = ghost.slice(taken.length);
@@ -705,6 +706,7 @@ const fileName = () => (open.name || "document").replace(/[^\p{L}\p{N} _-]/gu, "
 
 editor.area.addEventListener("input", () => {
   editor.setGhost("");
+  $("heard").textContent = "";
   end("suggest");
   editor.fit();
   changed(true);
