@@ -299,6 +299,22 @@ def test_every_token_is_coloured_and_the_caret_shows_what_else_there_was(page: P
     expect(page.locator("#token-title")).to_have_text(re.compile("^The had "))
 
 
+def test_a_space_that_the_tokenizer_puts_before_a_line_moves_no_token(page: Page) -> None:
+    tokens = page.evaluate(
+        """async () => {
+            const { tokensOf } = await import("/page/thoughts.js");
+            const text = "a\\n😀 b\\nc d";
+            const listed = {
+                tokens: ["a", "\\n", " 😀", " b", "\\n", " ", "c", " d"],
+                text_offset: [0, 1, 2, 4, 6, 7, 8, 9],
+                token_logprobs: [-1, -1, -1, -1, -1, -1, -1, -1],
+            };
+            return tokensOf(listed, text, 0).map(({ start, end }) => text.slice(start, end));
+        }"""
+    )
+    assert tokens == ["a", "\n", "😀", " b", "\n", "", "c", " d"]
+
+
 def test_what_is_typed_while_tokens_are_asked_about_is_coloured_too(page: Page, server: StandIn) -> None:
     put(page, BEGINNING)
     coloured(page)

@@ -652,7 +652,7 @@ async function putInstead(token, text) {
     return;
   }
   const before = editor.text.slice(0, token.start);
-  startBranch(before + (before ? text : text.trimStart()));
+  startBranch(before + (token.isBare || !before ? text.replace(/^ /, "") : text));
   saveSoon();
   // The button that was pressed goes.
   editor.area.focus();
