@@ -9,12 +9,13 @@ import math
 import random
 import re
 import select
+import socket
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,7 +80,7 @@ def continuation(prompt: str, given: Mapping[str, object], index: int) -> Iterat
 
 @dataclass
 class StandIn:
-    """A running stand-in. `requests` has each body by its path; while `gate` is not set, streams wait.
+    """A running stand-in. `requests` has each body by its path; while `gate` is not set, answers with texts wait.
 
     `hung_up` counts streams that a client left before their end. `status` other than 200 answers every POST.
     """
@@ -90,6 +91,7 @@ class StandIn:
     hung_up: int = 0
     status: int = 200
     pace: float = 0.0
+    connections: set[socket.socket] = field(default_factory=set)
 
     @property
     def address(self) -> str:
@@ -104,6 +106,16 @@ class StandIn:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     standin: StandIn
+
+    def setup(self) -> None:
+        """Note the connection, which may stay open between requests."""
+        super().setup()
+        self.standin.connections.add(self.connection)
+
+    def finish(self) -> None:
+        """Forget the connection."""
+        self.standin.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -165,6 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
         usage = _usage(len(tokens_of(prompt)) + 1, sum(map(len, written)))
         base = {"id": "cmpl-0", "object": "text_completion", "created": 0, "model": "stand-in"}
         if not given.get("stream"):
+            try:
+                self._wait()
+            except OSError:
+                self.standin.hung_up += 1
+                self.close_connection = True
+                return
             choices = [
                 {
                     "text": (prompt if given.get("echo") else "") + "".join(tokens),
@@ -276,6 +294,9 @@ def standing_in(port: int = 0) -> Iterator[StandIn]:
         standin.gate.set()
         server.shutdown()
         thread.join()
+        for connection in list(standin.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         server.server_close()
 
 

@@ -48,10 +48,11 @@ export function isBelow(document, id, above) {
   return false;
 }
 
-/** Take a node and all below it out. @param {Document} document @param {string} id */
+/** Take a node and all below it out, and return them. @param {Document} document @param {string} id @returns {Node[]} */
 export function removeBranch(document, id) {
-  for (const child of children(document, id)) removeBranch(document, child.id);
-  delete document.nodes[id];
+  const removed = Object.values(document.nodes).filter((node) => isBelow(document, node.id, id));
+  for (const node of removed) delete document.nodes[node.id];
+  return removed;
 }
 
 /**
@@ -60,6 +61,7 @@ export function removeBranch(document, id) {
  */
 export function ownText(document, node) {
   const parent = node.parent === null ? "" : document.nodes[node.parent]?.text ?? "";
+  if (node.text.startsWith(parent) && node.text !== parent) return node.text.slice(parent.length);
   let same = 0;
   while (same < parent.length && parent[same] === node.text[same]) same += 1;
   return node.text.slice(same) || node.text;
@@ -71,6 +73,10 @@ export function ownText(document, node) {
  */
 export function merged(mine, theirs, base) {
   const nodes = { ...theirs.nodes };
+  for (const [id, other] of Object.entries(theirs.nodes)) {
+    // Removed here, and not changed there.
+    if (!mine.nodes[id] && base.nodes[id]?.text === other.text) delete nodes[id];
+  }
   for (const node of Object.values(mine.nodes)) {
     const other = theirs.nodes[node.id];
     const before = base.nodes[node.id];
@@ -126,6 +132,8 @@ export class Shelf {
   /** @param {(id: string) => void} onChange told of a document that another tab has saved or deleted */
   constructor(onChange) {
     this.opened = open();
+    // What asks for it is told.
+    this.opened.catch(() => {});
     this.others = new BroadcastChannel("helium-documents");
     this.others.onmessage = (event) => onChange(event.data);
   }
@@ -200,7 +208,7 @@ export class Shelf {
 }
 
 /** @returns {Promise<IDBDatabase>} */
-function open() {
+async function open() {
   const opening = indexedDB.open("helium", 1);
   opening.onupgradeneeded = () => opening.result.createObjectStore("documents", { keyPath: "id" });
   return request(opening);

@@ -229,7 +229,9 @@ export class Editor {
     first.textContent = word;
     const padding = parseFloat(getComputedStyle(this.area).paddingTop);
     this.ghostBox.style.top = `${this.tops[index] + padding}px`;
-    this.ghostBox.replaceChildren(before, first, this.ghost.slice(word.length));
+    const rest = document.createElement("span");
+    rest.textContent = this.ghost.slice(word.length);
+    this.ghostBox.replaceChildren(before, first, rest);
   }
 
   /** The number of the token at a place of the window, -1 for none. @param {number} x @param {number} y */

@@ -1,6 +1,9 @@
 // Undo and redo over all that changes a document's text: typing, what was taken, and going to another branch.
 
-/** @typedef {{node: string, text: string, caret: number}} State */
+/**
+ * `removed` are nodes that were taken out when the state came about.
+ * @typedef {{node: string, text: string, caret: number, removed?: import("./documents.js").Node[]}} State
+ */
 
 // Typing within so many milliseconds is one step.
 const TYPING = 1000;
@@ -19,7 +22,7 @@ export class History {
   note(state, isTyping) {
     const time = performance.now();
     const last = this.states[this.now];
-    if (last.node === state.node && last.text === state.text) return;
+    if (last.node === state.node && last.text === state.text && !state.removed) return;
     const goesOn = isTyping && this.typed > 0 && time - this.typed < TYPING && last.node === state.node;
     this.typed = isTyping ? time : 0;
     this.states.length = this.now + 1;
@@ -41,6 +44,7 @@ export class History {
     return this.states[to];
   }
 
+  get state() { return this.states[this.now]; }
   get canUndo() { return this.now > 0; }
   get canRedo() { return this.now < this.states.length - 1; }
 }

@@ -27,7 +27,7 @@ let history;
 let tokens = [];
 /** What is known of pieces of the text. @type {Map<string, import("./thoughts.js").Token[] | undefined>} */
 let known = new Map();
-let pieceSize = Infinity;
+let pieceSize = 0;
 let contextLength = 4096;
 let charactersPerToken = FIRST_GUESS;
 let isOffline = false;
@@ -70,7 +70,9 @@ async function run(name, work) {
   } catch (error) {
     if (!controller.signal.aborted) report(error, name);
   } finally {
-    if (running.get(name) === controller) end(name);
+    // A next one may wait for its pause already.
+    if (running.get(name) === controller) running.delete(name);
+    if (name === "write") showWriting();
   }
 }
 
@@ -122,10 +124,14 @@ function changed(isTyping) {
     saveSoon();
   }
   history.note({ node: open.current, text, caret: editor.caret }, isTyping);
-  $("undo").disabled = !history.canUndo;
-  $("redo").disabled = !history.canRedo;
+  showHistory();
   after("suggest", PAUSE_SUGGEST, suggest);
   after("score", PAUSE_SCORE, think);
+}
+
+function showHistory() {
+  $("undo").disabled = !history.canUndo;
+  $("redo").disabled = !history.canRedo;
 }
 
 function saveSoon() {
@@ -149,7 +155,7 @@ async function store() {
     const sent = structuredClone(open);
     const saved = await shelf.save(sent, base);
     if (saved.id === open.id) take(saved, sent);
-    await listDocuments();
+    if (!isListed(saved)) await listDocuments();
     if (!unsaved) $("saved").textContent = "Saved in this browser";
   } catch (error) {
     unsaved = true;
@@ -171,9 +177,9 @@ function take(saved, sent) {
 /** @param {string} id */
 async function otherTabChanged(id) {
   while (saving) await saving;
-  await listDocuments();
-  if (id !== open?.id) return;
   const stored = await shelf.get(id);
+  if (!stored || !isListed(stored)) await listDocuments();
+  if (id !== open?.id) return;
   if (!stored) {
     // Deleted there, it stays here as long as this tab has it.
     saveSoon();
@@ -199,6 +205,7 @@ function openDocument(found) {
   base = structuredClone(found);
   sessionStorage.setItem("helium-open", open.id);
   tokens = [];
+  pieceSize = 0;
   const text = node().text;
   editor.show(text, text.length);
   history = new History({ node: open.current, text, caret: text.length });
@@ -210,14 +217,32 @@ function openDocument(found) {
   changed(false);
 }
 
+/** The documents of this browser; none where it keeps none. */
+async function allDocuments() {
+  try {
+    return await shelf.all();
+  } catch {
+    return [];
+  }
+}
+
+/** Whether a document is in the list by its name. @param {import("./documents.js").Document} document */
+function isListed(document) {
+  const options = [...$("documents").options];
+  return options.some((option) => option.value === document.id && option.textContent === shownName(document));
+}
+
+/** @param {import("./documents.js").Document} document */
+const shownName = (document) => document.name || "Untitled";
+
 async function listDocuments() {
-  const all = await shelf.all();
+  const all = await allDocuments();
   if (open && !all.some((found) => found.id === open.id)) all.unshift(open);
   $("documents").replaceChildren(
     ...all.map((found) => {
       const option = document.createElement("option");
       option.value = found.id;
-      option.textContent = found.name || "Untitled";
+      option.textContent = shownName(found);
       option.selected = found.id === open?.id;
       return option;
     }),
@@ -243,8 +268,11 @@ function goTo(id) {
 
 /** @param {number} steps */
 function undo(steps) {
+  const left = history.state;
   const state = history.go(steps);
   if (!state) return;
+  for (const gone of (steps < 0 && left.removed) || []) open.nodes[gone.id] = gone;
+  for (const gone of (steps > 0 && state.removed) || []) delete open.nodes[gone.id];
   end("write");
   if (!open.nodes[state.node]) open.nodes[state.node] = { ...newNode(null, state.text, "you"), id: state.node };
   open.current = state.node;
@@ -258,8 +286,7 @@ function undo(steps) {
   editor.setGhost("");
   saveSoon();
   drawTree();
-  $("undo").disabled = !history.canUndo;
-  $("redo").disabled = !history.canRedo;
+  showHistory();
   after("suggest", PAUSE_SUGGEST, suggest);
   after("score", PAUSE_SCORE, think);
 }
@@ -290,6 +317,7 @@ async function withLess(asking) {
     } catch (error) {
       if (!(error instanceof Refused && error.code === "context_length_exceeded") || tries === 8) throw error;
       charactersPerToken *= 0.75;
+      pieceSize = 0;
     }
   }
 }
@@ -314,6 +342,7 @@ function showContext(count, sent, start) {
 
 async function suggest() {
   editor.setGhost("");
+  $("heard").textContent = "";
   const text = editor.text.slice(0, editor.caret);
   if (isOffline || running.has("write")) return;
   if (!open.settings.suggest || !editor.isAtEnd || !text.trim()) {
@@ -329,6 +358,7 @@ async function suggest() {
       for await (const event of suggestions(asked, signal)) {
         if (event.object === "suggestions") {
           showContext(event.usage.prompt_tokens, sent, start);
+          $("heard").textContent = editor.ghost && `Suggested: ${editor.ghost}`;
         } else if (event.index === 0 && editor.text.slice(0, editor.caret) === text) {
           ghost += event.text;
           editor.setGhost(ghost);
@@ -342,6 +372,7 @@ async function suggest() {
 function takeGhost(isWhole) {
   const ghost = editor.ghost;
   if (!ghost) return false;
+  $("heard").textContent = "";
   const taken = isWhole ? ghost : (/^\s*\S+/.exec(ghost)?.[0] ?? ghost);
   editor.replace(editor.caret, editor.caret, taken);
   const rest = ghost.slice(taken.length);
@@ -359,6 +390,7 @@ function dropGhost() {
   const had = Boolean(editor.ghost) || running.has("suggest");
   end("suggest");
   editor.setGhost("");
+  $("heard").textContent = "";
   return had;
 }
 
@@ -477,6 +509,8 @@ function choiceCard(child, index) {
     $("choices").replaceChildren();
     goTo(child.id);
   });
+  text.id = `choice-${index + 1}`;
+  take.setAttribute("aria-describedby", text.id);
   item.append(text, take);
   return { item, text, take };
 }
@@ -504,9 +538,12 @@ function drawNode(drawn) {
     remove.textContent = "✕";
     remove.setAttribute("aria-label", `Remove the branch ${go.textContent}`);
     remove.addEventListener("click", () => {
-      removeBranch(open, drawn.id);
+      const removed = removeBranch(open, drawn.id);
+      history.note({ node: open.current, text: editor.text, caret: editor.caret, removed }, false);
+      showHistory();
       saveSoon();
       drawTree();
+      editor.area.focus();
     });
     row.append(remove);
   }
@@ -514,6 +551,8 @@ function drawNode(drawn) {
   const below = children(open, drawn.id);
   if (below.length) {
     const list = document.createElement("ul");
+    // A line of texts without a fork goes straight down.
+    if (below.length === 1) list.className = "straight";
     list.append(...below.map(drawNode));
     item.append(list);
   }
@@ -535,8 +574,8 @@ async function think() {
 
 /** Ask about a text piece by piece, what is in view first; what was asked before is known. @param {string} text @param {AbortSignal} signal */
 async function thinkOf(text, signal) {
-  // Other sizes have other pieces, so that the size stays unless it was too large.
-  pieceSize = Math.min(pieceSize, mostCharacters(2));
+  // Another size has other pieces, so that it stays unless it was too large.
+  pieceSize ||= mostCharacters(2);
   const pieces = piecesOf(text, pieceSize).map((piece) => ({ ...piece, sent: text.slice(piece.start, piece.end) }));
   const found = new Map(pieces.map(({ sent }) => [sent, known.get(sent)]));
   const middle = editor.middleInView;
@@ -613,7 +652,7 @@ async function putInstead(token, text) {
     return;
   }
   const before = editor.text.slice(0, token.start);
-  startBranch(before + (before ? text : text.trimStart()));
+  startBranch(before + (token.isBare || !before ? text.replace(/^ /, "") : text));
   saveSoon();
   // The button that was pressed goes.
   editor.area.focus();
@@ -634,15 +673,15 @@ function showSettings() {
 }
 
 function readSettings() {
-  const number = (/** @type {string} */ id, /** @type {number} */ fallback) => {
-    const field = $(id);
-    return field.value === "" || !field.checkValidity() ? fallback : Number(field.value);
-  };
-  Object.assign(open.settings, {
-    temperature: number("temperature", DEFAULTS.temperature),
-    topP: number("top-p", DEFAULTS.topP),
-    length: Math.round(number("length", DEFAULTS.length)),
-    seed: $("seed").value === "" || !$("seed").checkValidity() ? null : Math.round(Number($("seed").value)),
+  // What is no number that there is stays as it was.
+  const { settings } = open;
+  const number = (/** @type {string} */ id, /** @type {number | null} */ before, /** @type {number | null} */ none) =>
+    !$(id).checkValidity() ? before : $(id).value === "" ? none : Number($(id).value);
+  Object.assign(settings, {
+    temperature: number("temperature", settings.temperature, settings.temperature),
+    topP: number("top-p", settings.topP, settings.topP),
+    length: number("length", settings.length, settings.length),
+    seed: number("seed", settings.seed, null),
     end: $("end").value,
     suggest: $("suggest").checked,
     colour: $("colour").checked,
@@ -667,6 +706,7 @@ const fileName = () => (open.name || "document").replace(/[^\p{L}\p{N} _-]/gu, "
 
 editor.area.addEventListener("input", () => {
   editor.setGhost("");
+  $("heard").textContent = "";
   end("suggest");
   editor.fit();
   changed(true);
@@ -711,10 +751,33 @@ function isField(target) {
   return target instanceof HTMLTextAreaElement || target instanceof HTMLInputElement || target instanceof HTMLSelectElement;
 }
 
+// From the text to what else could have stood at the caret, and back.
+editor.area.addEventListener("keydown", (event) => {
+  if (event.key !== "." || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  if (open.settings.colour) $("alternatives").querySelector("button")?.focus();
+  else $("colour").click();
+});
+$("alternatives").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+  const buttons = [...$("alternatives").querySelectorAll("button")];
+  const at = buttons.indexOf(event.target);
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (step) buttons[(at + step + buttons.length) % buttons.length]?.focus();
+  else if (event.key === "Escape") editor.area.focus();
+  else return;
+  event.preventDefault();
+});
+
 document.addEventListener("selectionchange", () => {
   if (document.activeElement !== editor.area) return;
   if (editor.ghost && !editor.isAtEnd) editor.setGhost("");
   if (open?.settings.colour) showToken(editor.tokenOf(editor.caret));
+});
+
+// To choose an alternative the mouse leaves the text, over other tokens: the one that was clicked is shown again.
+editor.area.addEventListener("mouseleave", () => {
+  cancelAnimationFrame(hovering);
+  if (open.settings.colour) showToken(editor.tokenOf(editor.caret));
 });
 
 let hovering = 0;
@@ -731,6 +794,11 @@ $("sheet").addEventListener("click", (/** @type {MouseEvent} */ event) => {
   if (event.target === $("sheet")) editor.area.focus();
 });
 
+for (const [id, isWhole] of [["take", true], ["take-word", false]]) {
+  // The text keeps the focus, and a phone its keyboard.
+  $(id).addEventListener("pointerdown", (/** @type {Event} */ event) => event.preventDefault());
+  $(id).addEventListener("click", () => takeGhost(isWhole));
+}
 $("continue").addEventListener("click", () => goOn());
 $("stop").addEventListener("click", () => end("write"));
 $("branch").addEventListener("click", () => showChoices());
@@ -801,6 +869,14 @@ for (const menu of document.querySelectorAll("details.menu")) {
   menu.addEventListener("click", (event) => {
     if (event.target instanceof HTMLButtonElement) menu.removeAttribute("open");
   });
+  menu.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+    if (event.key !== "Escape") return;
+    menu.removeAttribute("open");
+    menu.querySelector("summary")?.focus();
+  });
+  menu.addEventListener("focusout", (/** @type {FocusEvent} */ event) => {
+    if (event.relatedTarget instanceof Node && !menu.contains(event.relatedTarget)) menu.removeAttribute("open");
+  });
 }
 document.addEventListener("visibilitychange", () => save());
 addEventListener("pagehide", () => {
@@ -809,8 +885,12 @@ addEventListener("pagehide", () => {
 
 // --- the beginning
 
+new ResizeObserver(() => {
+  document.documentElement.style.setProperty("--foot", `${document.querySelector("footer")?.offsetHeight}px`);
+}).observe(/** @type {HTMLElement} */ (document.querySelector("footer")));
+
 async function openNew() {
-  const names = new Set((await shelf.all()).map((found) => found.name));
+  const names = new Set((await allDocuments()).map((found) => found.name));
   let number = 1;
   while (names.has(`Text ${number}`)) number += 1;
   openDocument(newDocument(`Text ${number}`));
@@ -839,8 +919,8 @@ async function begin() {
       return option;
     }),
   );
-  await shelf.takeNoted();
-  const all = await shelf.all();
+  await shelf.takeNoted().catch(() => {});
+  const all = await allDocuments();
   const last = sessionStorage.getItem("helium-open");
   const found = all.find((one) => one.id === last) ?? all[0];
   if (found) openDocument(found);

@@ -61,6 +61,7 @@ async function* events(path, body, signal) {
         const data = event.replace(/^data: /, "");
         if (data === "[DONE]") return;
         const read = JSON.parse(data);
+        signal.throwIfAborted();
         if (read.error) throw new Refused(200, read.error);
         yield read;
       }

@@ -2,7 +2,9 @@
 // the text is along its way.
 
 /**
- * @typedef {{start: number, end: number, text: string, logprob: number | null, top: [string, number][]}} Token
+ * `isBare` is a token whose text begins with a space that is not written.
+ * @typedef {{start: number, end: number, text: string, isBare: boolean, logprob: number | null,
+ *   top: [string, number][]}} Token
  */
 
 const LEVELS = 8;
@@ -18,11 +20,19 @@ export function tokensOf(listed, text, shift) {
     place += character.length;
   }
   places.push(place);
-  const at = (/** @type {number} */ offset) => (places[offset] ?? text.length) + shift;
+  const at = (/** @type {number} */ offset) => places[offset] ?? text.length;
+  // A tokenizer may put a space before each line, which is none of the text.
+  let added = 0;
+  const starts = listed.tokens.map((/** @type {string} */ shown, /** @type {number} */ index) => {
+    const start = at(listed.text_offset[index] - added);
+    if (shown.startsWith(" ") && text[start] !== " ") added += 1;
+    return start;
+  });
   return listed.tokens.map((/** @type {string} */ shown, /** @type {number} */ index) => ({
-    start: at(listed.text_offset[index]),
-    end: at(listed.text_offset[index + 1] ?? places.length - 1),
+    start: starts[index] + shift,
+    end: (starts[index + 1] ?? text.length) + shift,
     text: shown,
+    isBare: shown.startsWith(" ") && text[starts[index]] !== " ",
     logprob: listed.token_logprobs[index],
     top: Object.entries(listed.top_logprobs?.[index] ?? {}).sort((a, b) => b[1] - a[1]).slice(0, 10),
   }));
