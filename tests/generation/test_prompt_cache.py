@@ -352,7 +352,7 @@ def test_a_file_of_other_options_is_refused(demo: Demo, tmp_path: Path) -> None:
         CheckpointError, match="was written with max_kv_size 9, and this run has neither max_kv_size nor kv_bits"
     ):
         PromptCache.open(path, *demo)
-    with pytest.raises(CheckpointError, match="this run has --max-kv-size 10; give the same"):
+    with pytest.raises(CheckpointError, match="this run has max_kv_size 10; give the same"):
         PromptCache.open(path, *demo, max_kv_size=10)
 
 

@@ -5,12 +5,13 @@ import random
 import mlx.core as mx
 import numpy as np
 import pytest
-import torch
-import transformers
 from tiny_checkpoints import write_checkpoint
 
 from helium_mlx.errors import HeliumError
 from helium_mlx.model.helium import HeliumForCausalLM
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.parity
 B, L, VOCABULARY = 2, 6, 96

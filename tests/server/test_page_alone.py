@@ -402,6 +402,8 @@ def test_what_is_typed_right_before_the_page_goes_is_kept(page: Page) -> None:
 
 
 def test_what_changes_while_it_is_being_saved_is_kept(page: Page) -> None:
+    # The new document itself.
+    saved(page)
     page.evaluate(
         """() => {
             const put = IDBObjectStore.prototype.put;
