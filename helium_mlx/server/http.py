@@ -258,6 +258,9 @@ class _Connection:
                     return None
             elif isinstance(event, h11.Request):
                 head = event
+                # h11 bounds what is incomplete; all of a head may come at once.
+                if _size_of(head) > self._limits.header_bytes:
+                    raise self._refused(431, f"the head has more than {self._limits.header_bytes} bytes")
                 if not head.http_version.startswith(b"1."):
                     raise self._refused(505, "only HTTP/1.1 is spoken here")
                 self._require_length(head)
@@ -357,6 +360,10 @@ class _Connection:
             await asyncio.wait_for(self._writer.drain(), self._limits.write)
         except asyncio.TimeoutError:
             raise _HungUpError from None
+
+
+def _size_of(head: h11.Request) -> int:
+    return len(head.target) + sum(len(name) + len(value) + 4 for name, value in head.headers)
 
 
 def _as_request(head: h11.Request, body: bytes) -> Request:
