@@ -1,7 +1,8 @@
 """The server's paths: who may ask is looked at first, then what is asked; whatever happens, there is an answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -14,7 +15,7 @@ from helium_mlx.server.access import Access
 from helium_mlx.server.completions import CompletionCall, Completions, reported
 from helium_mlx.server.errors import ApiError
 from helium_mlx.server.files import page_files
-from helium_mlx.server.http import Answer, EventStream, Request
+from helium_mlx.server.http import Answer, Events, EventStream, Request
 from helium_mlx.server.metrics import CONTENT_TYPE, Metrics
 from helium_mlx.server.suggestions import Suggesting, SuggestionCall
 
@@ -121,14 +122,14 @@ class App:
         call = CompletionCall.of_body(request.body, max_tokens_limit=self.service.max_tokens_limit)
         self._take_place()
         if call.streams:
-            return EventStream(await self._begun(self.completions.events(call)))
+            return await self._stream(self.completions.events(call))
         return await self._whole(self.completions.whole(call))
 
     async def _suggest(self, request: Request) -> Answer | EventStream:
         call = SuggestionCall.of_body(request.body)
         self._take_place()
         if call.streams:
-            return EventStream(await self._begun(self.suggesting.events(call)))
+            return await self._stream(self.suggesting.events(call))
         return await self._whole(self.suggesting.whole(call))
 
     def _take_place(self) -> None:
@@ -147,28 +148,21 @@ class App:
         finally:
             self.metrics.open_requests -= 1
 
-    async def _begun(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def _stream(self, events: Events) -> EventStream:
         """Return events whose first has come, so that what is wrong with the request is known before the answer."""
-        try:
-            first = await anext(events)
-        except BaseException as error:
-            self.metrics.hung_up += isinstance(error, asyncio.CancelledError)
-            self.metrics.open_requests -= 1
-            await _closed(events)
-            raise
-        return self._counted(first, events)
+        counted = self._counted(events)
+        return EventStream(await anext(counted), counted)
 
-    async def _counted(self, first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
-        is_whole = False
+    async def _counted(self, events: Events) -> Events:
         try:
-            yield first
-            async for event in events:
-                yield event
-            is_whole = True
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.metrics.hung_up += 1
+            raise
         finally:
-            self.metrics.hung_up += not is_whole
             self.metrics.open_requests -= 1
-            await _closed(events)
 
     # --- everything else
 
@@ -212,9 +206,3 @@ def _wrong_method(request: Request, allowed: str) -> ApiError:
 
 def _json(text: str) -> Answer:
     return Answer(200, (text + "\n").encode(), headers=[("cache-control", "no-store")])
-
-
-async def _closed(events: AsyncIterator[str]) -> None:
-    close = getattr(events, "aclose", None)
-    if close is not None:
-        await close()

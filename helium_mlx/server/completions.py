@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import cast
@@ -20,6 +20,7 @@ from helium_mlx.generation.completion import FinishReason, GenerationChunk
 from helium_mlx.generation.scoring import Score
 from helium_mlx.json_writer import to_json
 from helium_mlx.server.errors import ApiError, as_api_error, bad
+from helium_mlx.server.http import Events
 from helium_mlx.server.logprobs import TokenList, mean_logprob
 from helium_mlx.server.metrics import Metrics
 from helium_mlx.server.parameters import COMPLETION, MAX_CHOICES, NOT_DONE_IN_COMPLETIONS
@@ -221,7 +222,7 @@ class Completions:
         answer = self._object(_new_id(), [choice.object(choice.text) for choice in kept])
         return to_json({**answer, "usage": usage})
 
-    async def events(self, call: CompletionCall) -> AsyncIterator[str]:
+    async def events(self, call: CompletionCall) -> Events:
         """Yield the events of a request that streams, text as it comes.
 
         Raises ApiError before the first event; a later error is an event.
@@ -353,15 +354,7 @@ class Completions:
                 prompt += choice.last.prompt_tokens if choice.last else len(choice.prompt.tokens)
                 cached += choice.last.cached_tokens if choice.last else 0
         generated = sum(choice.last.generated_tokens for choice in choices if choice.last)
-        self.metrics.prompt_tokens += prompt
-        self.metrics.cached_tokens += cached
-        self.metrics.completion_tokens += generated
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": generated,
-            "total_tokens": prompt + generated,
-            "prompt_tokens_details": {"cached_tokens": cached},
-        }
+        return self.metrics.used(prompt=prompt, cached=cached, generated=generated)
 
 
 PassOn = Callable[[Choice, str, bool], Awaitable[None]]

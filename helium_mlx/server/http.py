@@ -9,8 +9,8 @@ Not here: TLS, HTTP/2, compression, files of ranges. Whoever needs them puts a p
 
 import asyncio
 import http
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 import h11
@@ -58,11 +58,18 @@ class Answer:
     headers: Sequence[tuple[str, str]] = ()
 
 
+Events = AsyncGenerator[str, None]
+
+
 @dataclass(frozen=True)
 class EventStream:
-    """An answer of server-sent events, each the text of its `data`. The iterator is closed whatever happens."""
+    """An answer of server-sent events, each the text of its `data`.
 
-    events: AsyncIterator[str]
+    The first has come from the generator, which is closed whatever happens to the rest.
+    """
+
+    first: str
+    events: Events
     headers: Sequence[tuple[str, str]] = ()
 
 
@@ -284,10 +291,12 @@ class _Connection:
             raise self._refused(413, f"the body has more than {self._limits.body_bytes} bytes")
 
     def _require_welcome(self, head: h11.Request) -> None:
-        """Let nobody send a body who will not be answered."""
-        answer = None if self._turn_away is None else self._turn_away(_as_request(head, b""))
+        """Let nobody send a body who will not be answered; a request without one is the handler's."""
         names = {name for name, _ in head.headers}
-        if answer is not None and names & {b"content-length", b"transfer-encoding"}:
+        if self._turn_away is None or not names & {b"content-length", b"transfer-encoding"}:
+            return
+        answer = self._turn_away(_as_request(head, b""))
+        if answer is not None:
             raise _RefusedError(answer)
 
     def _refused(self, status: int, message: str) -> _RefusedError:
@@ -323,7 +332,7 @@ class _Connection:
         if isinstance(answer, Answer):
             await self._send_whole(answer, ends=self._is_finishing, has_body=request.method != "HEAD")
             return
-        try:
+        async with aclosing(answer.events) as events:
             await self._send(
                 h11.Response(
                     status_code=200,
@@ -335,13 +344,10 @@ class _Connection:
                     ],
                 )
             )
-            async for data in answer.events:
-                await self._send(h11.Data(data=f"data: {data}\n\n".encode()))
+            await self._send(_event(answer.first))
+            async for data in events:
+                await self._send(_event(data))
             await self._send(h11.EndOfMessage())
-        finally:
-            close = getattr(answer.events, "aclose", None)
-            if close is not None:
-                await close()
 
     async def _send_whole(self, answer: Answer, *, ends: bool, has_body: bool = True) -> None:
         headers = [("content-type", answer.content_type), ("content-length", str(len(answer.body))), *answer.headers]
@@ -360,6 +366,10 @@ class _Connection:
             await asyncio.wait_for(self._writer.drain(), self._limits.write)
         except asyncio.TimeoutError:
             raise _HungUpError from None
+
+
+def _event(data: str) -> h11.Data:
+    return h11.Data(data=f"data: {data}\n\n".encode())
 
 
 def _size_of(head: h11.Request) -> int:

@@ -34,6 +34,18 @@ class Metrics:
         self._seconds += seconds
         self._buckets.update(bound for bound in _BUCKETS if seconds <= bound)
 
+    def used(self, *, prompt: int, cached: int, generated: int) -> dict[str, object]:
+        """Count the tokens of an answer, and return them as OpenAI's API states its `usage`."""
+        self.prompt_tokens += prompt
+        self.cached_tokens += cached
+        self.completion_tokens += generated
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": generated,
+            "total_tokens": prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
     def text(self) -> str:
         """Return all of it."""
         lines = [

@@ -1,7 +1,7 @@
 """`/v1/suggestions`: what could be typed next, as `HeliumEngine.suggest` finds it, whole or a word an event."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,6 +9,7 @@ from helium_mlx.engine.engine import HeliumEngine
 from helium_mlx.engine.suggestions import Suggestions, SuggestionStream
 from helium_mlx.json_writer import to_json
 from helium_mlx.server.completions import DONE, reported
+from helium_mlx.server.http import Events
 from helium_mlx.server.metrics import Metrics
 from helium_mlx.server.parameters import SUGGESTION
 from helium_mlx.server.schema import read
@@ -43,7 +44,7 @@ class Suggesting:
         async with await self._begin(call) as stream:
             return self._object(await stream)
 
-    async def events(self, call: SuggestionCall) -> AsyncIterator[str]:
+    async def events(self, call: SuggestionCall) -> Events:
         """Yield a word an event, and then the whole; an error on the way is an event too."""
         async with await self._begin(call) as stream:
             try:
@@ -59,9 +60,9 @@ class Suggesting:
         return await asyncio.to_thread(self.engine.suggest, call.text, **call.options)  # pyright: ignore[reportArgumentType]
 
     def _object(self, found: Suggestions) -> str:
-        self.metrics.prompt_tokens += found.prompt_tokens
-        self.metrics.cached_tokens += found.cached_tokens
-        self.metrics.completion_tokens += found.generated_tokens
+        usage = self.metrics.used(
+            prompt=found.prompt_tokens, cached=found.cached_tokens, generated=found.generated_tokens
+        )
         return to_json(
             {
                 "object": "suggestions",
@@ -69,11 +70,6 @@ class Suggesting:
                     {"text": one.text, "probability": one.probability, "index": one.index} for one in found.suggestions
                 ],
                 "ended": found.ended,
-                "usage": {
-                    "prompt_tokens": found.prompt_tokens,
-                    "completion_tokens": found.generated_tokens,
-                    "total_tokens": found.prompt_tokens + found.generated_tokens,
-                    "prompt_tokens_details": {"cached_tokens": found.cached_tokens},
-                },
+                "usage": usage,
             }
         )

@@ -1,11 +1,14 @@
 """Paths that say how a server stands."""
 
+import asyncio
 import json
 import re
 
 from served import Served, serving
 
 from helium_mlx.engine.engine import HeliumEngine
+from helium_mlx.server.access import Access
+from helium_mlx.server.http import EventStream, Request
 
 VALUE = re.compile(r"^(\w+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
 
@@ -68,3 +71,26 @@ def test_the_document_names_every_path(server: Served) -> None:
     assert {*document["paths"]} == {*server.app._routes} - {"/v1/chat/completions"}
     schema = document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "logit_bias", "best_of", "heal"} <= {*schema["properties"]}
+
+
+def test_a_request_that_is_turned_away_is_counted_once(engine: HeliumEngine) -> None:
+    with serving(engine, access=Access("a-key-of-enough-characters")) as server:
+        assert server.ask("GET", "/v1/models")[0] == 401
+        assert server.ask("POST", "/v1/completions", {"prompt": "a"})[0] == 401
+        server.headers["Authorization"] = "Bearer a-key-of-enough-characters"
+        found = counters(server)
+        assert found['helium_mlx_requests_total{path="/v1/models",status="401"}'] == 1
+        assert found['helium_mlx_requests_total{path="/v1/completions",status="401"}'] == 1
+
+
+def test_a_stream_that_nobody_reads_gives_its_place_back(engine: HeliumEngine) -> None:
+    with serving(engine) as server:
+        body = json.dumps({"prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}).encode()
+
+        async def hang_up_before_the_answer() -> None:
+            answer = await server.app(Request("POST", "/v1/completions", {"host": "localhost"}, body))
+            assert isinstance(answer, EventStream)
+            await answer.events.aclose()
+
+        asyncio.run_coroutine_threadsafe(hang_up_before_the_answer(), server.loop).result()
+        assert (server.app.metrics.open_requests, server.app.metrics.hung_up) == (0, 1)
