@@ -2,7 +2,9 @@
 
 import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from helium_mlx.checkpoint.config import DTYPES, HeliumConfig
@@ -88,15 +90,12 @@ def _recipes() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = build_parser()
-    return parser.run(argv, _convert, _flags(parser))
-
-
-def _flags(parser: CommandParser) -> dict[str, str]:
     # As errors about a quantization call them, be it asked for or a checkpoint's own.
-    return {**flags_of(parser), "bits": "--q-bits", "group_size": "--q-group-size"}
+    flags = {**flags_of(parser), "bits": "--q-bits", "group_size": "--q-group-size"}
+    return parser.run(argv, partial(_convert, flags), flags)
 
 
-def _convert(**options: object) -> None:
+def _convert(flags: Mapping[str, str], **options: object) -> None:
     from helium_mlx.conversion.conversion import convert
 
     _require_usable(options)
@@ -109,7 +108,6 @@ def _convert(**options: object) -> None:
         on_upload=Progress("Uploading", unit="B") if options["upload_repo"] else None,
         on_forecast=note,
     )
-    flags = _flags(build_parser())
     for warning in report.warnings:
         print(f"warning: {with_flags(warning, flags)}", file=sys.stderr)
     if report.calibration is not None:

@@ -71,10 +71,10 @@ class Checkpoint:
 
     `files` maps each weight file to its tensors, by their names on disk; `settings` says how each module is quantized.
     With `is_kyutai`, names and byte ranges are those that `kyutai_layout` gives the parts of Kyutai's tensors.
-    `missing` names tensors that the model has and the files lack, and `left_out` those on disk that it does not use:
-    heads of other kinds, and layers beyond those asked for. `mismatched` are in both: name, shape on disk, the model's.
-    With `head_is_embedding`, the files hold a tied matrix under the head's name only. `warnings` are sentences for the
-    user about what in the directory was ignored.
+    `missing` names tensors that the model has and the files lack, `left_out` those on disk that it does not use (heads
+    of other kinds, and layers beyond those asked for), and `mismatched` those of another shape, which it does not use
+    either. With `head_is_embedding`, the files hold a tied matrix under the head's name only. `warnings` are sentences
+    for the user about what in the directory was ignored.
     """
 
     directory: Path
@@ -124,7 +124,9 @@ class Checkpoint:
 
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor may be in the files without the model using it, as transformers ignores it."""
-        return name in self._left_out or (_is_unused(name, self.config) and not self._is_shared_head(name))
+        if name in self._left_out or self.name_of(name) in self._reshaped:
+            return True
+        return _is_unused(name, self.config) and not self._is_shared_head(name)
 
     def _is_shared_head(self, name: str) -> bool:
         return self.head_is_embedding and name.startswith(_LM_HEAD)
@@ -132,6 +134,15 @@ class Checkpoint:
     @cached_property
     def _left_out(self) -> frozenset[str]:
         return frozenset(self.left_out)
+
+    @cached_property
+    def _reshaped(self) -> frozenset[str]:
+        return frozenset(tensor.name for tensor in self.mismatched)
+
+    @property
+    def initialised(self) -> tuple[str, ...]:
+        """The tensors that the files do not give the model, by their names in a causal LM."""
+        return (*self.missing, *(tensor.name for tensor in self.mismatched))
 
 
 def open_checkpoint(
@@ -460,27 +471,20 @@ def _require_indexed(
 def _without_mismatched(checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint without the tensors of another shape than the model's."""
     expected = _expected_shapes(checkpoint)
-    mismatched = {
-        name: Mismatch(checkpoint.name_of(name), info.shape, expected[checkpoint.name_of(name)])
-        for infos in checkpoint.files.values()
-        for name, info in infos.items()
-        if not checkpoint.is_ignored(name)
-        and checkpoint.settings(name.rpartition(".")[0]) is None
-        and expected.get(checkpoint.name_of(name), info.shape) != info.shape
-    }
-    return replace(
-        checkpoint,
-        missing=(*checkpoint.missing, *(tensor.name for tensor in mismatched.values())),
-        left_out=(*checkpoint.left_out, *mismatched),
-        mismatched=tuple(mismatched.values()),
+    mismatched = (
+        Mismatch(name, info.shape, expected[name])
+        for name, info in checkpoint.tensors.items()
+        if checkpoint.settings(name.rpartition(".")[0]) is None and expected.get(name, info.shape) != info.shape
     )
+    return replace(checkpoint, mismatched=tuple(mismatched))
 
 
 def _expected_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what the files should hold, no more of them than files like these could."""
     # A config can ask for any number of layers.
     shapes = layout.tensor_shapes(checkpoint.config, checkpoint.settings, checkpoint.architecture)
-    wanted = (item for item in shapes if item[0] not in checkpoint.missing)
+    initialised = frozenset(checkpoint.initialised)
+    wanted = (item for item in shapes if item[0] not in initialised)
     return dict(islice(wanted, len(checkpoint.tensors) + 1000))
 
 

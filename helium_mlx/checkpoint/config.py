@@ -28,10 +28,9 @@ from helium_mlx.checkpoint.rope_parameters import (
     without_effect,
 )
 from helium_mlx.errors import CheckpointError, ConfigError, KeywordError, one_line, shown, unknown_keyword
-from helium_mlx.files.atomic import write_json
 from helium_mlx.files.hub import resolve_file
 from helium_mlx.files.hub_access import HubAccess
-from helium_mlx.files.local_paths import published
+from helium_mlx.files.local_paths import write_published
 from helium_mlx.files.names import CONFIG_FILE
 from helium_mlx.files.untrusted import MalformedFile, UnreadableFile, read_json_object
 from helium_mlx.json_writer import to_json
@@ -254,11 +253,7 @@ class HeliumConfig:
     def to_json_file(self, path: str | Path) -> None:
         """Write a `config.json` by any name. Raises CheckpointError if it cannot be, ConfigError as a save does."""
         self.with_values({})
-        file = path_of(path)
-        try:
-            write_json(file, published(self.to_dict(), file.parent))
-        except OSError as error:
-            raise CheckpointError(f"{file}: cannot be written ({error.strerror})") from None
+        write_published(path_of(path), self.to_dict())
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json` into `directory`, which is made if need be. Raises CheckpointError if it cannot be.
@@ -266,12 +261,7 @@ class HeliumConfig:
         Raises ConfigError, before anything is written, for values assigned since that do not fit each other.
         """
         self.with_values({})
-        path = Path(directory) / CONFIG_FILE
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
-        self.to_json_file(path)
+        write_published(Path(directory) / CONFIG_FILE, self.to_dict(), in_new_folder=True)
 
     def to_dict(self) -> dict[str, object]:
         """Return what `config.json` holds: all fields and the keys kept from reading, sorted."""

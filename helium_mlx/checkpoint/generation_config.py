@@ -12,10 +12,9 @@ from pathlib import Path
 
 from helium_mlx.checkpoint.config import HeliumConfig
 from helium_mlx.errors import CheckpointError
-from helium_mlx.files.atomic import write_json
 from helium_mlx.files.hub import resolve_file
 from helium_mlx.files.hub_access import HubAccess
-from helium_mlx.files.local_paths import published
+from helium_mlx.files.local_paths import write_published
 from helium_mlx.files.names import GENERATION_CONFIG_FILE
 from helium_mlx.files.untrusted import FileProblem, read_json_object
 
@@ -130,12 +129,7 @@ class GenerationConfig:
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `generation_config.json` into `directory`, made if need be. Raises CheckpointError if it cannot be."""
-        path = Path(directory) / GENERATION_CONFIG_FILE
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, published(self.to_dict(), path.parent))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
+        write_published(Path(directory) / GENERATION_CONFIG_FILE, self.to_dict(), in_new_folder=True)
 
     def update(self, **settings: object) -> dict[str, object]:
         """Assign the settings that are fields here, and return the others, as transformers does."""

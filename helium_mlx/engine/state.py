@@ -22,6 +22,7 @@ import mlx.core as mx
 from helium_mlx.errors import CheckpointError, HeliumError, shown
 from helium_mlx.files.untrusted import MalformedFile, parse_json_object
 from helium_mlx.generation.request import CompletionOptions, CompletionRequest, checked_request
+from helium_mlx.generation.sampling import bias_by_name
 from helium_mlx.kv_cache.cache import KVCache
 from helium_mlx.kv_cache.disk import header_of, load_fitting, save_cache
 from helium_mlx.kv_cache.make import make_cache
@@ -130,9 +131,7 @@ def _checked(record: dict[str, object], model: HeliumForCausalLM, tokenizer: Hel
         raise MalformedFile(f"its max_tokens is {shown(count)}, after {len(generated)} generated ones")
     bias = options["logit_bias"]
     if bias is not None:
-        if not all(token.isascii() and token.isdigit() and len(token) < 10 for token in bias):
-            raise MalformedFile(f"its logit_bias is {shown(bias)}")
-        options = {**options, "logit_bias": {int(token): value for token, value in bias.items()}}
+        options = {**options, "logit_bias": bias_by_name(bias)}
     given = CompletionOptions(max_tokens=count, **options)  # pyright: ignore[reportArgumentType]
     request = checked_request(model, tokenizer, prompt, given)
     if len(generated) >= request.count:

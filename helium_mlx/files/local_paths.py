@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import cast
 
+from helium_mlx.errors import CheckpointError
+from helium_mlx.files.atomic import write_json
+
 _MAY_BE_PATH = re.compile(r"path|file|dir|source|text|name|cache", re.IGNORECASE)
 _PATH = re.compile(r"(?:file:(?://)?|~[\w.-]*|\.\.?)?(?:/[^/\n]+)+/?")
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/][^\n]*|\\\\[^\n]+")
@@ -33,6 +36,19 @@ def without_local_paths(value: object, *directories: Path) -> object:
 def published(values: Mapping[str, object], *directories: Path) -> dict[str, object]:
     """Return the values of a JSON file as they are written for others; see `without_local_paths`."""
     return cast("dict[str, object]", without_local_paths(values, *directories))
+
+
+def write_published(path: Path, values: Mapping[str, object], *, in_new_folder: bool = False) -> None:
+    """Write a JSON file for others, with `in_new_folder` into a folder that is made if need be.
+
+    Raises CheckpointError if it cannot be written.
+    """
+    try:
+        if in_new_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, published(values, path.parent))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def published_text(data: bytes, *directories: Path) -> bytes:

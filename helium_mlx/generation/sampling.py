@@ -371,6 +371,14 @@ def _where_below(values: mx.array, bound: mx.array, left: mx.array) -> mx.array:
     return mx.where(values < bound, left, 0.0)
 
 
+def bias_by_name(named: Mapping[str, float]) -> dict[int, float]:
+    """Return a `logit_bias` whose tokens are named, as JSON has to. Raises OptionError for a name that is no id."""
+    for name in named:
+        if not (name.isascii() and name.isdigit() and len(name) < 10):
+            raise OptionError(f"logit_bias has {shown(name)}; its names must be token ids, such as '17'")
+    return {int(name): value for name, value in named.items()}
+
+
 def fresh_seed() -> int:
     """Return a seed that nobody chose, from 0 to 2^64 - 1."""
     return int.from_bytes(os.urandom(8), "little")

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from helium_mlx.model.generate_options import GenerationOptions
 from helium_mlx.model.generate_outputs import GenerateBeamDecoderOnlyOutput
+from helium_mlx.model.losses import logprobs as log_softmax
 from helium_mlx.model.processors import Processor, is_one_of
 from helium_mlx.model.prompt_rows import Forward
 from helium_mlx.model.sound_logits import are_sound, require_sound
@@ -105,7 +106,7 @@ class _Beams:
         """Return the best continuations of each prompt's rows together, more of them than may end at once."""
         B, N, _ = self.running.ids.shape
         logits = logits.astype(mx.float32)
-        logprobs = self.process(_flat(self.running.ids), logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        logprobs = self.process(_flat(self.running.ids), log_softmax(logits))
         if self.forward.record is not None:
             self.forward.record.add_step(logits, logprobs)
         vocab_size = logprobs.shape[-1]

@@ -18,6 +18,7 @@ import mlx.core as mx
 from helium_mlx.checkpoint.generation_config import SequenceBias
 from helium_mlx.errors import GenerationError
 from helium_mlx.model.guidance import Unconditional
+from helium_mlx.model.losses import logprobs as log_softmax
 from helium_mlx.model.setting_checks import (
     BIASES,
     CALL,
@@ -141,8 +142,8 @@ def guide(scale: float, unconditional: Unconditional) -> Processor:
     """Go away from what the model says without the prompt, by `scale`, which is 1 for not at all (arXiv:2306.17806)."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
-        without = _log_softmax(unconditional.logits(ids).astype(mx.float32))
-        return scale * (_log_softmax(scores) - without) + without
+        without = log_softmax(unconditional.logits(ids))
+        return scale * (log_softmax(scores) - without) + without
 
     return process
 
@@ -186,10 +187,9 @@ def encourage_prompt(penalty: float, prompt: mx.array) -> Processor | None:
 
 def ban_prompt_ngrams(size: int, prompt: mx.array) -> Processor | None:
     """Rule out every token that would repeat an n-gram of `size` of its row's prompt."""
-    length = prompt.shape[1]
-    if length < size:
+    if prompt.shape[1] < size:
         return None
-    windows = prompt[:, mx.arange(length - size + 1)[:, None] + mx.arange(size)]
+    windows = _windows(prompt, size)
     return lambda ids, scores: _without_repeats(ids, scores, windows)
 
 
@@ -272,10 +272,7 @@ def ban_repeated_ngrams(size: int) -> Processor:
     """Rule out every token that would repeat an n-gram of `size` of its row; padding counts as text."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
-        length = ids.shape[1]
-        if length < size:
-            return scores
-        return _without_repeats(ids, scores, ids[:, mx.arange(length - size + 1)[:, None] + mx.arange(size)])
+        return scores if ids.shape[1] < size else _without_repeats(ids, scores, _windows(ids, size))
 
     return process
 
@@ -304,7 +301,7 @@ def keep_top_h(share: float) -> Processor:
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
         order = mx.argsort(-scores, axis=-1)[:, :100]
-        logprobs = _log_softmax(mx.take_along_axis(scores, order, axis=-1))
+        logprobs = log_softmax(mx.take_along_axis(scores, order, axis=-1))
         terms = _surprises(logprobs)
         kept = mx.cumsum(terms, axis=-1) <= terms.sum(axis=-1, keepdims=True) * share
         kept = (kept & (mx.exp(logprobs) > 0)) | (mx.arange(order.shape[-1]) == 0)
@@ -346,7 +343,7 @@ def keep_typical(mass: float, least: int = 1) -> Processor:
     (arXiv:2202.00666)."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
-        logprobs = _log_softmax(scores)
+        logprobs = log_softmax(scores)
         distance = mx.abs(-logprobs - _surprises(logprobs).sum(axis=-1, keepdims=True))
         order = mx.argsort(distance, axis=-1)
         cumulative = mx.cumsum(mx.softmax(mx.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
@@ -368,7 +365,7 @@ def cut_eta(epsilon: float, least: int = 1) -> Processor:
     """Rule out tokens less probable than `epsilon`, or than its root falls to with entropy (arXiv:2210.15191)."""
 
     def process(ids: mx.array, scores: mx.array) -> mx.array:
-        logprobs = _log_softmax(scores)
+        logprobs = log_softmax(scores)
         entropy = _surprises(logprobs).sum(axis=-1, keepdims=True)
         bound = mx.minimum(epsilon, math.sqrt(epsilon) * mx.exp(-entropy))
         return _without(scores, mx.softmax(scores, axis=-1) < bound, least)
@@ -378,7 +375,7 @@ def cut_eta(epsilon: float, least: int = 1) -> Processor:
 
 def normalize() -> Processor:
     """Make log-probabilities of scores."""
-    return lambda ids, scores: _log_softmax(scores)
+    return lambda ids, scores: log_softmax(scores)
 
 
 _BELOW_ONE = number(lambda value: 0 <= value < 1, "from 0 to 1, 1 not included")
@@ -467,6 +464,11 @@ def _tokens_allowed(given: Sequence[int] | mx.array, vocab_size: int) -> list[in
     return tokens
 
 
+def _windows(ids: mx.array, size: int) -> mx.array:
+    """Return the n-grams of each row, (B, count, size)."""
+    return ids[:, mx.arange(ids.shape[1] - size + 1)[:, None] + mx.arange(size)]
+
+
 def _without_repeats(ids: mx.array, scores: mx.array, windows: mx.array) -> mx.array:
     """Rule out the last of each of `windows`, (B, count, size), whose others are what `ids` end in."""
     before = windows.shape[-1] - 1
@@ -486,10 +488,6 @@ def _largest(scores: mx.array, k: int) -> mx.array:
     if k == 1:
         return scores.max(axis=-1, keepdims=True)
     return mx.topk(scores, min(k, scores.shape[-1]), axis=-1).min(axis=-1, keepdims=True)
-
-
-def _log_softmax(scores: mx.array) -> mx.array:
-    return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
 def _surprises(logprobs: mx.array) -> mx.array:

@@ -175,26 +175,24 @@ def load_pretrained(
         ignore_mismatched_sizes=ignore_mismatched_sizes,
     )
     said = list(checkpoint.warnings)
-    reshaped = {tensor.name for tensor in checkpoint.mismatched}
-    missing = [name for name in checkpoint.missing if name not in reshaped]
-    left_out = [name for name in checkpoint.left_out if checkpoint.name_of(name) not in reshaped]
-    if missing:
-        said.append(f"{', '.join(missing)} not there, so initialised: train it before use")
+    if checkpoint.missing:
+        said.append(f"{', '.join(checkpoint.missing)} not there, so initialised: train it before use")
     if checkpoint.mismatched:
         shapes = [f"{name} is {list(found)}, not {list(expected)}" for name, found, expected in checkpoint.mismatched]
         said.append(f"{some(shapes)}, so initialised: train it before use")
-    if left_out:
-        said.append(f"{some(left_out)} left out, since the {model_class.__name__} asked for has no such tensor")
+    if checkpoint.left_out:
+        said.append(
+            f"{some(checkpoint.left_out)} left out, since the {model_class.__name__} asked for has no such tensor"
+        )
     if said:
         warnings.warn(f"{checkpoint.directory}: {'; '.join(said)}", stacklevel=3)
     return build_model(model_class, checkpoint, dtype), _loading_info(checkpoint)
 
 
 def _loading_info(checkpoint: Checkpoint) -> LoadingInfo:
-    reshaped = {tensor.name for tensor in checkpoint.mismatched}
     return {
-        "missing_keys": set(checkpoint.missing) - reshaped,
-        "unexpected_keys": {name for name in checkpoint.left_out if checkpoint.name_of(name) not in reshaped},
+        "missing_keys": set(checkpoint.missing),
+        "unexpected_keys": set(checkpoint.left_out),
         "mismatched_keys": {(name, found, expected) for name, found, expected in checkpoint.mismatched},
         "error_msgs": [],
     }
@@ -211,9 +209,9 @@ def build_model(model_class: type[Model], checkpoint: Checkpoint, dtype: str | m
     if model.can_generate():
         model.generation_config = GenerationConfig.of_directory(checkpoint.directory, config)
     weights = read_tensors(checkpoint)
-    if checkpoint.missing:
+    if checkpoint.initialised:
         initial = _tensors_in_causal_lm(model)
-        weights |= {name: initial[name] for name in checkpoint.missing}
+        weights |= {name: initial[name] for name in checkpoint.initialised}
     weights = {name: as_parameter(name, tensor, target, config) for name, tensor in weights.items()}
     weights = layout.merge_projections(weights, config, checkpoint.settings)
     if model.architecture == "Model":

@@ -17,6 +17,7 @@ from helium_mlx.engine.engine import HeliumEngine
 from helium_mlx.engine.stream import EngineStream
 from helium_mlx.errors import HeliumError
 from helium_mlx.generation.completion import FinishReason, GenerationChunk
+from helium_mlx.generation.sampling import bias_by_name
 from helium_mlx.generation.scoring import Score
 from helium_mlx.json_writer import to_json
 from helium_mlx.server.errors import ApiError, as_api_error, bad
@@ -78,6 +79,7 @@ class CompletionCall:
             raise bad("max_tokens", "max_tokens is 0; give 1 or more, or echo to score the prompt alone")
         if given["stream_options"] is not None and not streams:
             raise bad("stream_options", "stream_options came without stream; leave it out, or stream")
+        bias = cast("dict[str, float]", given["logit_bias"] or {})
         budget = cast("float | None", given["time_budget_ms"])
         options = {name: given[name] for name in _ENGINE_OPTIONS if given[name] is not None}
         return cls(
@@ -91,7 +93,7 @@ class CompletionCall:
             wants_usage=bool(cast("dict[str, object]", given["stream_options"] or {}).get("include_usage")),
             seconds=None if budget is None else budget / 1000,
             seed=cast("int | None", given["seed"]),
-            options={**options, "stop": given["stop"] or (), "logit_bias": _bias(given["logit_bias"])},
+            options={**options, "stop": given["stop"] or (), "logit_bias": bias_by_name(bias)},
         )
 
 
@@ -100,16 +102,6 @@ def _prompts(given: object) -> Sequence[Prompt]:
         return [given]
     several = cast("list[str] | list[int] | list[list[int]]", given)
     return [cast("list[int]", several)] if isinstance(several[0], int) else cast("Sequence[Prompt]", several)
-
-
-def _bias(given: object) -> dict[int, float] | None:
-    if not given:
-        return None
-    bias = cast("dict[str, float]", given)
-    wrong = next((name for name in bias if not (name.isascii() and name.isdigit() and len(name) < 10)), None)
-    if wrong is not None:
-        raise bad("logit_bias", f"logit_bias has {wrong!r}; its names must be token ids, such as '17'")
-    return {int(name): value for name, value in bias.items()}
 
 
 @dataclass(frozen=True)
